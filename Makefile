@@ -1,0 +1,62 @@
+# make demo         recognise the shipped clips with the shipped model, on a CPU
+# make test         lint, types and the whole test suite
+# make bench        latency and start-up of the newest bundle, to benchmarks/results/
+# make demo-bundle  train and export the shipped model again
+# make clean        remove the environment, caches and what the targets above wrote
+#
+# PYTHON names the interpreter (3.10 to 3.13) the environment is made with.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := runs/demo-bundle
+BUNDLE := m2df_runtime/demo/demo.bundle.zip
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench demo-bundle clean
+
+help:
+	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14))' || \
+		{ echo "m2df needs Python 3.10 to 3.13; name one with: make PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "$(PYTHON) cannot make virtual environments (no ensurepip): install the python3-venv package" \
+			"of your system, or name another one with: make PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# A stamp is newer than what it was installed from, so a second call installs nothing.
+$(VENV)/.installed-cpu: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[cpu]' --constraint constraints.txt
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[dev]' --constraint constraints.txt
+	@touch $@ $(VENV)/.installed-cpu
+
+demo: $(VENV)/.installed-cpu
+	$(BIN)/m2df-run --picture demo.png
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest -m ""
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.latency
+	$(BIN)/python -m benchmarks.startup
+
+# A run that was stopped goes on where it was. The export writes a directory and its zip; the zip is what ships.
+demo-bundle: $(VENV)/.installed-dev
+	$(BIN)/m2df-train --recipe demo-bundle --out $(RUN) $(if $(wildcard $(RUN)/recipe.yaml),--resume)
+	$(BIN)/m2df-export --checkpoint $(RUN) --fp16 --only-precision fp16 --zip --out $(RUN)/demo.bundle
+	mkdir -p $(dir $(BUNDLE))
+	cp $(RUN)/demo.bundle.zip $(BUNDLE)
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis demo*.png
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,117 @@
+"""Start-up of `m2df-run` with a warm support bank: process start to answer, less decoding and inference.
+
+    python -m benchmarks.startup
+
+Every sample is a fresh process. Its peak memory is what the system charged it; its imports are counted
+by Python itself in one run of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import click
+
+from benchmarks.record import environment, percentiles, write
+from m2df_runtime.console import main_entry, progress
+from m2df_runtime.errors import CheckFailed
+
+RUN = ("-m", "m2df_runtime.cli", "--json")
+# Stages of the answer that are the clip's and the model's, not the program's.
+WORK = ("decode", "visual", "query")
+TARGET_MS = 700.0  # design budget on 2 cores
+NEVER = ("torch", "open_clip")
+_IMPORT = re.compile(r"^import time:\s*(\d+) \|\s*\d+ \|\s*(\S+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One process: milliseconds to the first answer, the same less decoding and inference, peak MiB."""
+
+    answer: float
+    overhead: float
+    peak: float
+
+
+def start(arguments: list[str]) -> Sample:
+    """Run m2df-run once in a fresh process.
+
+    Raises:
+        CheckFailed: It fails.
+    """
+    begin = perf_counter()
+    process = subprocess.Popen([sys.executable, *RUN, *arguments], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    answer = 1000 * (perf_counter() - begin)
+    process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)  # wait4 took what Popen would wait for
+    process.stdout.close()
+    if process.returncode or not line:
+        raise CheckFailed(f"m2df-run ended with exit code {process.returncode}", "see its message above")
+    timings = json.loads(line)["timings_ms"]
+    return Sample(answer, answer - sum(timings[stage] for stage in WORK), usage.ru_maxrss / 1024)
+
+
+def imports(arguments: list[str]) -> dict[str, float]:
+    """Milliseconds each top-level package spent importing its modules, in one whole m2df-run."""
+    command = [sys.executable, "-X", "importtime", *RUN, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    spent: dict[str, float] = {}
+    for microseconds, module in _IMPORT.findall(done.stderr):
+        package = module.split(".")[0]
+        spent[package] = spent.get(package, 0.0) + int(microseconds) / 1000
+    return spent
+
+
+@click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
+@click.option("--bundle", type=click.Path(path_type=Path), help="Bundle [the shipped one].")
+@click.option("--support", type=click.Path(path_type=Path), help="Support folder [the demo's].")
+@click.option("--query", type=click.Path(path_type=Path), help="Query clip [the demo's].")
+@click.option("--rounds", type=click.IntRange(2), default=20)
+@click.option("--out", type=click.Path(path_type=Path), help="JSON file [benchmarks/results/startup.json].")
+def cli(bundle: Path | None, support: Path | None, query: Path | None, rounds: int, out: Path | None) -> None:
+    """Time fresh m2df-run processes on a warm bank."""
+    before = environment()
+    given = {"--bundle": bundle, "--support": support, "--query": query}
+    arguments = [part for option, value in given.items() if value is not None for part in (option, str(value))]
+    start(arguments)  # builds the bank, fills the disk cache
+    samples = []
+    with progress("processes", rounds) as advance:
+        for _ in range(rounds):
+            samples.append(start(arguments))
+            advance(1)
+    spent = imports(arguments)
+    overhead = percentiles([sample.overhead for sample in samples])
+    record = {
+        "overhead_ms": overhead,
+        "target_ms": TARGET_MS,
+        "answer_ms": percentiles([sample.answer for sample in samples]),
+        "peak_mib": round(max(sample.peak for sample in samples), 1),
+        "import_ms": round(sum(spent.values()), 1),
+        "import_ms_by_package": dict(
+            sorted(((n, round(v, 1)) for n, v in spent.items() if v >= 1), key=lambda i: -i[1])
+        ),
+        "imported_never": {name: name not in spent for name in NEVER},
+        "settings": {"rounds": rounds, "subtracted": WORK},
+        "environment": before,
+    }
+    p50, p95 = overhead["p50"], overhead["p95"]
+    click.echo(f"process start to answer, less decode and inference: p50 {p50:.0f} ms, p95 {p95:.0f} ms")
+    click.echo(f"imports {record['import_ms']} ms, peak memory {record['peak_mib']} MiB")
+    click.echo(f"written: {write('startup', record, out)}")
+    loaded = [name for name in NEVER if name in spent]
+    if loaded:
+        raise CheckFailed(f"m2df-run imported {', '.join(loaded)}")
+
+
+if __name__ == "__main__":
+    main_entry(cli)

@@ -1,0 +1,1 @@
+"""m2df export: checkpoint to bundle (ONNX graphs, precisions, parity report)."""

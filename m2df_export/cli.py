@@ -1,0 +1,254 @@
+"""`m2df-export`: a checkpoint, or a pretrained CLIP by name, to a bundle.
+
+PyTorch and the exporter load only once there is work, so that `--help` is instant.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from m2df_runtime import __version__
+from m2df_runtime.console import M2dfGroup, emit_json, main_entry
+from m2df_runtime.errors import EnvironmentMissing, InputError
+
+if TYPE_CHECKING:
+    from m2df_export.pipeline import ExportOptions, ExportResult
+    from m2df_runtime.bundle import Precision
+    from m2df_train.checkpoint import Checkpoint
+
+BUNDLES = Path("bundles")
+
+EPILOG = """\b
+Examples:
+  m2df-export --fp16                                the newest run, fp32 and fp16
+  m2df-export --checkpoint runs/mine --int8 --zip   a certain run, fp32 and int8, with a zip
+  m2df-export --model ViT-B-16 --pretrained openai --fp16 --int8
+                                                    a pretrained CLIP, no training
+  m2df-export --data clips --fp16                   compare precisions on your own clips
+
+Every precision is compared with PyTorch before anything is written; --no-verify skips that.
+Exit codes: 0 done, 1 a comparison failed, 2 bad input, 3 missing engine.
+"""
+
+
+@click.group("m2df-export", cls=M2dfGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    help="Checkpoint file or run directory.  [default: the newest run in runs/]",
+)
+@click.option("--model", metavar="NAME", help="Instead of a checkpoint: an open_clip model (local-dir:, hf-hub: too).")
+@click.option("--pretrained", metavar="TAG", help="Its weights: an open_clip tag or a file.")
+@click.option(
+    "--head", type=click.Choice(["training-free"]), default=None, help="Head for --model.  [default: training-free]"
+)
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Bundle.  [default: bundles/<name>]")
+@click.option("--fp16", is_flag=True, help="Add half precision, for GPUs.")
+@click.option("--int8", is_flag=True, help="Add dynamically quantised image and text towers, for CPUs.")
+@click.option(
+    "--only-precision", type=click.Choice(["fp32", "fp16", "int8"]), help="Keep this precision alone: a small bundle."
+)
+@click.option("--opset", type=click.IntRange(18, 20), default=18, show_default=True, help="ONNX opset.")
+@click.option("--no-verify", is_flag=True, help="Skip the comparison with PyTorch; the bundle says unverified.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Clips to compare precisions on, one sub-folder per class.  [default: generated clips]",
+)
+@click.option("--zip", "archive", is_flag=True, help="Also write <out>.zip.")
+@click.option("--tensorrt", is_flag=True, help="Insist on TensorRT engines.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+@click.version_option(__version__, prog_name="m2df-export")
+@click.pass_context
+def cli(context: click.Context, /, **options: Any) -> None:  # noqa: ANN401 - click hands over every option by name
+    """Export a model to a bundle: ONNX graphs, tokenizer, manifest and a parity report."""
+    if context.invoked_subcommand is None:
+        run(**options)
+
+
+def run(
+    *,
+    checkpoint: Path | None,
+    model: str | None,
+    pretrained: str | None,
+    head: str | None,
+    out: Path | None,
+    fp16: bool,
+    int8: bool,
+    only_precision: Precision | None,
+    opset: int,
+    no_verify: bool,
+    data: Path | None,
+    archive: bool,
+    tensorrt: bool,
+    as_json: bool,
+) -> None:
+    """Do the job of m2df-export.
+
+    Raises:
+        click.UsageError: Options that contradict each other.
+        InputError: No model to export, or one that cannot be used.
+        EnvironmentMissing: TensorRT engines were insisted on.
+        CheckFailed: A precision is beyond its gates.
+    """
+    _check_usage(checkpoint, model, pretrained, head, no_verify, data)
+    if tensorrt:
+        raise _tensorrt_refusal()
+    source_path = None if model else _checkpoint_path(checkpoint)
+    out = out or BUNDLES / _bundle_name(source_path, model, pretrained)
+    from m2df_export.package import check_target
+
+    check_target(out)
+    started = time.monotonic()
+    loaded = _load(source_path, model, pretrained)
+    from m2df_export.pipeline import ExportOptions, export_bundle
+    from m2df_train.progress import StageProgress
+
+    precisions = (only_precision,) if only_precision else _precisions(fp16, int8)
+    options = ExportOptions(out, precisions, opset, not no_verify, data, archive)
+    with StageProgress().stage("export", options.steps) as advance:
+        result = export_bundle(loaded, options, advance)
+    if "fp16" in precisions:
+        click.echo(f"TensorRT engines: not built ({engines_missing()})", err=True)
+    if as_json:
+        emit_json(json_record(result, time.monotonic() - started))
+    else:
+        click.echo(summary(result, options, time.monotonic() - started))
+
+
+def _check_usage(
+    checkpoint: Path | None,
+    model: str | None,
+    pretrained: str | None,
+    head: str | None,
+    no_verify: bool,
+    data: Path | None,
+) -> None:
+    if model and checkpoint:
+        raise click.UsageError("--checkpoint and --model exclude each other: a checkpoint brings its model")
+    if not model and (pretrained or head):
+        option = "--pretrained" if pretrained else "--head"
+        raise click.UsageError(f"{option} needs --model: the open_clip model it belongs to")
+    if no_verify and data:
+        raise click.UsageError("--data is what precisions are compared on; it has no use with --no-verify")
+
+
+def _checkpoint_path(given: Path | None) -> Path:
+    from m2df_train.checkpoint import newest_checkpoint
+
+    path = given or newest_checkpoint()
+    if path is None:
+        raise InputError(
+            "there is no training run in runs/ and no model is named",
+            "train one with m2df-train, or name a pretrained CLIP: m2df-export --model ViT-B-16 --pretrained openai",
+        )
+    return path
+
+
+def _bundle_name(checkpoint: Path | None, model: str | None, pretrained: str | None) -> str:
+    """Directory name of a bundle: that of the run, or model and weights."""
+    if checkpoint is not None:
+        path = checkpoint.resolve()
+        return path.name if path.is_dir() else (path.parent.name if path.stem == "best" else path.stem)
+    weights = Path(pretrained).stem if pretrained and ("/" in pretrained or "\\" in pretrained) else pretrained
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(part for part in (model, weights) if part)).strip("-.")
+
+
+def _load(checkpoint: Path | None, model: str | None, pretrained: str | None) -> Checkpoint:
+    from m2df_export.pipeline import pretrained_model
+    from m2df_train.checkpoint import load_checkpoint
+
+    if checkpoint is not None:
+        return load_checkpoint(checkpoint)
+    assert model is not None  # _checkpoint_path refused to find nothing
+    return pretrained_model(model, pretrained)
+
+
+def _precisions(fp16: bool, int8: bool) -> tuple[Precision, ...]:
+    wanted: list[Precision] = ["fp32"]
+    if fp16:
+        wanted.append("fp16")
+    if int8:
+        wanted.append("int8")
+    return tuple(wanted)
+
+
+def engines_missing() -> str:
+    """Why no TensorRT engines are built on this machine."""
+    reasons = []
+    if not _has_gpu():
+        reasons.append("no NVIDIA GPU")
+    if importlib.util.find_spec("tensorrt") is None:
+        reasons.append("tensorrt not installed")
+    return " / ".join(reasons) or f"m2df {__version__} does not build them"
+
+
+def _tensorrt_refusal() -> EnvironmentMissing:
+    if _has_gpu() and importlib.util.find_spec("tensorrt") is not None:
+        hint = "leave out --tensorrt: the fp16 graphs run on the GPU through ONNX Runtime (--backend cuda)"
+    else:
+        hint = "they need an NVIDIA GPU with its driver, and pip install 'm2df[tensorrt]'; or leave out --tensorrt"
+    return EnvironmentMissing(f"TensorRT engines cannot be built: {engines_missing()}", hint)
+
+
+def _has_gpu() -> bool:
+    """Whether the CUDA driver sees a device; asking the driver needs no package."""
+    for library in ("libcuda.so.1", "nvcuda.dll"):
+        try:
+            driver = ctypes.CDLL(library)
+        except OSError:
+            continue
+        count = ctypes.c_int(0)
+        return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+    return False
+
+
+def json_record(result: ExportResult, seconds: float) -> dict[str, object]:
+    """The result as the object `--json` prints."""
+    return {
+        "bundle": str(result.bundle),
+        "zip": None if result.archive is None else str(result.archive),
+        "verified": bool(result.reports),
+        "files": [
+            {"graph": f.graph, "precision": f.precision, "file": f.file, "bytes": f.bytes, "cosine": f.cosine}
+            for f in result.files
+        ],
+        "parity": {precision: report.summary().model_dump() for precision, report in result.reports.items()},
+        "seconds": round(seconds, 1),
+    }
+
+
+def summary(result: ExportResult, options: ExportOptions, seconds: float) -> str:
+    """The result as a small table."""
+    lines = [f"{'graph':<9}{'precision':<11}{'MB':>8}  cosine"]
+    for file in result.files:
+        cosine = "unverified" if file.cosine is None else f"{file.cosine:.6f}"
+        lines.append(f"{file.graph:<9}{file.precision:<11}{file.bytes / 1e6:>8.2f}  {cosine}")
+    for precision, report in result.reports.items():
+        top1 = ""
+        if report.episodes is not None:
+            top1 = f", same answer as PyTorch {report.episodes.top1_agreement:.1%}"
+        lines.append(f"{precision}: {report.cpu_ms:.0f} ms of CPU per query{top1}")
+    if not options.verify:
+        lines.append("unverified: not compared with PyTorch")
+    if result.archive is not None:
+        lines.append(f"zip: {result.archive}")
+    lines.append(f"bundle: {result.bundle}   ({seconds:.0f} s)")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Entry point of m2df-export."""
+    main_entry(cli)
+
+
+if __name__ == "__main__":
+    main()

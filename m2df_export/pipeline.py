@@ -1,0 +1,270 @@
+"""One export from model to bundle: graphs, precisions, parity, package, in that order."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from m2df_export.end_to_end import episode_set
+from m2df_export.graphs import GraphSpec, graph_specs
+from m2df_export.onnx_export import DEFAULT_OPSET, export_onnx
+from m2df_export.package import (
+    bundle_file,
+    check_target,
+    describe_graphs,
+    drop_unlisted,
+    replacing,
+    write_json,
+    write_manifest,
+    write_zip,
+)
+from m2df_export.parity import NUMERIC_CLASSES, Parity, PrecisionReport, report_json, report_markdown
+from m2df_export.precision import write_precision
+from m2df_export.tokenizer_json import build_tokenizer_json
+from m2df_runtime import __version__
+from m2df_runtime.bundle import GRAPHS, GraphInfo, GraphName, HeadInfo, Manifest, Precision, TextInfo
+from m2df_runtime.errors import CheckFailed, InputError
+from m2df_runtime.labels import LabelRules
+from m2df_runtime.preprocess import ClipSpec
+from m2df_runtime.tokenizer import Tokenizer
+from m2df_train.checkpoint import Checkpoint
+from m2df_train.model.backbone import load_backbone
+from m2df_train.model.heads import Head, TrainingFreeOptions, build_head, deterministic_head
+
+TOKENIZER = "tokenizer.json"
+NUMERIC_PROMPTS = ("running", "waving a hand", "sitting down", "opening a door", "two people shaking hands")
+
+logger = logging.getLogger(__name__)
+# Takes the number of finished steps and what comes next.
+Advance = Callable[[int, str], None]
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to write.
+
+    Attributes:
+        out: Bundle directory.
+        precisions: Precisions of the bundle, best reference first.
+        opset: ONNX opset.
+        verify: Measure parity and hold it to the gates.
+        data: Folder of clips for the parity episodes; None for generated ones.
+        archive: Also write `<out>.zip`.
+    """
+
+    out: Path
+    precisions: tuple[Precision, ...] = ("fp32",)
+    opset: int = DEFAULT_OPSET
+    verify: bool = True
+    data: Path | None = None
+    archive: bool = False
+
+    @property
+    def steps(self) -> int:
+        """Number of steps `export_bundle` reports."""
+        return len(GRAPHS) + len(self.precisions) * (1 + self.verify) + self.verify
+
+
+@dataclass(frozen=True)
+class ExportedFile:
+    """One line of the summary."""
+
+    graph: GraphName
+    precision: Precision
+    file: str
+    bytes: int
+    cosine: float | None
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What was written; `reports` is empty when unverified."""
+
+    bundle: Path
+    archive: Path | None
+    files: tuple[ExportedFile, ...]
+    reports: dict[Precision, PrecisionReport]
+
+
+def pretrained_model(model: str, pretrained: str | None, frames: int = 8) -> Checkpoint:
+    """A pretrained CLIP with the training-free head, at CLIP's own temperature.
+
+    Raises:
+        InputError: Unknown model, weights that cannot be had, or a tokenizer other than CLIP's.
+    """
+    from m2df_runtime.bundle import SourceInfo
+
+    backbone = load_backbone(model, pretrained)
+    clip = ClipSpec(
+        frames=frames,
+        size=backbone.image_size,
+        interpolation="bilinear" if backbone.interpolation == "bilinear" else "bicubic",
+        mean=backbone.mean,
+        std=backbone.std,
+    )
+    options = TrainingFreeOptions(logit_scale=float(backbone.logit_scale.detach().mean()))
+    return Checkpoint(
+        backbone=backbone,
+        head=build_head("training-free", backbone.dim, frames, options).eval(),
+        clip=clip,
+        prompt="a photo of {}",
+        labels={},
+        source=SourceInfo(model=model, pretrained=pretrained),
+    )
+
+
+def export_bundle(
+    checkpoint: Checkpoint, options: ExportOptions, advance: Advance = lambda done, note: None
+) -> ExportResult:
+    """Export a model; the bundle appears, or replaces the old one, only when everything passed.
+
+    Raises:
+        CheckFailed: A graph is beyond its gates, or does not export or run.
+        InputError: The target is not a bundle, the data folder cannot be used, or the model is too large.
+    """
+    check_target(options.out)
+    _check_size(checkpoint)
+    head = _deterministic(checkpoint.head)
+    specs = graph_specs(checkpoint.backbone, head, checkpoint.clip)
+    with replacing(options.out) as folder:
+        done = _write_graphs(checkpoint, specs, options, folder, advance)
+        tokenizer = build_tokenizer_json()
+        (folder / TOKENIZER).write_bytes(tokenizer)
+        reports: dict[Precision, PrecisionReport] = {}
+        if options.verify:
+            reports = _verify(checkpoint, specs, options, folder, Tokenizer.from_bytes(tokenizer), advance, done)
+        graphs = describe_graphs(folder, options.precisions, options.opset)
+        drop_unlisted(folder, graphs)
+        write_manifest(folder, _manifest(checkpoint, head, options, folder, graphs, reports))
+    archive = write_zip(options.out, options.out.with_name(f"{options.out.name}.zip")) if options.archive else None
+    return ExportResult(options.out, archive, _summary(graphs, reports), reports)
+
+
+def _check_size(checkpoint: Checkpoint) -> None:
+    if checkpoint.clip.size != checkpoint.backbone.image_size:
+        raise InputError(
+            f"the clip size is {checkpoint.clip.size} pixels, the backbone takes {checkpoint.backbone.image_size}",
+            "train again with clip.size set to the backbone's",
+        )
+
+
+def _deterministic(head: Head) -> Head:
+    """The head without randomness: a prompt selector that samples selects its most probable prompt."""
+    fixed = deterministic_head(head)
+    if fixed is not head:
+        logger.warning(
+            "the head draws its prompts at random (pps.eval: sample); the bundle takes the most probable one"
+        )
+    return fixed
+
+
+def _write_graphs(
+    checkpoint: Checkpoint, specs: Mapping[GraphName, GraphSpec], options: ExportOptions, folder: Path, advance: Advance
+) -> int:
+    source = checkpoint.sha256 or f"{checkpoint.source.model} {checkpoint.source.pretrained or 'random weights'}"
+    done = 0
+    for graph, spec in specs.items():
+        advance(done, f"exporting {graph}")
+        metadata = {"m2df": __version__, "graph": graph, "precision": "fp32", "source": source}
+        export_onnx(spec, folder / f"{graph}.onnx", opset=options.opset, metadata=metadata)
+        done += 1
+    for precision in options.precisions:
+        advance(done, f"writing {precision}")
+        for graph in specs:
+            write_precision(folder, graph, precision)
+        done += 1
+    return done
+
+
+def _verify(
+    checkpoint: Checkpoint,
+    specs: Mapping[GraphName, GraphSpec],
+    options: ExportOptions,
+    folder: Path,
+    tokenizer: Tokenizer,
+    advance: Advance,
+    done: int,
+) -> dict[Precision, PrecisionReport]:
+    """Measure, write parity.json and parity.md, and fail on any gate.
+
+    Raises:
+        CheckFailed: Names every graph and gate that failed.
+    """
+    advance(done, "parity: PyTorch")
+    episodes = None
+    if not _has_random_weights(checkpoint):
+        rules = LabelRules(checkpoint.prompt, checkpoint.labels)
+        episodes = episode_set(checkpoint.clip, rules, tokenizer, options.data)
+    tokens = tokenizer.encode([checkpoint.prompt.replace("{}", text) for text in NUMERIC_PROMPTS[:NUMERIC_CLASSES]])
+    parity = Parity(checkpoint, specs, tokens, episodes)
+    reports: dict[Precision, PrecisionReport] = {}
+    for index, precision in enumerate(options.precisions, done + 1):
+        advance(index, f"parity: {precision}")
+        reports[precision] = parity.measure(folder, precision)
+    advance(done + 1 + len(options.precisions), "")
+    failures = [failure for report in reports.values() for failure in report.failures]
+    if failures:
+        raise CheckFailed("parity failed: " + "; ".join(failures), "nothing was written; --no-verify skips the check")
+    data = report_json(reports, episodes)
+    write_json(folder / "parity.json", data)
+    (folder / "parity.md").write_text(report_markdown(options.out.name, data), encoding="utf-8")
+    return reports
+
+
+def _has_random_weights(checkpoint: Checkpoint) -> bool:
+    bring_weights = ("local-dir:", "hf-hub:")
+    source = checkpoint.source
+    return checkpoint.sha256 is None and source.pretrained is None and not source.model.startswith(bring_weights)
+
+
+def _manifest(
+    checkpoint: Checkpoint,
+    head: Head,
+    options: ExportOptions,
+    folder: Path,
+    graphs: dict[GraphName, GraphInfo],
+    reports: dict[Precision, PrecisionReport],
+) -> Manifest:
+    packages = ("torch", "open_clip_torch", "onnx", "onnxscript", "onnxruntime")
+    return Manifest(
+        schema_version=1,
+        name=options.out.name,
+        head=HeadInfo(name=head.name, options=head.options.model_dump(mode="json")),
+        views=head.views,
+        dim=checkpoint.backbone.dim,
+        clip=checkpoint.clip,
+        text=TextInfo(prompt=checkpoint.prompt, labels=checkpoint.labels),
+        graphs=graphs,
+        tokenizer=bundle_file(folder, TOKENIZER),
+        source=checkpoint.source.model_copy(update={"checkpoint_sha256": checkpoint.sha256}),
+        parity={precision: report.summary() for precision, report in reports.items()},
+        versions={"m2df": __version__, **{name: version for name in packages if (version := _version(name))}},
+    )
+
+
+def _version(package: str) -> str | None:
+    names = (package, "onnxruntime-gpu") if package == "onnxruntime" else (package,)
+    for name in names:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def _summary(graphs: dict[GraphName, GraphInfo], reports: dict[Precision, PrecisionReport]) -> tuple[ExportedFile, ...]:
+    return tuple(
+        ExportedFile(
+            graph=graph,
+            precision=precision,
+            file=file.path,
+            bytes=file.bytes,
+            cosine=reports[precision].graphs[graph].cosine if precision in reports else None,
+        )
+        for precision in next(iter(graphs.values())).files
+        for graph, info in graphs.items()
+        for file in (info.files[precision],)
+    )

@@ -1,0 +1,48 @@
+"""Errors a user can cause or repair, each with one line on what is wrong and one on what to do.
+
+The command line maps them to exit codes in one place (`console.py`): 1 a failed check, 2 bad usage
+or input, 3 something missing from the environment.
+"""
+
+from __future__ import annotations
+
+
+class M2dfError(Exception):
+    """Base of every error m2df raises for a user's input, files or environment.
+
+    Args:
+        message: What is wrong, naming the file or option.
+        hint: What to do about it, if that is known.
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class InputError(M2dfError):
+    """A file, folder, bundle, bank or option that cannot be used. Exit code 2."""
+
+
+class CheckFailed(M2dfError):
+    """A check ran and failed: parity, an accuracy gate, or part of a batch. Exit code 1."""
+
+    exit_code = 1
+
+
+class EnvironmentMissing(M2dfError):
+    """A required engine, driver or package is not on this machine. Exit code 3."""
+
+    exit_code = 3
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of another library's error, which may run over pages; its class where it says nothing."""
+    text = str(error).strip()
+    return text.splitlines()[0][:300] if text else type(error).__name__

@@ -1,0 +1,232 @@
+"""From a clip to the pixels a model sees: the one preprocessing of training and deployment.
+
+`ClipSpec` is data: it is written into a bundle's manifest, and `load_clip` follows it to the byte.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from m2df_runtime.errors import InputError
+from m2df_runtime.region import background_indices, median_background, motion_boxes
+from m2df_runtime.sampling import Sampler, sample_indices
+from m2df_runtime.video import FrameSource
+
+# method.md 1.5; OpenAI CLIP, on RGB in [0, 1].
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+_SCENE_SIDE = 320  # motion is found, and motion channels are computed, at no more than this long side
+_PREVIOUS_SECONDS = 0.08  # two frames at 25 fps
+_TIME_ROUNDING = 0.001  # Matroska rounds time stamps to 1 ms
+_RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_NO_DIFFERENCE = 128
+
+Length = Annotated[int, Field(gt=0)]
+
+
+class ClipSpec(BaseModel):
+    """How a clip becomes uint8 frames [T, S, S, 3]; stored in the bundle's manifest.
+
+    Attributes:
+        frames: Frames per clip (T).
+        size: Side of the square the encoder takes, in pixels (S).
+        resize: `short` scales the short side to `short_side` and keeps the aspect ratio; `squash` scales both.
+            The centred `size` square is cut out afterwards.
+        short_side: Length scaled to, in pixels; None means `size`.
+        interpolation: Filter of the resize.
+        antialias: Widen the filter when shrinking, as Pillow does. False is the tensor style (half-pixel centres,
+            `cv2.INTER_LINEAR`), for checkpoints trained so; bilinear only.
+        sampler: Rule that chooses the frames (see `sampling.py`).
+        region: `full`, `motion` (one square box that follows what moves) or a fixed x, y, width, height in pixels.
+        channels: `rgb`, or `motion`: grey, difference to the frame 0.08 s earlier, difference to the clip's median,
+            differences halved around 128 and taken in the full scene (long side at most 320), before the crop.
+        mean: Subtracted from pixels in [0, 1] inside the visual graph; (0, 0, 0) for none.
+        std: Divided by after that; (1, 1, 1) for none.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    frames: Length = 8
+    size: Length = 224
+    resize: Literal["short", "squash"] = "short"
+    short_side: Length | None = None
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    antialias: bool = True
+    sampler: Sampler = "uniform"
+    region: Literal["full", "motion"] | tuple[int, int, int, int] = "full"
+    channels: Literal["rgb", "motion"] = "rgb"
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ClipSpec:
+        if not self.antialias and self.interpolation != "bilinear":
+            raise ValueError("antialias can be off with bilinear interpolation only")
+        if self.short_side is not None and self.short_side < self.size:
+            raise ValueError(f"short_side {self.short_side} is smaller than size {self.size}")
+        if isinstance(self.region, tuple) and min(self.region[2:]) < 1:
+            raise ValueError(f"region {self.region} has no area: give x, y, width, height")
+        if min(self.std) <= 0:
+            raise ValueError("std must be above 0")
+        return self
+
+
+def load_clip(source: FrameSource, spec: ClipSpec, *, rng: np.random.Generator | None = None) -> NDArray[np.uint8]:
+    """Reads a clip as a model sees it: sample, find the region, build the channels, resize and crop.
+
+    Args:
+        source: The clip; read once, only the frames needed.
+        spec: What to do.
+        rng: Randomness of the sampler in training; None for deployment.
+
+    Returns:
+        uint8 [T, S, S, 3].
+
+    Raises:
+        InputError: The frames cannot be read, or the region lies outside them.
+    """
+    chosen = sample_indices(spec.sampler, source.n_frames, spec.frames, fps=source.fps, times=source.times, rng=rng)
+    if spec.channels == "rgb" and spec.region != "motion":
+        wanted, places = np.unique(chosen, return_inverse=True)
+        frames = _cropped(source.read(wanted), spec.region)
+        fixed = np.stack([_fit(frame, None, spec) for frame in frames])
+        return fixed[places]
+    return _load_moving(source, spec, chosen)
+
+
+def _load_moving(source: FrameSource, spec: ClipSpec, chosen: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """`load_clip` where the clip's background is needed: region or channels are `motion`."""
+    still = background_indices(source.n_frames)
+    earlier = previous_indices(source.times, chosen) if spec.channels == "motion" else chosen
+    wanted = np.unique(np.concatenate([chosen, earlier, still]))
+    frames = _cropped(source.read(wanted), spec.region)
+    scene = scene_grey(frames)  # [M, h, w]
+    at_chosen, at_earlier, at_still = (np.searchsorted(wanted, which) for which in (chosen, earlier, still))
+    background = median_background(scene[at_still])
+    if spec.channels == "motion":
+        pictures = motion_channels(scene[at_chosen], scene[at_earlier], background)
+    else:
+        pictures = frames[at_chosen]
+    if spec.region != "motion":
+        return np.stack([_fit(picture, None, spec) for picture in pictures])
+    boxes = motion_boxes(scene[at_still], background, source.times[still], at=source.times[chosen])
+    height, width = pictures.shape[1:3]
+    boxes *= np.asarray([width, height, width, height]) / np.asarray([*scene.shape[:0:-1]] * 2)
+    neutral = spec.channels == "motion"
+    return np.stack([_fit(*_padded(picture, box, neutral), spec) for picture, box in zip(pictures, boxes, strict=True)])
+
+
+def previous_indices(times: NDArray[np.float64], chosen: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For each chosen frame the latest one at least 0.08 s before it, or frame 0."""
+    moments = times[chosen] - _PREVIOUS_SECONDS + _TIME_ROUNDING
+    return np.maximum(np.searchsorted(times, moments, side="right") - 1, 0).astype(np.int64)
+
+
+def scene_grey(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Grey scene of uint8 [M, H, W, 3] frames, uint8 [M, h, w] with a long side of at most 320 pixels.
+
+    Grey is (299 R + 587 G + 114 B) / 1000 in OpenCV's fixed point; the reduction averages areas.
+    """
+    count, height, width, _ = frames.shape
+    scale = _SCENE_SIDE / max(height, width)
+    grey = cv2.cvtColor(frames.reshape(count * height, width, 3), cv2.COLOR_RGB2GRAY).reshape(count, height, width)
+    if scale >= 1:
+        return grey.astype(np.uint8, copy=False)
+    small = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.stack([cv2.resize(frame, small, interpolation=cv2.INTER_AREA) for frame in grey]).astype(np.uint8)
+
+
+def motion_channels(
+    grey: NDArray[np.uint8], previous: NDArray[np.uint8], background: NDArray[np.uint8]
+) -> NDArray[np.uint8]:
+    """(grey, change since the previous frame, difference to the background), uint8 [M, h, w] -> [M, h, w, 3].
+
+    Differences are halved towards zero and centred at 128, so no value is clipped.
+    """
+    pictures = np.empty((*grey.shape, 3), dtype=np.uint8)
+    for picture, now, before in zip(pictures, grey, previous, strict=True):
+        cv2.merge([now, _half_difference(now, before), _half_difference(now, background)], picture)
+    return pictures
+
+
+def _half_difference(now: NDArray[np.uint8], reference: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """128 + (now - reference) / 2, rounded towards 128, without leaving 8 bits (wide types cost 4x the time)."""
+    larger = np.maximum(now, reference)
+    half: NDArray[np.uint8] = ((larger - reference) >> 1) + np.uint8(_NO_DIFFERENCE) - ((larger - now) >> 1)
+    return half
+
+
+def _cropped(frames: NDArray[np.uint8], region: str | tuple[int, int, int, int]) -> NDArray[np.uint8]:
+    """Cuts a fixed region out of [M, H, W, 3] frames, clamped to them."""
+    if isinstance(region, str):
+        return frames
+    height, width = frames.shape[1:3]
+    x, y, across, down = region
+    left, top, right, bottom = max(x, 0), max(y, 0), min(x + across, width), min(y + down, height)
+    if left >= right or top >= bottom:
+        raise InputError(
+            f"region {x},{y},{across},{down} lies outside the {width}x{height} frame",
+            hint="give x,y,width,height in pixels of the upright frame",
+        )
+    return frames[:, top:bottom, left:right]
+
+
+def _padded(
+    picture: NDArray[np.uint8], box: NDArray[np.float64], neutral: bool
+) -> tuple[NDArray[np.uint8], tuple[float, float, float, float]]:
+    """Extends a picture [h, w, 3] so that a box (x, y, w, h) fits; returns it with the box inside it.
+
+    Edges are repeated; where `neutral`, channels 1 and 2 are differences and get "no difference".
+    """
+    height, width = picture.shape[:2]
+    x, y, across, down = box.tolist()
+    left, top = max(0, int(np.ceil(-x))), max(0, int(np.ceil(-y)))
+    right, bottom = max(0, int(np.ceil(x + across - width))), max(0, int(np.ceil(y + down - height)))
+    if left or top or right or bottom:
+        bordered = cv2.copyMakeBorder(picture, top, bottom, left, right, cv2.BORDER_REPLICATE)
+        picture = bordered.astype(np.uint8, copy=False)
+        if neutral:
+            picture[:top, :, 1:] = picture[top + height :, :, 1:] = _NO_DIFFERENCE
+            picture[:, :left, 1:] = picture[:, left + width :, 1:] = _NO_DIFFERENCE
+    return picture, (x + left, y + top, across, down)
+
+
+def _fit(
+    picture: NDArray[np.uint8], box: tuple[float, float, float, float] | None, spec: ClipSpec
+) -> NDArray[np.uint8]:
+    """Scales a box (the whole picture when None) of [H, W, 3] and cuts out the centre: uint8 [S, S, 3].
+
+    Rounding is torchvision's: long side int(short * long / short), crop offset int(round(rest / 2)).
+    """
+    height, width = picture.shape[:2] if box is None else (box[3], box[2])
+    short = spec.short_side or spec.size
+    across, down = short, short
+    if spec.resize == "short" and width < height:
+        down = int(short * height / width)
+    elif spec.resize == "short":
+        across = int(short * width / height)
+    left, top = round((across - spec.size) / 2.0), round((down - spec.size) / 2.0)
+    if not spec.antialias:
+        whole = picture if box is None else _whole_pixels(picture, box)
+        scaled = cv2.resize(whole, (across, down), interpolation=cv2.INTER_LINEAR).astype(np.uint8, copy=False)
+        return scaled[top : top + spec.size, left : left + spec.size]
+    image, kernel = Image.fromarray(picture), _RESAMPLING[spec.interpolation]
+    if box is None:
+        # Not straight out of a sub-box: Pillow orders its two passes by their sizes, and a pixel would differ.
+        return np.asarray(image.resize((across, down), kernel))[top : top + spec.size, left : left + spec.size]
+    x, y = box[0] + left * width / across, box[1] + top * height / down
+    part = (x, y, x + spec.size * width / across, y + spec.size * height / down)
+    return np.asarray(image.resize((spec.size, spec.size), kernel, box=part))
+
+
+def _whole_pixels(picture: NDArray[np.uint8], box: tuple[float, float, float, float]) -> NDArray[np.uint8]:
+    """The box rounded to whole pixels; OpenCV's plain resize takes no fractional ones."""
+    x, y, width, height = (round(value) for value in box)
+    return picture[y : y + max(1, height), x : x + max(1, width)]

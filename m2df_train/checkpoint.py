@@ -1,0 +1,138 @@
+"""Checkpoints: one safetensors file with all weights and, in its header, all that is needed to use them.
+
+Self-contained on purpose: exporting a checkpoint needs neither the recipe, nor a weight hub, nor the
+files it was trained from. Nothing in it can execute code.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from m2df_runtime.bundle import SourceInfo, sha256_file
+from m2df_runtime.errors import InputError
+from m2df_runtime.files import atomic_write
+from m2df_runtime.preprocess import ClipSpec
+from m2df_train.model.backbone import Backbone, rebuild_backbone
+from m2df_train.model.heads import Head, HeadName, build_head
+
+HEADER_KEY = "m2df"
+RUNS = Path("runs")
+BEST = "best.safetensors"
+
+
+class _Header(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int
+    model: str
+    model_config_json: dict[str, Any]
+    head: HeadName
+    head_options: dict[str, Any]
+    clip: ClipSpec
+    prompt: str
+    labels: dict[str, str]
+    source: SourceInfo
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained model: weights, and everything that decides what they mean.
+
+    `labels` maps class names to descriptive texts of the classes it was trained with.
+    """
+
+    backbone: Backbone
+    head: Head
+    clip: ClipSpec
+    prompt: str
+    labels: dict[str, str]
+    source: SourceInfo
+    sha256: str | None = None
+
+    @property
+    def head_name(self) -> str:
+        """Registry name of the head."""
+        return self.head.name
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint; a kill or a full disk leaves the old file intact."""
+    header = _Header(
+        format=1,
+        model=checkpoint.backbone.name,
+        model_config_json=checkpoint.backbone.config,
+        head=checkpoint.head.name,
+        head_options=checkpoint.head.options.model_dump(mode="json"),
+        clip=checkpoint.clip,
+        prompt=checkpoint.prompt,
+        labels=checkpoint.labels,
+        source=checkpoint.source,
+    )
+    tensors = {f"backbone.{k}": v for k, v in checkpoint.backbone.state_dict().items()}
+    tensors.update({f"head.{k}": v for k, v in checkpoint.head.state_dict().items()})
+    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    atomic_write(path, save(tensors, metadata={HEADER_KEY: header.model_dump_json()}))
+
+
+def load_checkpoint(path: Path | str) -> Checkpoint:
+    """Read a checkpoint, or the best one of a run directory.
+
+    Raises:
+        InputError: Missing, not a checkpoint of m2df, another format, or weights that do not fit.
+    """
+    path = Path(path)
+    file = path / BEST if path.is_dir() else path
+    if not file.is_file():
+        raise InputError(f"{file}: no such checkpoint", "m2df-train writes runs/<time>-<recipe>/best.safetensors")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            header = _parse_header(file, (opened.metadata() or {}).get(HEADER_KEY))
+            state = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file}: not a checkpoint: {error}") from None
+    try:
+        backbone = rebuild_backbone(header.model, header.model_config_json)
+        head = build_head(header.head, backbone.dim, header.clip.frames, header.head_options)
+    except InputError as error:
+        raise InputError(f"{file}: {error.message}", error.hint) from None
+    except ValueError as error:
+        raise InputError(f"{file}: its head cannot be built: {' '.join(str(error).split())[:300]}") from None
+    _load(file, "backbone", backbone, state)
+    _load(file, "head", head, state)
+    return Checkpoint(
+        backbone.eval(), head.eval(), header.clip, header.prompt, header.labels, header.source, sha256_file(file)
+    )
+
+
+def newest_checkpoint(root: Path = RUNS) -> Path | None:
+    """The best checkpoint of the run that wrote one last, or None."""
+    found = sorted(root.glob(f"*/{BEST}"), key=lambda p: p.stat().st_mtime) if root.is_dir() else []
+    return found[-1] if found else None
+
+
+def _parse_header(file: Path, raw: str | None) -> _Header:
+    if raw is None:
+        raise InputError(f"{file}: a safetensors file, but not a checkpoint of m2df")
+    try:
+        data = json.loads(raw)
+        if data.get("format") != 1:
+            raise InputError(f"{file}: checkpoint format {data.get('format')!r}, this m2df reads format 1")
+        return _Header.model_validate(data)
+    except (json.JSONDecodeError, AttributeError, ValidationError) as error:
+        raise InputError(f"{file}: damaged checkpoint header: {str(error).splitlines()[0]}") from None
+
+
+def _load(file: Path, part: str, module: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
+    own = {key.removeprefix(f"{part}."): value for key, value in state.items() if key.startswith(f"{part}.")}
+    try:
+        module.load_state_dict(own)
+    except RuntimeError as error:
+        raise InputError(f"{file}: {part} weights do not fit: {' '.join(str(error).split())[:300]}") from None

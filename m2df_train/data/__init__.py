@@ -1,0 +1,1 @@
+"""Data: episodes, generated clips, features."""

@@ -1,0 +1,114 @@
+"""Generated clips for training: batches for the contrastive stage, pools of clips for episodes.
+
+Every clip is a function of numbers alone (seed, step, position), so a run that resumes sees what it
+would have seen, whatever the number of worker processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from m2df_runtime.preprocess import ClipSpec, load_clip
+from m2df_train.data.synthetic import Action, composed_action, sample_action, split_actions
+
+# Composed actions of training and of the pool come from disjoint halves of the index space.
+POOL_OFFSET = 1 << 40
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clips [P*K, T, S, S, 3] uint8, the class 0..P-1 of each [P*K], and one text per class [P]."""
+
+    clips: NDArray[np.uint8]
+    classes: NDArray[np.int64]
+    texts: tuple[str, ...]
+
+
+class ContrastiveBatches:
+    """Batch `step` holds `clips` clips of each of `classes` actions; a map-style dataset over steps."""
+
+    def __init__(self, spec: ClipSpec, *, steps: int, classes: int, clips: int, composed: float, seed: int) -> None:
+        self._spec = spec
+        self._steps = steps
+        self._classes = classes
+        self._clips = clips
+        self._composed = composed
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __getitem__(self, step: int) -> Batch:
+        rng = np.random.default_rng([self._seed, step])
+        actions = self._actions(rng)
+        clips = [render(action, self._spec, rng) for action in actions for _ in range(self._clips)]
+        texts = tuple(description(action, rng) for action in actions)
+        return Batch(np.stack(clips), np.repeat(np.arange(len(actions)), self._clips), texts)
+
+    def _actions(self, rng: np.random.Generator) -> list[Action]:
+        """Actions with different texts: composed ones may share a text, and would then be told apart in vain."""
+        training = split_actions("train")
+        named = min(int(rng.binomial(self._classes, 1 - self._composed)), len(training))
+        chosen = {training[i].text: training[i] for i in rng.choice(len(training), named, replace=False)}
+        while len(chosen) < self._classes:
+            action = composed_action(int(rng.integers(0, POOL_OFFSET)))
+            chosen.setdefault(action.text, action)
+        return list(chosen.values())
+
+
+def description(action: Action, rng: np.random.Generator) -> str:
+    """The action's sentence or its bare name: users label their folders either way."""
+    return action.text if rng.random() < 0.5 else action.name.replace("_", " ")
+
+
+def render(
+    action: Action, spec: ClipSpec, rng: np.random.Generator, *, random_frames: bool = True
+) -> NDArray[np.uint8]:
+    """One new clip of an action, through the same preprocessing as a user's file: uint8 [T, S, S, 3].
+
+    Without `random_frames` a sampler that has a random form uses its fixed one, as deployment does.
+    """
+    return load_clip(sample_action(action, rng), spec, rng=rng if random_frames else None)
+
+
+def pool_actions(composed: int, seed: int) -> list[Action]:
+    """All named training actions and `composed` composed ones that no contrastive batch draws."""
+    offset = POOL_OFFSET + seed * 1_000_003
+    return [*split_actions("train"), *(composed_action(offset + i) for i in range(composed))]
+
+
+def render_class(
+    action: Action, spec: ClipSpec, clips: int, seed: Sequence[int], *, random_frames: bool = True
+) -> NDArray[np.uint8]:
+    """`clips` clips of one action: uint8 [clips, T, S, S, 3]."""
+    rng = np.random.default_rng(list(seed))
+    return np.stack([render(action, spec, rng, random_frames=random_frames) for _ in range(clips)])
+
+
+def worker_options() -> dict[str, Any]:
+    """Options of a DataLoader that renders: one process beside the trainer, one thread in it.
+
+    Spawned, because a forked child hangs where its parent has used OpenCV's thread pool.
+    """
+    return {
+        "batch_size": None,
+        "num_workers": 1,
+        "prefetch_factor": 4,
+        "multiprocessing_context": "spawn",
+        "worker_init_fn": _single_threaded,
+        "collate_fn": _identity,
+    }
+
+
+def _single_threaded(_: int) -> None:
+    cv2.setNumThreads(1)
+
+
+def _identity(item: Any) -> Any:  # noqa: ANN401 - whatever the dataset gives, unbatched
+    return item

@@ -1,0 +1,213 @@
+"""The CLIP backbone: any open_clip model as one image tower and one text tower.
+
+Embeddings leave here un-normalised, as both methods need them (the cosines downstream carry their
+own epsilon). Preprocessing constants come from open_clip with the weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from m2df_runtime.errors import InputError, first_line
+from m2df_runtime.preprocess import ClipSpec
+
+CONTEXT_LENGTH = 77
+VOCABULARY = 49408
+CONFIGS = Path(__file__).parent / "configs"
+
+_torchvision_ops: list[torch.library.Library] = []
+
+
+def import_open_clip() -> ModuleType:
+    """The `open_clip` module, importable also where torchvision's compiled operators are not.
+
+    A CPU-only torch beside the CUDA build of torchvision cannot load the latter's operators, and
+    torchvision then fails to import because it annotates `nms`. CLIP uses none of them, so their
+    schemas are declared and the import repeated. Elsewhere nothing is changed.
+    """
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+        _declare_torchvision_ops()
+    import open_clip
+
+    from m2df_train.model import towers  # noqa: F401 - registers the small tower with timm
+
+    if CONFIGS not in open_clip.factory._MODEL_CONFIG_PATHS:
+        open_clip.add_model_config(CONFIGS)
+    return open_clip
+
+
+def _declare_torchvision_ops() -> None:
+    import sys
+
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+        del sys.modules[name]
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for operator in ("nms", "qnms"):
+        if not hasattr(torch.ops.torchvision, operator):
+            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _torchvision_ops.append(library)  # a registration lives as long as its Library
+    import torchvision  # noqa: F401
+
+
+class Backbone(nn.Module):
+    """Image and text tower of a CLIP.
+
+    Args:
+        clip: The open_clip model.
+        name: Its open_clip name, for the record.
+        config: Its open_clip configuration, from which an empty copy can be rebuilt.
+    """
+
+    def __init__(self, clip: nn.Module, name: str, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.clip = clip
+        self.name = name
+        self.config = config
+        preprocess = import_open_clip().get_model_preprocess_cfg(clip)
+        size = preprocess["size"]
+        self.image_size = int(size if isinstance(size, int) else size[0])
+        self.mean: tuple[float, float, float] = tuple(preprocess["mean"])
+        self.std: tuple[float, float, float] = tuple(preprocess["std"])
+        self.interpolation: str = preprocess["interpolation"]
+        self.dim = int(config["embed_dim"])
+
+    def visual(self, pixels: Tensor) -> Tensor:
+        """Frame embeddings [N, D] of normalised pixels [N, 3, S, S]."""
+        features: Tensor = self.clip.encode_image(pixels)  # type: ignore[operator]
+        return features
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Text embeddings [P, D] of tokens [P, 77]."""
+        embeddings: Tensor = self.clip.encode_text(tokens)  # type: ignore[operator]
+        return embeddings
+
+    @property
+    def log_scale(self) -> Tensor:
+        """Logarithm of CLIP's learned multiplier of cosines, the trained parameter."""
+        scale = self.clip.logit_scale
+        assert isinstance(scale, Tensor)
+        return scale
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """CLIP's learned multiplier of cosines (not its logarithm)."""
+        return self.log_scale.exp()
+
+    def encode_frames(self, frames: Tensor, clip: ClipSpec) -> Tensor:
+        """Features [..., D] of uint8 frames [..., S, S, 3] as `load_clip` returns them."""
+        return self.visual(normalised_pixels(frames, clip)).unflatten(0, frames.shape[:-3])
+
+
+def normalised_pixels(frames: Tensor, clip: ClipSpec) -> Tensor:
+    """uint8 frames [..., S, S, 3] to pixels [N, 3, S, S] as the image tower takes them, leading axes flattened."""
+    pixels = frames.flatten(0, -4).permute(0, 3, 1, 2).float() / 255.0
+    mean = pixels.new_tensor(clip.mean).view(1, 3, 1, 1)
+    std = pixels.new_tensor(clip.std).view(1, 3, 1, 1)
+    return ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+def load_backbone(model: str, pretrained: str | None = None) -> Backbone:
+    """Create a CLIP, with weights if any are named.
+
+    Args:
+        model: open_clip model name, or `local-dir:PATH` or `hf-hub:ORG/NAME` (these bring their weights).
+        pretrained: open_clip weight tag or path of a weight file.
+
+    Raises:
+        InputError: Unknown model, weights that cannot be had or are a program, or a tokenizer other than CLIP's.
+    """
+    if pretrained and is_torchscript(Path(pretrained)):
+        raise InputError(
+            f"{pretrained}: a TorchScript archive, which is a program, as OpenAI publishes its CLIPs; "
+            "m2df reads weights only",
+            "give the same weights as open_clip publishes them: a tag, or an open_clip_model.safetensors",
+        )
+    open_clip = import_open_clip()
+    try:
+        config = open_clip.get_model_config(model)
+    except Exception as error:  # open_clip raises whatever its readers and the hub client raise
+        raise InputError(f"{model}: {first_line(error)}") from None
+    if config is None:
+        raise InputError(f"{model}: open_clip knows no model of that name", "see open_clip.list_models()")
+    _require_clip_tokenizer(model, config)
+    try:
+        with _without_warnings():
+            clip = open_clip.create_model(model, pretrained=pretrained, load_weights=True)
+    except Exception as error:
+        source = f"{model} with weights {pretrained!r}" if pretrained else model
+        raise InputError(
+            f"{source}: {first_line(error)}", "weights are a tag of open_clip.list_pretrained() or a local file"
+        ) from None
+    return Backbone(clip.eval(), model, config)
+
+
+def is_torchscript(file: Path) -> bool:
+    """Whether a file is a TorchScript archive rather than a file of weights."""
+    if not file.is_file() or not zipfile.is_zipfile(file):
+        return False
+    with zipfile.ZipFile(file) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def rebuild_backbone(name: str, config: dict[str, Any]) -> Backbone:
+    """An empty backbone of a recorded configuration; its weights come from a checkpoint.
+
+    Raises:
+        InputError: A configuration open_clip cannot build, or a tokenizer other than CLIP's.
+    """
+    open_clip = import_open_clip()
+    unique = "m2df-" + hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / f"{unique}.json").write_text(json.dumps(config))
+        open_clip.add_model_config(folder)
+        try:
+            _require_clip_tokenizer(name, config)  # such a text tower would be fetched from a hub, too
+            with _without_warnings():
+                clip = open_clip.create_model(unique, pretrained=None)
+        except InputError:
+            raise
+        except Exception as error:  # a damaged configuration fails anywhere in open_clip
+            raise InputError(f"{name}: its recorded configuration builds no CLIP: {first_line(error)}") from None
+        finally:
+            open_clip.factory._MODEL_CONFIG_PATHS.remove(Path(folder))
+    return Backbone(clip.eval(), name, config)
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Silence open_clip on models without pretrained weights: here that is meant, and errors are still raised."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _require_clip_tokenizer(model: str, config: dict[str, Any]) -> None:
+    text = config.get("text_cfg", {})
+    other = text.get("hf_tokenizer_name") or text.get("hf_model_name")
+    length = text.get("context_length", CONTEXT_LENGTH)
+    vocabulary = text.get("vocab_size", VOCABULARY)
+    if other or length != CONTEXT_LENGTH or vocabulary != VOCABULARY:
+        raise InputError(
+            f"{model}: its text tower reads {other or f'{vocabulary} tokens'} with context {length}; "
+            f"m2df needs CLIP's BPE with context {CONTEXT_LENGTH}",
+            "take a CLIP whose open_clip configuration uses the default tokenizer",
+        )

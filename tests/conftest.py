@@ -1,0 +1,85 @@
+"""Fixtures of all tests: the shared inputs, a tiny real bundle, and clips."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared"
+sys.path.insert(0, str(Path(__file__).parent / "runtime"))
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The folder of reference values and real clips that developers have beside the project."""
+    if not SHARED.is_dir():
+        pytest.skip(f"needs the shared inputs at {SHARED}, which are not part of the product")
+    return SHARED
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep tests out of the user's cache folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle directory with real graphs of a few kilobytes. Read it only; copy it to change it."""
+    from tiny_bundle import write_bundle
+
+    return write_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
+
+
+@pytest.fixture
+def bundle_copy(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny bundle that a test may damage."""
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+
+
+@pytest.fixture(scope="session")
+def _support_master(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tiny_bundle import write_support
+
+    return write_support(tmp_path_factory.mktemp("clips") / "support", shots=2)
+
+
+@pytest.fixture
+def support_dir(_support_master: Path, tmp_path: Path) -> Path:
+    """A support folder of three classes (red, green, blue) with two clips each, for one test to change."""
+    return Path(shutil.copytree(_support_master, tmp_path / "support"))
+
+
+@pytest.fixture(scope="session")
+def query_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three query clips, red.mp4, green.mp4 and blue.mp4, that are in no support folder."""
+    from tiny_bundle import write_clip
+
+    folder = tmp_path_factory.mktemp("queries")
+    for colour in ("red", "green", "blue"):
+        write_clip(folder / f"{colour}.mp4", colour, seed=9)
+    return folder
+
+
+@pytest.fixture
+def run_module() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a command of the toolkit in its own process: `run_module("m2df_runtime.cli", "--help")`."""
+
+    def run(
+        module: str, *args: object, stdin: str = "", cwd: Path = ROOT, **env: str
+    ) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", module, *map(str, args)]
+        paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        environment = {**os.environ, "PYTHONPATH": paths, **env}
+        return subprocess.run(
+            command, input=stdin, capture_output=True, text=True, timeout=120, cwd=cwd, env=environment, check=False
+        )
+
+    return run

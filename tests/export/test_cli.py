@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from m2df_runtime.bundle import Bundle
+from m2df_runtime.session import Session
+
+ROOT = Path(__file__).parents[2]
+
+
+def export(cwd, *args):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "m2df_export.cli", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
+
+
+def _save(checkpoint, folder):
+    from m2df_train.checkpoint import save_checkpoint
+
+    folder.mkdir(parents=True)
+    save_checkpoint(folder / "best.safetensors", checkpoint)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, model):
+    """A project directory with one run, exported in all precisions, with a zip."""
+    folder = tmp_path_factory.mktemp("project")
+    _save(model("clip-fsar", frames=2), folder / "runs" / "first")
+    done = export(folder, "--fp16", "--int8", "--zip", "--json")
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+@pytest.fixture(scope="module")
+def opened(project):
+    return Bundle.open(project[0] / "bundles" / "first")
+
+
+def test_result_is_one_json_object(project):
+    record = json.loads(project[1].stdout)
+    assert record["bundle"] == os.path.join("bundles", "first")
+    assert record["verified"] is True
+    assert len(record["files"]) == 12
+    assert set(record["parity"]) == {"fp32", "fp16", "int8"}
+    assert all(parity["passed"] for parity in record["parity"].values())
+
+
+def test_engines_that_are_not_built_are_reported(project):
+    assert "TensorRT engines: not built (" in project[1].stderr
+
+
+def test_manifest_describes_the_model(opened, model):
+    manifest = opened.manifest
+    assert manifest.name == "first"
+    assert (manifest.head.name, manifest.views, manifest.dim, manifest.clip.frames) == ("clip-fsar", 1, 64, 2)
+    assert manifest.precisions == ("fp32", "fp16", "int8")
+    assert manifest.source.checkpoint_sha256 is not None
+    assert manifest.versions["torch"].startswith(torch.__version__.partition("+")[0])
+    assert manifest.graphs["query"].files["int8"] == manifest.graphs["query"].files["fp32"]
+    assert manifest.parity["int8"].cpu_ms > 0
+    assert manifest.parity["fp32"].top1_agreement == 1.0
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("fp16", 5e-3), ("int8", 0.15)])
+def test_bundle_runs_as_the_model_does(project, opened, model, precision, tolerance):
+    source = model("clip-fsar", frames=2)
+    session = Session(opened, backend="cpu", precision=precision)
+    clips = np.random.default_rng(0).integers(0, 256, (3, 2, 32, 32, 3), dtype=np.uint8)
+    features = session.encode_clips(clips)
+    texts = session.encode_texts(["a photo of jump", "a photo of run"])
+    prototypes = np.stack([session.prototypes(features[:2], text[None]) for text in texts])
+    scores = session.match(features, texts, prototypes)
+    with torch.no_grad():
+        expected = source.backbone.encode_frames(torch.from_numpy(clips), source.clip)
+        match = source.head.match(expected, torch.from_numpy(texts), torch.from_numpy(prototypes))
+    assert np.abs(features - expected.numpy()).max() <= tolerance * float(expected.abs().max())
+    assert np.abs(scores.logits - match.logits.numpy()).max() <= tolerance * float(match.logits.abs().max())
+
+
+def test_zip_holds_the_same_bundle(project, opened):
+    archive = Bundle.open(project[0] / "bundles" / "first.zip")
+    assert archive.manifest == opened.manifest
+    assert Session(archive, backend="cpu").encode_texts(["a photo of jump"]).shape == (1, 64)
+
+
+def test_every_listed_file_is_there_and_nothing_else(project, opened):
+    listed = {file.path for graph in opened.manifest.graphs.values() for file in graph.files.values()}
+    present = {path.name for path in (project[0] / "bundles" / "first").iterdir()}
+    assert present == listed | {"manifest.json", "tokenizer.json", "parity.json", "parity.md"}
+    for graph in opened.manifest.graphs.values():
+        for file in graph.files.values():
+            opened.file(file)
+
+
+def test_precision_beyond_its_gate_exits_1_and_leaves_the_old_bundle(project, model, tmp_path):
+    bundle = project[0] / "bundles" / "first"
+    before = (bundle / "manifest.json").read_bytes()
+    source = model("training-free", frames=2)
+    with torch.no_grad():
+        source.backbone.clip.visual.proj.mul_(1e7)  # features beyond float16
+    try:
+        _save(source, tmp_path / "loud")
+    finally:
+        with torch.no_grad():
+            source.backbone.clip.visual.proj.div_(1e7)
+    done = export(project[0], "--checkpoint", tmp_path / "loud", "--only-precision", "fp16", "--out", bundle)
+    assert done.returncode == 1, done.stderr
+    assert "parity failed: fp16 visual graph: cosine" in done.stderr
+    assert (bundle / "manifest.json").read_bytes() == before
+    assert sorted(path.name for path in bundle.parent.iterdir()) == ["first", "first.zip"]
+
+
+@pytest.mark.slow
+def test_single_unverified_precision_makes_a_small_bundle(project, tmp_path):
+    out = tmp_path / "small"
+    run = project[0] / "runs" / "first"
+    done = export(tmp_path, "--checkpoint", run, "--only-precision", "int8", "--no-verify", "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "unverified" in done.stdout
+    assert f"bundle: {out}" in done.stdout.splitlines()[-1]
+    opened = Bundle.open(out)
+    assert opened.manifest.precisions == ("int8",)
+    assert opened.manifest.parity == {}
+    names = {path.name for path in out.iterdir()}
+    assert names == {
+        "manifest.json",
+        "tokenizer.json",
+        "visual.int8.onnx",
+        "text.int8.onnx",
+        "support.onnx",
+        "query.onnx",
+    }
+    assert Session(opened, backend="cpu").encode_texts(["a photo of jump"]).shape == (1, 64)
+
+
+def test_pretrained_model_without_training_exports_in_memory(model, tmp_path):
+    """Random weights: the graphs are held to their numbers, top-1 is not compared."""
+    from m2df_export.pipeline import ExportOptions, export_bundle, pretrained_model
+
+    source = pretrained_model("test-vit", None, frames=2)
+    assert source.head.options.logit_scale == pytest.approx(1 / 0.07, rel=1e-4)
+    result = export_bundle(source, ExportOptions(tmp_path / "free"))
+    assert result.reports["fp32"].episodes is None
+    manifest = Bundle.open(tmp_path / "free").manifest
+    assert manifest.head.name == "training-free"
+    assert manifest.clip.interpolation == source.backbone.interpolation == "bicubic"
+    assert manifest.parity["fp32"].passed and manifest.parity["fp32"].top1_agreement is None
+
+
+def test_sampling_prompt_selector_is_made_deterministic(model, caplog):
+    from m2df_export.pipeline import _deterministic
+
+    head = model("m2df", options={"pps": {"eval": "sample"}}).head
+    assert _deterministic(head).options.pps.eval == "argmax"
+    assert head.options.pps.eval == "sample"
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        ([], 2, ["m2df-train", "--model"]),
+        (["--tensorrt"], 3, ["TensorRT engines cannot be built"]),
+        (["--pretrained", "openai"], 2, ["--pretrained needs --model"]),
+        (["--model", "ViT-B-32", "--checkpoint", "x"], 2, ["exclude each other"]),
+        (["--no-verify", "--data", "x"], 2, ["--data"]),
+        (["--checkpoint", "nothing"], 2, ["nothing", "no such checkpoint"]),
+        (["--model", "ViT-Q-99"], 2, ["ViT-Q-99"]),
+        (["--model", "ViT-B-16-SigLIP"], 2, ["CLIP's BPE with context 77"]),
+        (["--model", "m2df-tiny", "--out", "."], 2, ["not a bundle"]),
+        (["stray.pt"], 2, ["stray.pt", "options"]),
+    ],
+)
+def test_wrong_use_is_one_line_that_says_what_to_do(tmp_path, args, code, words):
+    (tmp_path / "mine.txt").write_text("")
+    done = export(tmp_path, *args)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_help_loads_neither_torch_nor_onnx(tmp_path):
+    code = "import sys, m2df_export.cli; sys.exit(any(m in sys.modules for m in ('torch', 'onnx', 'onnxruntime')))"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
+    done = export(tmp_path, "--help")
+    assert done.returncode == 0
+    assert "Examples:" in done.stdout

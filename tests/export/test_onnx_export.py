@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from m2df_export import onnx_export
+from m2df_export.graphs import graph_specs
+from m2df_export.onnx_export import example_inputs, export_onnx, signature
+from m2df_runtime.backends.onnxruntime import OnnxRuntimeBackend
+from m2df_runtime.errors import CheckFailed, InputError
+
+SIGNATURES = {
+    "visual": ({"frames": ("uint8", ("N", 32, 32, 3))}, {"features": ("float32", ("N", 64))}),
+    "text": ({"tokens": ("int32", ("P", 77))}, {"embeddings": ("float32", ("P", 64))}),
+    "support": (
+        {"features": ("float32", ("K", 4, 64)), "prompt": ("float32", (1, 64))},
+        {"prototypes": ("float32", (2, 4, 64))},
+    ),
+    "query": (
+        {
+            "features": ("float32", ("Q", 4, 64)),
+            "prompts": ("float32", ("C", 64)),
+            "prototypes": ("float32", ("C", 2, 4, 64)),
+        },
+        {
+            "logits": ("float32", ("Q", "C")),
+            "distances": ("float32", ("Q", 2, "C")),
+            "selected": ("float32", ("Q", "C")),
+        },
+    ),
+}
+
+
+def _assert_equal_for_any_size(spec, path, examples=12):
+    """Outputs of the graph and of its module agree for random sizes of every axis that may vary."""
+    graph = OnnxRuntimeBackend("cpu").load(path, path.name)
+    axes = sorted({axis for shape in spec.dynamic.values() for axis in shape.values()})
+
+    @settings(max_examples=examples, deadline=None)
+    @example(size=dict.fromkeys(axes, 1), seed=0)
+    @given(size=st.fixed_dictionaries({axis: st.integers(1, 9) for axis in axes}), seed=st.integers(0, 999))
+    def holds(size, seed):
+        inputs = example_inputs(spec, size, seed)
+        with torch.no_grad():
+            found = spec.module(*map(torch.from_numpy, inputs.values()))
+        expected = found if isinstance(found, tuple) else (found,)
+        outputs = graph.run(inputs)
+        assert list(outputs) == list(spec.outputs)
+        for name, value in zip(spec.outputs, expected, strict=True):
+            np.testing.assert_allclose(
+                outputs[name], value.numpy(), rtol=0, atol=1e-4 * max(1.0, float(value.abs().max())), err_msg=name
+            )
+
+    holds()
+
+
+@pytest.mark.parametrize("graph", ["visual", "text", "support", "query"])
+def test_exported_graphs_equal_their_modules_for_any_size(exported, graph):
+    folder, specs = exported
+    _assert_equal_for_any_size(specs[graph], folder / f"{graph}.onnx")
+
+
+@pytest.mark.parametrize("graph", ["visual", "text", "support", "query"])
+def test_signatures_are_those_of_the_bundle(exported, graph):
+    inputs, outputs = signature(exported[0] / f"{graph}.onnx")
+    found = tuple({info.name: (info.dtype, info.shape) for info in side} for side in (inputs, outputs))
+    assert found == SIGNATURES[graph]
+
+
+@pytest.mark.parametrize("head", ["clip-fsar", "training-free"])
+@pytest.mark.parametrize("graph", ["support", "query"])
+def test_other_heads_have_the_same_inputs_and_one_view(model, tmp_path, head, graph):
+    source = model(head)
+    spec = graph_specs(source.backbone, source.head, source.clip)[graph]
+    path = tmp_path / f"{graph}.onnx"
+    export_onnx(spec, path, metadata={})
+    inputs, _ = signature(path)
+    assert [info.name for info in inputs] == list(SIGNATURES[graph][0])
+    _assert_equal_for_any_size(spec, path)
+
+
+@pytest.mark.parametrize("name", ["test-rn", "test-convnext"])
+def test_convolutional_towers_export_without_batch_norm(model, tmp_path, name):
+    source = model("training-free", name)
+    spec = graph_specs(source.backbone, source.head, source.clip)["visual"]
+    path = tmp_path / "visual.onnx"
+    export_onnx(spec, path, metadata={})
+    assert "BatchNormalization" not in {node.op_type for node in onnx.load(path).graph.node}
+    _assert_equal_for_any_size(spec, path, examples=3)
+
+
+def test_file_is_stamped_and_tells_nothing_about_the_machine(exported):
+    path = exported[0] / "query.onnx"
+    model = onnx.load(path)
+    assert {item.key: item.value for item in model.metadata_props} == {"graph": "query", "precision": "fp32"}
+    assert [entry.version for entry in model.opset_import if not entry.domain] == [18]
+    assert b"site-packages" not in path.read_bytes()
+
+
+@pytest.mark.parametrize("opset", [19, 20])
+def test_other_opsets_export(model, tmp_path, opset):
+    source = model("clip-fsar")
+    spec = graph_specs(source.backbone, source.head, source.clip)["support"]
+    export_onnx(spec, tmp_path / "support.onnx", opset=opset, metadata={})
+    entries = onnx.load(tmp_path / "support.onnx").opset_import
+    assert [entry.version for entry in entries if not entry.domain] == [opset]
+
+
+def test_opset_the_exporter_cannot_write_is_refused(model, tmp_path):
+    source = model("clip-fsar")
+    spec = graph_specs(source.backbone, source.head, source.clip)["support"]
+    with pytest.raises(CheckFailed, match="support graph cannot be written in opset 17"):
+        export_onnx(spec, tmp_path / "support.onnx", opset=17, metadata={})
+
+
+def test_fixed_axis_fails_the_export(model, tmp_path):
+    class FixedBatch(torch.nn.Module):
+        def forward(self, features, prompt):
+            return features.new_zeros(1, 4, 64) + features[:1, :, :] + features.sum() * 0 + features.shape[0] - 3
+
+    source = model("training-free")
+    spec = graph_specs(source.backbone, source.head, source.clip)["support"]
+    wrong = onnx_export.GraphSpec(spec.name, FixedBatch(), spec.inputs, spec.dynamic, spec.outputs, (("K", 4, 64),))
+    with pytest.raises(CheckFailed, match="support graph returns prototypes"):
+        export_onnx(wrong, tmp_path / "support.onnx", metadata={})
+
+
+def test_weights_above_one_file_are_refused(model, tmp_path, monkeypatch):
+    source = model("clip-fsar")
+    monkeypatch.setattr(onnx_export, "MAX_WEIGHT_BYTES", 1000)
+    spec = graph_specs(source.backbone, source.head, source.clip)["support"]
+    with pytest.raises(InputError, match=r"support graph has .* GB of weights"):
+        export_onnx(spec, tmp_path / "support.onnx", metadata={})
+    assert not list(tmp_path.iterdir())

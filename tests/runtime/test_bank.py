@@ -1,0 +1,371 @@
+"""The support bank: what is encoded again and what is not, and which files are refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_bundle import DIM, FRAMES, write_bundle, write_clip
+
+from m2df_runtime.bank import BankReport, SupportBank, bank_paths
+from m2df_runtime.bundle import Bundle
+from m2df_runtime.errors import InputError
+from m2df_runtime.files import atomic_write, cache_dir
+from m2df_runtime.labels import LabelRules
+from m2df_runtime.session import Session
+
+
+@pytest.fixture(scope="module")
+def session(tiny_bundle: Path) -> Session:
+    return Session(Bundle.open(tiny_bundle), backend="cpu", threads=1)
+
+
+def update(folder: Path, session: Session, **options) -> BankReport:
+    return SupportBank.update(folder, session, **options)[1]
+
+
+def counts(report: BankReport) -> tuple[int, ...]:
+    return report.encoded, report.reused, report.removed, report.prompts, report.prototypes
+
+
+def test_first_use_encodes_and_the_second_does_nothing(support_dir: Path, session: Session) -> None:
+    bank, report = SupportBank.update(support_dir, session)
+    assert counts(report) == (6, 0, 0, 3, 3)
+    assert bank.labels == ("blue", "green", "red")
+    assert bank.prototypes.shape == (3, 2, FRAMES, DIM)
+    assert report.path is not None
+    assert report.path.parent == support_dir / ".m2df"
+    written = report.path.stat().st_mtime_ns
+    again, report = SupportBank.update(support_dir, session)
+    assert counts(report) == (0, 6, 0, 0, 0)
+    assert report.path.stat().st_mtime_ns == written
+    np.testing.assert_array_equal(again.prototypes, bank.prototypes)
+    np.testing.assert_array_equal(again.prompts, bank.prompts)
+
+
+def test_only_changed_clips_are_encoded_and_only_their_class_is_rebuilt(support_dir: Path, session: Session) -> None:
+    before = SupportBank.update(support_dir, session)[0]
+    write_clip(support_dir / "red" / "0.mp4", "red", seed=77)
+    after, report = SupportBank.update(support_dir, session)
+    assert counts(report) == (1, 5, 1, 0, 1)
+    np.testing.assert_array_equal(after.prototypes[:2], before.prototypes[:2])
+    assert not np.array_equal(after.prototypes[2], before.prototypes[2])
+    np.testing.assert_array_equal(after.prototypes, SupportBank.build(support_dir, session).prototypes)
+
+
+def test_new_time_with_the_same_content_is_not_encoded_again(support_dir: Path, session: Session) -> None:
+    update(support_dir, session)
+    os.utime(support_dir / "red" / "0.mp4", (1, 1))
+    assert counts(update(support_dir, session)) == (0, 6, 0, 0, 0)
+
+
+def test_classes_are_added_removed_and_renamed_without_encoding_the_others(support_dir: Path, session: Session) -> None:
+    update(support_dir, session)
+    write_clip(support_dir / "white" / "a.mp4", "white")
+    assert counts(update(support_dir, session)) == (1, 6, 0, 1, 1)
+    shutil.rmtree(support_dir / "green")
+    assert counts(update(support_dir, session)) == (0, 5, 2, 0, 0)
+    (support_dir / "red").rename(support_dir / "crimson_tide")
+    bank, report = SupportBank.update(support_dir, session)
+    assert counts(report) == (0, 5, 0, 1, 1)
+    assert bank.labels == ("blue", "crimson_tide", "white")
+    assert bank.classes[1].prompt == "a photo of crimson tide"
+
+
+def test_new_prompt_recomputes_no_features(support_dir: Path, session: Session) -> None:
+    update(support_dir, session)
+    rules = LabelRules("a clip of {}", {"red": "something red"})
+    bank, report = SupportBank.update(support_dir, session, rules)
+    assert counts(report) == (0, 6, 0, 3, 3)
+    assert [entry.prompt for entry in bank.classes] == ["a clip of blue", "a clip of green", "a clip of something red"]
+
+
+def test_new_head_reuses_the_features(support_dir: Path, session: Session, tmp_path: Path) -> None:
+    before = SupportBank.update(support_dir, session)[0]
+    head = Session(Bundle.open(write_bundle(tmp_path / "head", support_weight=0.5)), backend="cpu")
+    bank, report = SupportBank.update(support_dir, head)
+    assert counts(report) == (0, 6, 0, 0, 3)
+    assert not np.array_equal(bank.prototypes, before.prototypes)
+
+
+def test_other_preprocessing_has_a_bank_of_its_own(support_dir: Path, session: Session) -> None:
+    first = update(support_dir, session)
+    clip = session.bundle.manifest.clip.model_copy(update={"region": (0, 0, 32, 32)})
+    cropped = Session(session.bundle.with_clip(clip), backend="cpu")
+    second = update(support_dir, cropped)
+    assert counts(second) == (6, 0, 0, 3, 3)
+    assert first.path != second.path
+    assert counts(update(support_dir, session)) == (0, 6, 0, 0, 0)
+
+
+def test_folder_that_cannot_be_written_keeps_its_bank_in_the_cache(support_dir: Path, session: Session) -> None:
+    (support_dir / ".m2df").write_text("in the way")
+    report = update(support_dir, session)
+    assert report.path is not None
+    assert report.path.is_relative_to(cache_dir())
+    assert counts(update(support_dir, session)) == (0, 6, 0, 0, 0)
+
+
+def test_without_any_place_to_write_the_bank_lives_for_the_run(
+    support_dir: Path,
+    session: Session,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (support_dir / ".m2df").write_text("in the way")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    bank, report = SupportBank.update(support_dir, session)
+    assert report.path is None
+    assert len(bank.classes) == 3
+    assert "the support bank is not kept" in caplog.text
+
+
+def test_frame_folders_unicode_and_spaces(tmp_path: Path, session: Session) -> None:
+    folder = tmp_path / "mes actions"
+    write_clip(folder / "跳ぶ" / "a clip é.mp4", "red")
+    frames = folder / "two words" / "clip 1"
+    frames.mkdir(parents=True)
+    for t in range(5):
+        Image.new("RGB", (40, 40), (0, 50 * t, 0)).save(frames / f"{t}.png")
+    bank, report = SupportBank.update(folder, session)
+    assert set(bank.labels) == {"跳ぶ", "two words"}
+    assert report.encoded == 2
+    assert counts(update(folder, session)) == (0, 2, 0, 0, 0)
+    Image.new("RGB", (40, 40), (255, 0, 0)).save(frames / "4.png")
+    assert counts(update(folder, session))[:3] == (1, 1, 1)
+    (frames / "0.png").rename(frames / "9.png")  # another order: neither sizes nor times of the frames change
+    assert counts(update(folder, session))[:3] == (1, 1, 1)
+
+
+def test_names_that_are_not_unicode_work_without_a_file(
+    support_dir: Path, session: Session, caplog: pytest.LogCaptureFixture
+) -> None:
+    label = os.fsdecode(b"\xe9lan")
+    try:
+        (support_dir / "red").rename(support_dir / label)
+    except OSError:
+        pytest.skip("this file system takes Unicode names only")
+    bank, report = SupportBank.update(support_dir, session)
+    assert label in bank.labels
+    assert report.path is None
+    assert "not kept: a class or clip has a name that is not Unicode" in caplog.text
+
+
+def test_thousand_classes(tmp_path: Path, session: Session) -> None:
+    master = write_clip(tmp_path / "master.mp4", "red", frames=2, size=(32, 32)).read_bytes()
+    for number in range(1000):
+        path = tmp_path / "support" / f"class {number}" / "a.mp4"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(master + struct.pack("<II", number, 0))  # trailing bytes make another content
+    bank, report = SupportBank.update(tmp_path / "support", session)
+    assert counts(report) == (1000, 0, 0, 1000, 1000)
+    assert bank.labels[:3] == ("class 0", "class 1", "class 2")
+    assert counts(update(tmp_path / "support", session)) == (0, 1000, 0, 0, 0)
+
+
+def warned(caplog: pytest.LogCaptureFixture) -> str:
+    return "\n".join(record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING)
+
+
+def test_oddities_get_a_warning_that_names_them(
+    support_dir: Path, session: Session, caplog: pytest.LogCaptureFixture
+) -> None:
+    (support_dir / "empty").mkdir()
+    (support_dir / "red" / "notes.txt").write_text("x")
+    (support_dir / "green" / "broken.mp4").write_bytes(b"no video")
+    (support_dir / "only broken").mkdir()
+    (support_dir / "only broken" / "zero.mp4").write_bytes(b"")
+    (support_dir / "green" / "gone.mp4").symlink_to("nowhere.mp4")
+    shutil.copy(support_dir / "blue" / "0.mp4", support_dir / "blue" / "copy.mp4")
+    shutil.copy(support_dir / "blue" / "0.mp4", support_dir / "loose.mp4")
+    bank, report = SupportBank.update(support_dir, session)
+    assert bank.labels == ("blue", "green", "red")
+    assert report.encoded == 6
+    text = warned(caplog)
+    for part in (
+        "empty: no clips",
+        "notes.txt",
+        "broken.mp4",
+        "gone.mp4",
+        "only broken: no readable clip",
+        "used once",
+        "loose.mp4",
+    ):
+        assert part in text
+
+
+def test_one_class_works_with_a_warning(support_dir: Path, session: Session, caplog: pytest.LogCaptureFixture) -> None:
+    for label in ("red", "green"):
+        shutil.rmtree(support_dir / label)
+    assert SupportBank.update(support_dir, session)[0].labels == ("blue",)
+    assert "only one class (blue)" in warned(caplog)
+
+
+def test_same_clip_in_two_classes_is_an_error_that_names_both(support_dir: Path, session: Session) -> None:
+    shutil.copy(support_dir / "blue" / "0.mp4", support_dir / "red" / "x.mp4")
+    with pytest.raises(InputError, match="the same clip") as caught:
+        update(support_dir, session)
+    assert str(support_dir / "red" / "x.mp4") in caught.value.message
+    assert str(support_dir / "blue" / "0.mp4") in caught.value.message
+
+
+def test_folders_without_a_class_are_errors_that_name_them(tmp_path: Path, session: Session) -> None:
+    with pytest.raises(InputError, match="no such folder"):
+        update(tmp_path / "none", session)
+    clip = write_clip(tmp_path / "clips" / "a.mp4")
+    with pytest.raises(InputError, match="is a file"):
+        update(clip, session)
+    with pytest.raises(InputError, match="1 clip directly in the support folder") as caught:
+        update(tmp_path / "clips", session)
+    assert "one sub-folder per class" in str(caught.value)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="the support folder is empty"):
+        update(tmp_path / "empty", session)
+    (tmp_path / "empty" / "jump").mkdir()
+    with pytest.raises(InputError, match="none of its class folders holds a clip: jump"):
+        update(tmp_path / "empty", session)
+    Image.new("RGB", (8, 8)).save(tmp_path / "empty" / "jump" / "0.png")
+    with pytest.raises(InputError, match="frames of one clip belong in a folder of their own"):
+        update(tmp_path / "empty", session)
+    (tmp_path / "empty" / "jump" / "a.mp4").write_bytes(b"x")
+    with pytest.raises(InputError, match="no clip in it can be read"):
+        update(tmp_path / "empty", session)
+
+
+def test_calibration_is_stored_and_forgotten_when_classes_change(support_dir: Path, session: Session) -> None:
+    assert SupportBank.update(support_dir, session)[0].calibration is None
+    calibrated, report = SupportBank.update(support_dir, session, calibrated=True)
+    assert calibrated.calibration is not None
+    assert calibrated.calibration.queries == 6
+    assert report.path is not None
+    assert SupportBank.load(report.path, session.bundle).calibration == calibrated.calibration
+    assert SupportBank.update(support_dir, session)[0].calibration == calibrated.calibration
+    shutil.rmtree(support_dir / "red")
+    assert SupportBank.update(support_dir, session, calibrated=True)[0].calibration is None
+
+
+def test_calibration_is_forgotten_when_the_query_graph_changes(
+    support_dir: Path, session: Session, bundle_copy: Path
+) -> None:
+    assert SupportBank.update(support_dir, session, calibrated=True)[0].calibration is not None
+    query = (bundle_copy / "query.onnx").read_bytes() + b"\x32\x05other"  # another doc_string, hence another hash
+    (bundle_copy / "query.onnx").write_bytes(query)
+    manifest = json.loads((bundle_copy / "manifest.json").read_text())
+    manifest["graphs"]["query"]["files"]["fp32"].update(sha256=hashlib.sha256(query).hexdigest(), bytes=len(query))
+    (bundle_copy / "manifest.json").write_text(json.dumps(manifest))
+    other = Session(Bundle.open(bundle_copy), backend="cpu")
+    bank, report = SupportBank.update(support_dir, other)
+    assert counts(report) == (0, 6, 0, 0, 0)
+    assert bank.calibration is None
+
+
+@pytest.fixture
+def bank_file(support_dir: Path, session: Session) -> Path:
+    path = update(support_dir, session).path
+    assert path is not None
+    return path
+
+
+Header = dict
+
+
+def edit_bank(path: Path, edit: Callable[[Header, Header], object]) -> None:
+    """Rewrite the header of a bank: `edit` gets the safetensors header and the index in it."""
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    index = json.loads(header["__metadata__"]["m2df"])
+    edit(header, index)
+    header["__metadata__"]["m2df"] = json.dumps(index)
+    raw = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(raw)) + raw + data[8 + length :])
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda h, i: i.update(version=2), "bank version 2, this m2df reads version 1"),
+        (lambda h, i: i["keys"].update(visual="0" * 64), "another bundle"),
+        (lambda h, i: i.update(extra=1), "extra"),
+        (lambda h, i: i.update(classes=[]), "classes"),
+        (lambda h, i: i["classes"][0].update(label="other"), "own hash"),
+        (lambda h, i: i["classes"].pop(), "tensor features"),
+        (lambda h, i: h["features"].update(shape=[10**9, FRAMES, DIM]), "tensor features"),
+        (lambda h, i: h["prompts"].update(dtype="F64"), "tensor prompts"),
+        (lambda h, i: h["prototypes"].update(data_offsets=[0, 1 << 40]), "damaged bank"),
+        (lambda h, i: h.pop("prototypes"), "tensor prototypes"),
+        (lambda h, i: i.pop("sha256"), "not a support bank"),
+    ],
+)
+def test_bank_that_does_not_fit_is_refused(
+    bank_file: Path, session: Session, edit: Callable[[Header, Header], object], message: str
+) -> None:
+    edit_bank(bank_file, edit)
+    with pytest.raises(InputError, match=message) as caught:
+        SupportBank.load(bank_file, session.bundle)
+    assert str(bank_file) in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: b"x" * 100,
+        lambda data: struct.pack("<Q", 1 << 60) + data[8:],
+        lambda data: data[: len(data) // 2],
+        lambda data: data + b"more",
+        lambda data: data[:-1] + bytes([data[-1] ^ 1]),
+        lambda data: data[:-4] + struct.pack("<f", float("nan")),
+    ],
+)
+def test_damaged_bank_is_refused_and_built_again(
+    bank_file: Path,
+    session: Session,
+    support_dir: Path,
+    damage: Callable[[bytes], bytes],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    good = bank_file.read_bytes()
+    bank_file.write_bytes(damage(good))
+    with pytest.raises(InputError, match=str(bank_file)):
+        SupportBank.load(bank_file, session.bundle)
+    assert counts(update(support_dir, session)) == (6, 0, 0, 3, 3)
+    assert "building it again" in warned(caplog)
+    assert bank_file.read_bytes() == good
+
+
+def test_load_refuses_prototypes_of_another_head(bank_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="prototypes were made with another bundle"):
+        SupportBank.load(bank_file, Bundle.open(write_bundle(tmp_path / "head", support_weight=0.5)))
+
+
+def test_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    atomic_write(path, b"old")
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        atomic_write(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_bank_paths_are_hidden_and_differ_by_folder(tmp_path: Path, session: Session) -> None:
+    beside, cached = bank_paths(tmp_path / "a", session.bundle)
+    assert beside.parent == tmp_path / "a" / ".m2df"
+    assert cached != bank_paths(tmp_path / "b", session.bundle)[1]
+    assert bank_paths(tmp_path / "a", session.bundle, in_cache=True) == [cached]

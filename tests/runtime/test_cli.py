@@ -1,0 +1,353 @@
+"""m2df-run as a user meets it: in its own process, with real clips and a real bundle."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from tiny_bundle import write_clip
+
+from m2df_runtime.cli import cli
+from m2df_runtime.console import guarded
+from m2df_runtime.errors import CheckFailed, EnvironmentMissing, InputError
+from m2df_runtime.queries import expand_queries
+
+MODULE = "m2df_runtime.cli"
+TIMINGS = {"decode", "preprocess", "visual", "query", "total"}
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    """Run m2df-run inside this process, with the exit codes and streams of a process of its own."""
+
+    def call(*args: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        monkeypatch.delenv("M2DF_DEBUG", raising=False)
+        capsys.readouterr()
+        code = guarded(lambda: cli.main([str(arg) for arg in args], "m2df-run", standalone_mode=False))
+        return subprocess.CompletedProcess(args, code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def run(command, tiny_bundle: Path, support_dir: Path):
+    """`command` on the tiny bundle and the support folder of three colours."""
+    return partial(command, "--bundle", tiny_bundle, "--support", support_dir)
+
+
+def test_json_is_one_object_per_query_with_the_documented_keys(
+    run_module, tiny_bundle: Path, support_dir: Path, query_dir: Path
+) -> None:
+    done = run_module(MODULE, "--bundle", tiny_bundle, "--support", support_dir, "--query", query_dir, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [Path(record["query"]).stem for record in records] == ["blue", "green", "red"]
+    for record in records:
+        assert set(record) == {"query", "predictions", "rejected", "backend", "timings_ms"}
+        assert set(record["timings_ms"]) == TIMINGS
+        assert record["backend"] in ("cpu", "cuda")
+        assert record["rejected"] is False
+        assert all(set(score) == {"label", "probability", "distance"} for score in record["predictions"])
+        assert record["predictions"][0]["label"] == Path(record["query"]).stem
+
+
+def test_text_names_the_answer_first_and_lists_topk(run, query_dir: Path) -> None:
+    done = run("--query", query_dir / "red.mp4", "--topk", 2)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0
+    assert lines[0].startswith(f"{query_dir / 'red.mp4'}: red ")
+    assert [line.split()[0] for line in lines[1:]] == ["red", *[lines[2].split()[0]], "decode"]
+
+
+def test_second_run_needs_neither_text_nor_support_graph(
+    command, bundle_copy: Path, support_dir: Path, query_dir: Path
+) -> None:
+    args = ("--bundle", bundle_copy, "--support", support_dir, "--query", query_dir / "red.mp4")
+    assert command(*args).returncode == 0
+    for name in ("text.onnx", "support.onnx", "tokenizer.json"):
+        (bundle_copy / name).unlink()
+    assert command(*args).returncode == 0
+
+
+def test_a_whole_run_imports_no_torch(tiny_bundle: Path, support_dir: Path, query_dir: Path, tmp_path: Path) -> None:
+    script = (
+        "import sys\nfrom m2df_runtime.cli import cli\n"
+        "cli(sys.argv[1:], standalone_mode=False)\n"
+        "heavy = {'torch', 'open_clip', 'torchvision', 'onnx', 'm2df_train', 'm2df_export'} & set(sys.modules)\n"
+        "print('HEAVY', sorted(heavy))\n"
+    )
+    args = ["--bundle", tiny_bundle, "--support", support_dir, "--query", query_dir, "--picture", tmp_path / "p.png"]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *map(str, args)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=root,
+        check=False,
+    )
+    assert done.stdout.splitlines()[-1] == "HEAVY []", done.stderr
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = (
+        "import sys\nfrom m2df_runtime import cli, doctor\n"
+        "print(sorted({'numpy', 'cv2', 'av', 'onnxruntime', 'pydantic', 'PIL', 'torch', 'rich'} & set(sys.modules)))\n"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=root, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_paths_from_standard_input(run, query_dir: Path) -> None:
+    paths = f"{query_dir / 'red.mp4'}\n\n{query_dir / 'blue.mp4'}\n"
+    done = run("--query", "-", "--json", stdin=paths)
+    assert [json.loads(line)["predictions"][0]["label"] for line in done.stdout.splitlines()] == ["red", "blue"]
+    empty = run("--query", "-", stdin="")
+    assert (empty.returncode, empty.stdout) == (2, "")
+    assert "standard input was empty" in empty.stderr
+
+
+def test_batch_goes_on_after_a_bad_clip_and_exits_with_1(run, query_dir: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.mp4"
+    bad.write_text("not a video")
+    done = run("--query", bad, "--query", query_dir / "red.mp4", "--query", tmp_path / "none.mp4", "--json")
+    assert done.returncode == 1
+    assert [json.loads(line)["predictions"][0]["label"] for line in done.stdout.splitlines()] == ["red"]
+    errors = done.stderr.splitlines()
+    assert errors[0].startswith(f"error: {bad}: ")
+    assert "none.mp4: no such file" in errors[1]
+    assert errors[2] == "error: 2 of 3 queries could not be read (see the errors above)"
+
+
+def test_batch_of_bad_paths_reports_each(run, tmp_path: Path) -> None:
+    long = tmp_path / ("x" * 300)
+    done = run("--query", long, "--query", tmp_path / "none.mp4")
+    assert (done.returncode, done.stdout) == (1, "")
+    lines = done.stderr.splitlines()
+    assert [str(long) in lines[0], "none.mp4: no such file" in lines[1], "2 of 2 queries" in lines[2]] == [True] * 3
+
+
+def test_paths_of_any_bytes_come_in_on_standard_input(
+    tiny_bundle: Path, support_dir: Path, query_dir: Path, tmp_path: Path
+) -> None:
+    query = os.fsencode(tmp_path) + b"/\xe9.mp4"
+    try:
+        os.symlink(query_dir, os.fsencode(tmp_path) + b"/\xe9")
+    except OSError:
+        pytest.skip("this file system takes Unicode names only")
+    command = [sys.executable, "-m", MODULE, "--bundle", str(tiny_bundle), "--support", str(support_dir), "--json"]
+    done = subprocess.run(
+        [*command, "--query", "-"],
+        input=query[:-4] + b"\n" + query + b"\n",
+        capture_output=True,
+        cwd=Path(__file__).parents[2],
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1
+    answers = [json.loads(line)["predictions"][0]["label"] for line in done.stdout.splitlines()]
+    assert answers == ["blue", "green", "red"]
+    assert b"no such file" in done.stderr
+
+
+def test_single_bad_query_exits_with_2(run, tmp_path: Path) -> None:
+    (tmp_path / "bad.mp4").write_text("not a video")
+    (tmp_path / "empty").mkdir()
+    cases = {
+        "bad.mp4": "bad.mp4: ",
+        "none.mp4": "none.mp4: no such file",
+        "empty": "no clips in this folder",
+        "*.avi": "no file matches",
+    }
+    for name, message in cases.items():
+        done = run("--query", tmp_path / name)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith("error: ")
+        assert message in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--query", "clip.mp4"], "--query needs --support"),
+        (["--support", "folder"], "--support needs --query"),
+        (["clip.mp4"], "unexpected argument 'clip.mp4': inputs are given as options"),
+        (["--support", "d", "--query", "q", "--reject", "2"], "not auto, off, or a probability"),
+        (["--support", "d", "--query", "q", "--reject", "nan"], "not auto, off, or a probability"),
+        (["--support", "d", "--query", "q", "--roi", "1,2,3"], "not full, motion, or x,y,width,height"),
+        (["--support", "d", "--query", "q", "--roi", "0,0,0,5"], "not a rectangle"),
+        (["--support", "d", "--query", "q", "--topk", "0"], "--topk"),
+        (["--support", "d", "--query", "q", "--backend", "tpu"], "--backend"),
+        (["--no-such-option"], "--no-such-option"),
+    ],
+)
+def test_wrong_usage_exits_with_2(command, args: list[str], message: str) -> None:
+    done = command(*args)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_options_change_prompt_texts_and_region(run, query_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("class,text\nred,something red\n")
+    query = ("--query", query_dir / "red.mp4", "--json")
+    plain = json.loads(run(*query).stdout)
+    told = json.loads(run(*query, "--labels", tmp_path / "labels.csv", "--prompt", "see {}!").stdout)
+    cropped = json.loads(run(*query, "--roi", "0,0,20,20").stdout)
+    assert plain["predictions"][0]["distance"] != told["predictions"][0]["distance"]
+    assert plain["predictions"][0]["distance"] != cropped["predictions"][0]["distance"]
+    bad = run(*query, "--prompt", "no place")
+    assert (bad.returncode, "exactly one {}" in bad.stderr) == (2, True)
+    outside = run(*query, "--roi", "500,500,20,20")
+    assert (outside.returncode, "outside" in outside.stderr) == (2, True)
+
+
+def test_rejected_query_is_unknown(run, query_dir: Path) -> None:
+    done = run("--query", query_dir / "red.mp4", "--reject", "1")
+    assert "unknown (nearest: red)" in done.stdout
+    assert json.loads(run("--query", query_dir / "red.mp4", "--reject", "1", "--json").stdout)["rejected"] is True
+
+
+def test_pictures_are_numbered_in_a_batch(run, query_dir: Path, tmp_path: Path) -> None:
+    assert run("--query", query_dir, "--picture", tmp_path / "out.png").returncode == 0
+    for number in (1, 2, 3):
+        with Image.open(tmp_path / f"out-{number}.png") as image:
+            assert image.format == "PNG"
+    assert run("--query", query_dir / "red.mp4", "--picture", tmp_path / "one.png").returncode == 0
+    assert (tmp_path / "one.png").is_file()
+    (tmp_path / "file").write_text("")
+    blocked = run("--query", query_dir / "red.mp4", "--picture", tmp_path / "file" / "one.png")
+    assert blocked.returncode == 2
+    assert blocked.stderr.startswith("error: ")
+
+
+def test_unicode_names_in_any_terminal(run_module, tiny_bundle: Path, tmp_path: Path) -> None:
+    for label, colour in (("跳ぶ", "red"), ("élan vital", "blue")):
+        write_clip(tmp_path / "s" / label / "a.mp4", colour)
+    query = write_clip(tmp_path / "requête 1.mp4", "red", seed=5)
+    for encoding in ("utf-8", "ascii"):
+        done = run_module(
+            MODULE, "--bundle", tiny_bundle, "--support", tmp_path / "s", "--query", query, PYTHONIOENCODING=encoding
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+    record = run_module(MODULE, "--bundle", tiny_bundle, "--support", tmp_path / "s", "--query", query, "--json").stdout
+    assert json.loads(record)["predictions"][0]["label"] == "跳ぶ"
+
+
+def test_damaged_bundle_exits_with_2(command, bundle_copy: Path, support_dir: Path, query_dir: Path) -> None:
+    (bundle_copy / "visual.onnx").write_bytes(b"x")
+    done = command("--bundle", bundle_copy, "--support", support_dir, "--query", query_dir / "red.mp4")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "visual.onnx" in done.stderr
+
+
+def test_missing_engine_exits_with_3(
+    run_module, tiny_bundle: Path, support_dir: Path, query_dir: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "onnxruntime.py").write_text("raise ImportError('not here')")
+    args = ("--bundle", tiny_bundle, "--support", support_dir, "--query", query_dir / "red.mp4")
+    done = run_module(MODULE, *args, PYTHONPATH=str(tmp_path))
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "pip install 'm2df[cpu]'" in done.stderr
+
+
+@pytest.mark.slow
+def test_killed_while_building_leaves_no_half_bank(
+    run_module, tiny_bundle: Path, support_dir: Path, query_dir: Path
+) -> None:
+    root = Path(__file__).parents[2]
+    args = ["--bundle", tiny_bundle, "--support", support_dir, "--query", query_dir / "red.mp4"]
+    for delay in (0.5, 0.7, 0.9):
+        process = subprocess.Popen(
+            [sys.executable, "-m", MODULE, *map(str, args)],
+            cwd=root,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        done = run_module(MODULE, *args)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_reader_that_leaves_early_is_no_fault(
+    run_module, tiny_bundle: Path, support_dir: Path, query_dir: Path
+) -> None:
+    root = Path(__file__).parents[2]
+    args = ["--bundle", tiny_bundle, "--support", support_dir, "--query", query_dir, "--json"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", MODULE, *map(str, args)], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    errors = process.stderr.read()
+    process.stderr.close()
+    process.wait()
+    assert errors == b""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (InputError("a.mp4: bad", "replace it"), 2, "error: a.mp4: bad (replace it)"),
+        (CheckFailed("1 of 2 failed"), 1, "error: 1 of 2 failed"),
+        (EnvironmentMissing("no engine", "install\nit"), 3, "error: no engine (install it)"),
+        (OSError(28, "No space left on device", "out.png"), 2, "error: out.png: No space left on device"),
+        (KeyboardInterrupt(), 130, "error: interrupted"),
+        (
+            ModuleNotFoundError("No module named 'torch'", name="torch"),
+            3,
+            "error: No module named 'torch' "
+            "(pip install 'm2df[train]' to train, 'm2df[export]' to export; m2df-doctor lists packages)",
+        ),
+        (KeyError("x"), 1, "error: KeyError: 'x' (a fault in m2df; M2DF_DEBUG=1 shows the traceback)"),
+    ],
+)
+def test_every_failure_is_one_line_and_its_exit_code(
+    error: BaseException, code: int, line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("M2DF_DEBUG", raising=False)
+
+    def fail() -> None:
+        raise error
+
+    assert guarded(fail) == code
+    assert capsys.readouterr() == ("", line + "\n")
+
+
+def test_debug_variable_keeps_the_exception(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise InputError("a.mp4: bad")
+
+    monkeypatch.setenv("M2DF_DEBUG", "1")
+    with pytest.raises(InputError, match=r"a\.mp4"):
+        guarded(fail)
+
+
+def test_queries_expand_in_order(query_dir: Path, tmp_path: Path) -> None:
+    frames = tmp_path / "all" / "frames"
+    frames.mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(frames / "0.png")
+    nested = write_clip(tmp_path / "all" / "jump" / "a.mp4")
+    (tmp_path / "all" / ".hidden").mkdir()
+    os.link(nested, tmp_path / "all" / ".hidden" / "b.mp4")
+    assert expand_queries([str(tmp_path / "all")], []) == [frames, nested]
+    assert expand_queries([str(frames)], []) == [frames]
+    assert expand_queries([str(query_dir / "[rb]*.mp4")], []) == [query_dir / "blue.mp4", query_dir / "red.mp4"]
+    assert expand_queries(["-", "x.mp4"], ["a.mp4\n", "b c.mp4\r\n"]) == [Path("a.mp4"), Path("b c.mp4"), Path("x.mp4")]
+    with pytest.raises(InputError, match="files, not streams"):
+        expand_queries(["rtsp://camera/1"], [])

@@ -1,0 +1,111 @@
+"""The three floors: imports run downwards only, and the runtime is free of what it must not bring in."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+HEAVY = ("torch", "torchvision", "open_clip", "timm", "onnx", "onnxscript")
+FORBIDDEN = {
+    "m2df_runtime": ("m2df_train", "m2df_export", "benchmarks", "tests", *HEAVY),
+    "m2df_train": ("m2df_export", "benchmarks", "tests"),
+    "m2df_export": ("benchmarks", "tests"),
+}
+COMMANDS = {
+    "m2df-train": "m2df_train.cli",
+    "m2df-export": "m2df_export.cli",
+    "m2df-run": "m2df_runtime.cli",
+    "m2df-eval": "m2df_train.eval_cli",
+    "m2df-doctor": "m2df_runtime.doctor",
+}
+# An image of heavy libraries would make `--help` slow: numpy alone takes 0.1 s, torch 5 s.
+NOT_FOR_HELP = ("torch", "open_clip", "onnx", "onnxruntime", "numpy", "cv2", "av", "pydantic", "tokenizers")
+
+
+def modules_of(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def imported(path: Path) -> Iterator[tuple[str, int]]:
+    """Every module a file imports, inside functions and `TYPE_CHECKING` too."""
+    package = path.relative_to(ROOT).parent.parts
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            yield ".".join([*above, *([node.module] if node.module else [])]), node.lineno
+
+
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_imports_run_downwards_only(package):
+    files = modules_of(package)
+    assert files
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in files
+        for name, line in imported(path)
+        if name.split(".")[0] in FORBIDDEN[package]
+    ]
+    assert wrong == []
+
+
+def modules_after(code: str) -> set[str]:
+    """Top-level modules in a fresh interpreter after running `code`."""
+    report = "; import sys; print('\\n'.join(sorted({m.split('.')[0] for m in sys.modules})))"
+    done = subprocess.run(
+        [sys.executable, "-c", code + report], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def test_importing_the_whole_runtime_brings_in_no_torch():
+    names = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in modules_of("m2df_runtime")
+        if path.name != "__main__.py"
+    ]
+    loaded = modules_after(f"import {', '.join(names)}")
+    assert "m2df_runtime" in loaded
+    assert loaded.isdisjoint({*HEAVY, "m2df_train", "m2df_export"})
+
+
+def test_importing_the_package_loads_no_engine():
+    assert modules_after("import m2df_runtime").isdisjoint({*HEAVY, "onnxruntime", "cv2", "av"})
+
+
+@pytest.mark.parametrize("module", COMMANDS.values(), ids=COMMANDS)
+def test_a_commands_help_works_and_is_light(module):
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Usage:")
+    assert "Examples:" in done.stdout
+    assert done.stderr == ""
+    loaded = modules_after(f"import {module}")
+    assert sorted(loaded.intersection(NOT_FOR_HELP)) == []
+
+
+def test_every_command_is_installed_under_its_name():
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    for command, module in COMMANDS.items():
+        assert f'{command} = "{module}:main"' in text
+
+
+def test_no_file_outgrows_its_idea():
+    # House rule: near or under 300 lines. "Near" ends here; data tables are exempt.
+    long = {
+        str(path.relative_to(ROOT)): lines
+        for package in FORBIDDEN
+        for path in modules_of(package)
+        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > 350
+    }
+    assert long == {}

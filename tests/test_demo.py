@@ -1,0 +1,67 @@
+"""What a newcomer sees first: the shipped bundle on the shipped clips, through the real command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from PIL import Image
+
+from m2df_runtime.bundle import Bundle, demo_bundle, demo_queries, demo_support
+from m2df_train.data.synthetic import ACTIONS
+from m2df_train.demo_clips import CLIPS, write_clips
+from m2df_train.recipe import load_recipe
+
+
+def test_the_demo_recognises_the_shipped_clips_and_draws_the_match(tmp_path: Path, run_module) -> None:
+    picture = tmp_path / "demo.png"
+    result = run_module("m2df_runtime.cli", "--json", "--picture", str(picture), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    records = [json.loads(line) for line in result.stdout.splitlines()]
+    assert {Path(r["query"]).stem for r in records} == set(CLIPS)
+    for record in records:
+        assert {p["label"] for p in record["predictions"]} == set(CLIPS)
+        assert abs(sum(p["probability"] for p in record["predictions"]) - 1) < 1e-4
+    right = [r for r in records if r["predictions"][0]["label"] == Path(r["query"]).stem]
+    assert len(right) >= 4, [(r["query"], r["predictions"][0]["label"]) for r in records]
+    pictures = sorted(tmp_path.glob("demo*.png"))
+    assert len(pictures) == len(CLIPS)
+    with Image.open(pictures[0]) as image:
+        assert image.width >= 400 and image.height >= 150
+
+
+def test_a_second_run_reads_the_bank_and_answers_the_same(tmp_path: Path, run_module) -> None:
+    def predictions() -> list[object]:
+        result = run_module("m2df_runtime.cli", "--json", cwd=tmp_path, XDG_CACHE_HOME=str(tmp_path / "cache"))
+        assert result.returncode == 0, result.stderr
+        return [json.loads(line)["predictions"] for line in result.stdout.splitlines()]
+
+    first = predictions()
+    assert list((tmp_path / "cache").rglob("*.bank"))
+    assert predictions() == first
+
+
+def test_the_shipped_bundle_is_small_verified_and_says_where_it_comes_from() -> None:
+    assert demo_bundle().stat().st_size <= 12_000_000
+    manifest = Bundle.open(demo_bundle()).manifest
+    assert all(parity.passed for parity in manifest.parity.values())
+    assert set(manifest.parity) == set(manifest.precisions)
+    recipe = load_recipe(str(manifest.source.recipe))
+    assert (manifest.source.model, manifest.source.seed, manifest.clip) == (recipe.model, recipe.seed, recipe.clip)
+    assert manifest.source.measured["generated"]
+
+
+def test_every_file_of_the_shipped_bundle_matches_its_hash() -> None:
+    bundle = Bundle.open(demo_bundle())
+    for graph in bundle.manifest.graphs.values():
+        for info in graph.files.values():
+            bundle.read(info)
+    bundle.read(bundle.manifest.tokenizer)
+
+
+def test_the_shipped_clips_show_actions_that_no_training_has_seen(tmp_path: Path) -> None:
+    assert all(ACTIONS[name].split == "test" for name in CLIPS)
+    write_clips(tmp_path)
+    shipped = {p.relative_to(demo_support().parent) for p in demo_support().parent.rglob("*.mp4")}
+    assert shipped == {p.relative_to(tmp_path) for p in tmp_path.rglob("*.mp4")}
+    assert demo_queries().is_dir()
