@@ -13,7 +13,6 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
-sys.path.insert(0, str(Path(__file__).parent / "runtime"))
 
 
 @pytest.fixture(scope="session")
