@@ -43,8 +43,9 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# One thread: operators as small as the tests' gain nothing from a second, and lose much where cores are shared.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ""  # operators this small run 3 to 7 times slower on shared threads
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ""
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.latency
