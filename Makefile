@@ -1,6 +1,6 @@
 # make demo         recognise the shipped clips with the shipped model, on a CPU
 # make test         lint, types and the whole test suite
-# make bench        latency and start-up of the newest bundle, to benchmarks/results/
+# make bench        latency, start-up and evaluation speed of the newest bundle, to benchmarks/results/
 # make demo-bundle  train and export the shipped model again
 # make clean        remove the environment, caches and what the targets above wrote
 #
@@ -50,6 +50,7 @@ test: lint
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.latency
 	$(BIN)/python -m benchmarks.startup
+	$(BIN)/python -m benchmarks.evaluation
 
 # A run that was stopped goes on where it was. The export writes a directory and its zip; the zip is what ships.
 demo-bundle: $(VENV)/.installed-dev

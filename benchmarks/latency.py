@@ -27,7 +27,7 @@ from m2df_runtime.matcher import TimedSource
 from m2df_runtime.preprocess import ClipSpec, load_clip
 from m2df_runtime.session import Session
 from m2df_runtime.video import list_clips
-from m2df_train.evaluate import Scorer
+from m2df_train.evaluation.scorer import Scorer
 
 STAGES = ("decode", "preprocess", "visual", "support", "query", "total")
 # A query costs these; the support side is computed once per class and kept.
@@ -95,7 +95,7 @@ def subjects(bundle: Bundle, checkpoint: Path | None, threads: int) -> Iterator[
         import torch
 
         from m2df_train.checkpoint import load_checkpoint
-        from m2df_train.torch_scorer import CheckpointScorer
+        from m2df_train.evaluation.torch_scorer import CheckpointScorer
 
         torch.set_num_threads(threads)
         loaded = load_checkpoint(checkpoint)

@@ -5,8 +5,6 @@ PyTorch and the exporter load only once there is work, so that `--help` is insta
 
 from __future__ import annotations
 
-import ctypes
-import importlib.util
 import re
 import time
 from pathlib import Path
@@ -14,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from m2df_export.engine_cli import after_export, engine_options, engine_precision, engines, require_tensorrt
+from m2df_export.verify.cli import verify
 from m2df_runtime import __version__
 from m2df_runtime.console import M2dfGroup, emit_json, main_entry
-from m2df_runtime.errors import EnvironmentMissing, InputError
+from m2df_runtime.errors import InputError
 
 if TYPE_CHECKING:
     from m2df_export.pipeline import ExportOptions, ExportResult
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from m2df_train.checkpoint import Checkpoint
 
 BUNDLES = Path("bundles")
+OPSETS = ("16", "18", "19", "20")
 
 EPILOG = """\b
 Examples:
@@ -32,6 +33,10 @@ Examples:
   m2df-export --model ViT-B-16 --pretrained openai --fp16 --int8
                                                     a pretrained CLIP, no training
   m2df-export --data clips --fp16                   compare precisions on your own clips
+  m2df-export --fp16 --tensorrt                     insist on TensorRT engines for this machine's GPU
+  m2df-export engines --bundle bundles/mine         engines of a bundle that exists
+  m2df-export verify bundles/mine --against runs/mine
+                                                    where a bundle leaves its model, if it does
 
 Every precision is compared with PyTorch before anything is written; --no-verify skips that.
 Exit codes: 0 done, 1 a comparison failed, 2 bad input, 3 missing engine.
@@ -55,7 +60,13 @@ Exit codes: 0 done, 1 a comparison failed, 2 bad input, 3 missing engine.
 @click.option(
     "--only-precision", type=click.Choice(["fp32", "fp16", "int8"]), help="Keep this precision alone: a small bundle."
 )
-@click.option("--opset", type=click.IntRange(18, 20), default=18, show_default=True, help="ONNX opset.")
+@click.option(
+    "--opset",
+    type=click.Choice(OPSETS),
+    default=OPSETS[1],
+    show_default=True,
+    help="ONNX opset; 16 is for TensorRT 8.",
+)
 @click.option("--no-verify", is_flag=True, help="Skip the comparison with PyTorch; the bundle says unverified.")
 @click.option(
     "--data",
@@ -64,7 +75,8 @@ Exit codes: 0 done, 1 a comparison failed, 2 bad input, 3 missing engine.
     help="Clips to compare precisions on, one sub-folder per class.  [default: generated clips]",
 )
 @click.option("--zip", "archive", is_flag=True, help="Also write <out>.zip.")
-@click.option("--tensorrt", is_flag=True, help="Insist on TensorRT engines.")
+@click.option("--tensorrt", is_flag=True, help="Insist on TensorRT engines; --fp16 builds them where it can.")
+@engine_options
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 @click.version_option(__version__, prog_name="m2df-export")
 @click.pass_context
@@ -84,11 +96,12 @@ def run(
     fp16: bool,
     int8: bool,
     only_precision: Precision | None,
-    opset: int,
+    opset: str,
     no_verify: bool,
     data: Path | None,
     archive: bool,
     tensorrt: bool,
+    engine: dict[str, Any],
     as_json: bool,
 ) -> None:
     """Do the job of m2df-export.
@@ -96,12 +109,14 @@ def run(
     Raises:
         click.UsageError: Options that contradict each other.
         InputError: No model to export, or one that cannot be used.
-        EnvironmentMissing: TensorRT engines were insisted on.
+        EnvironmentMissing: TensorRT engines were insisted on, and this machine cannot build them.
         CheckFailed: A precision is beyond its gates.
     """
     _check_usage(checkpoint, model, pretrained, head, no_verify, data)
+    precisions = (only_precision,) if only_precision else _precisions(fp16, int8)
     if tensorrt:
-        raise _tensorrt_refusal()
+        engine_precision(precisions)
+        require_tensorrt()
     source_path = None if model else _checkpoint_path(checkpoint)
     out = out or BUNDLES / _bundle_name(source_path, model, pretrained)
     from m2df_export.package import check_target
@@ -112,12 +127,11 @@ def run(
     from m2df_export.pipeline import ExportOptions, export_bundle
     from m2df_train.progress import StageProgress
 
-    precisions = (only_precision,) if only_precision else _precisions(fp16, int8)
-    options = ExportOptions(out, precisions, opset, not no_verify, data, archive)
+    options = ExportOptions(out, precisions, int(opset), not no_verify, data, archive)
     with StageProgress().stage("export", options.steps) as advance:
         result = export_bundle(loaded, options, advance)
-    if "fp16" in precisions:
-        click.echo(f"TensorRT engines: not built ({engines_missing()})", err=True)
+    if tensorrt or "fp16" in precisions:
+        after_export(out, engine_precision(precisions), engine, not no_verify, insist=tensorrt)
     if as_json:
         emit_json(json_record(result, time.monotonic() - started))
     else:
@@ -181,36 +195,6 @@ def _precisions(fp16: bool, int8: bool) -> tuple[Precision, ...]:
     return tuple(wanted)
 
 
-def engines_missing() -> str:
-    """Why no TensorRT engines are built on this machine."""
-    reasons = []
-    if not _has_gpu():
-        reasons.append("no NVIDIA GPU")
-    if importlib.util.find_spec("tensorrt") is None:
-        reasons.append("tensorrt not installed")
-    return " / ".join(reasons) or f"m2df {__version__} does not build them"
-
-
-def _tensorrt_refusal() -> EnvironmentMissing:
-    if _has_gpu() and importlib.util.find_spec("tensorrt") is not None:
-        hint = "leave out --tensorrt: the fp16 graphs run on the GPU through ONNX Runtime (--backend cuda)"
-    else:
-        hint = "they need an NVIDIA GPU with its driver, and pip install 'm2df[tensorrt]'; or leave out --tensorrt"
-    return EnvironmentMissing(f"TensorRT engines cannot be built: {engines_missing()}", hint)
-
-
-def _has_gpu() -> bool:
-    """Whether the CUDA driver sees a device; asking the driver needs no package."""
-    for library in ("libcuda.so.1", "nvcuda.dll"):
-        try:
-            driver = ctypes.CDLL(library)
-        except OSError:
-            continue
-        count = ctypes.c_int(0)
-        return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
-    return False
-
-
 def json_record(result: ExportResult, seconds: float) -> dict[str, object]:
     """The result as the object `--json` prints."""
     return {
@@ -243,6 +227,10 @@ def summary(result: ExportResult, options: ExportOptions, seconds: float) -> str
         lines.append(f"zip: {result.archive}")
     lines.append(f"bundle: {result.bundle}   ({seconds:.0f} s)")
     return "\n".join(lines)
+
+
+cli.add_command(engines)
+cli.add_command(verify)
 
 
 def main() -> None:

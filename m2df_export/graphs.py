@@ -68,7 +68,8 @@ class VisualGraph(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """uint8 [N, S, S, 3] -> float32 [N, D]."""
-        pixels = (frames.permute(0, 3, 1, 2).float() - CENTRE) * (1.0 / STEP)  # [N, 3, S, S]
+        # Cast first: TensorRT takes uint8 inputs only straight into a cast, not even into a transpose.
+        pixels = (frames.float().permute(0, 3, 1, 2) - CENTRE) * (1.0 / STEP)  # [N, 3, S, S]
         if not self.folded:
             pixels = pixels * self.scale + self.shift
         return self.backbone.visual(pixels)

@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from m2df_export.graphs import GraphSpec
+from m2df_export.opset16 import OPSET as OLD_OPSET
+from m2df_export.opset16 import SOURCE_OPSET, lower_to_opset16
 from m2df_runtime.backends.onnxruntime import OnnxRuntimeBackend
 from m2df_runtime.bundle import TensorInfo
 from m2df_runtime.errors import CheckFailed, InputError
@@ -36,14 +38,16 @@ def export_onnx(spec: GraphSpec, path: Path, *, opset: int = DEFAULT_OPSET, meta
     Args:
         spec: The graph.
         path: File to write.
-        opset: ONNX opset, 18 or later (the exporter falls back to 18 for what it cannot write in an older one).
+        opset: ONNX opset, 18 or later as the exporter writes it, or 16 for TensorRT 8.
         metadata: Written to the model's metadata properties.
 
     Raises:
         InputError: The weights do not fit into one ONNX file.
         CheckFailed: The file is not valid ONNX of that opset, or an axis that must be dynamic is not.
     """
-    model = _trace(spec, opset)
+    model = _trace(spec, SOURCE_OPSET if opset == OLD_OPSET else opset)
+    if opset == OLD_OPSET:
+        lower_to_opset16(model)
     if model.opset_imports[""] != opset:
         raise CheckFailed(f"the {spec.name} graph cannot be written in opset {opset}", f"use --opset {DEFAULT_OPSET}")
     weight_bytes = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)

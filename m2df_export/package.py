@@ -29,6 +29,7 @@ from m2df_runtime.bundle import (
 )
 from m2df_runtime.errors import InputError
 
+ENGINES = "engines"  # TensorRT engines, which belong to a machine
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the same content gives the same zip
 
 
@@ -77,6 +78,9 @@ def _swap(work: Path, target: Path) -> None:
     except OSError:
         old.rename(target)
         raise
+    if (old / ENGINES).is_dir():
+        # They took minutes, and each is bound to its graph's hash: what still fits is used, the rest is not.
+        (old / ENGINES).rename(target / ENGINES)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -120,13 +124,13 @@ def write_json(path: Path, data: Any) -> None:  # noqa: ANN401 - whatever JSON c
 
 
 def write_zip(bundle: Path, target: Path) -> Path:
-    """Write a zip of a bundle folder, replacing the old one only when it is complete."""
+    """Write a zip of a bundle folder without its engines, replacing the old one only when it is complete."""
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
     work = Path(name)
     try:
         with os.fdopen(handle, "wb+") as file:
             with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-                for path in sorted(p for p in bundle.rglob("*") if p.is_file()):
+                for path in sorted(p for p in bundle.rglob("*") if p.is_file() and bundle / ENGINES not in p.parents):
                     info = zipfile.ZipInfo(path.relative_to(bundle).as_posix(), _EPOCH)
                     info.compress_type, info.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
                     with path.open("rb") as source, archive.open(info, "w", force_zip64=True) as member:

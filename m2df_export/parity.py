@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from m2df_export import end_to_end as e2e
 from m2df_export.end_to_end import Batch, EpisodeSet, Outputs, Runner
+from m2df_export.gates import GATES
 from m2df_export.graphs import GraphSpec
 from m2df_export.isolated import run_isolated
 from m2df_export.precision import TOWERS, file_name
@@ -25,23 +26,6 @@ from m2df_runtime.bundle import GraphName, Precision, PrecisionParity
 from m2df_train.checkpoint import Checkpoint
 
 NUMERIC_CLASSES = 5
-
-
-@dataclass(frozen=True)
-class Gates:
-    """Bounds of one precision; None is not checked. `max_rel` is relative to the largest value of an output."""
-
-    max_rel: float | None = None
-    cosine: float | None = None
-    agreement: float | None = None
-    accuracy_drop: float | None = None
-
-
-GATES: dict[Precision, Gates] = {
-    "fp32": Gates(max_rel=1e-4),
-    "fp16": Gates(cosine=0.9995, agreement=0.995),
-    "int8": Gates(cosine=0.995, agreement=0.98, accuracy_drop=0.01),
-}
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,9 @@ from m2df_export.parity import NUMERIC_CLASSES, Parity, PrecisionReport, report_
 from m2df_export.precision import write_precision
 from m2df_export.tokenizer_json import build_tokenizer_json
 from m2df_runtime import __version__
-from m2df_runtime.bundle import GRAPHS, GraphInfo, GraphName, HeadInfo, Manifest, Precision, TextInfo
+from m2df_runtime.bundle import GRAPHS, GraphInfo, GraphName, HeadInfo, Manifest, Precision, SourceInfo, TextInfo
 from m2df_runtime.errors import CheckFailed, InputError
+from m2df_runtime.files import exclusive
 from m2df_runtime.labels import LabelRules
 from m2df_runtime.preprocess import ClipSpec
 from m2df_runtime.tokenizer import Tokenizer
@@ -95,8 +96,6 @@ def pretrained_model(model: str, pretrained: str | None, frames: int = 8) -> Che
     Raises:
         InputError: Unknown model, weights that cannot be had, or a tokenizer other than CLIP's.
     """
-    from m2df_runtime.bundle import SourceInfo
-
     backbone = load_backbone(model, pretrained)
     clip = ClipSpec(
         frames=frames,
@@ -129,7 +128,7 @@ def export_bundle(
     _check_size(checkpoint)
     head = _deterministic(checkpoint.head)
     specs = graph_specs(checkpoint.backbone, head, checkpoint.clip)
-    with replacing(options.out) as folder:
+    with exclusive(options.out), replacing(options.out) as folder:
         done = _write_graphs(checkpoint, specs, options, folder, advance)
         tokenizer = build_tokenizer_json()
         (folder / TOKENIZER).write_bytes(tokenizer)
@@ -195,7 +194,7 @@ def _verify(
     """
     advance(done, "parity: PyTorch")
     episodes = None
-    if not _has_random_weights(checkpoint):
+    if not _source(checkpoint).random_weights:
         rules = LabelRules(checkpoint.prompt, checkpoint.labels)
         episodes = episode_set(checkpoint.clip, rules, tokenizer, options.data)
     tokens = tokenizer.encode([checkpoint.prompt.replace("{}", text) for text in NUMERIC_PROMPTS[:NUMERIC_CLASSES]])
@@ -214,10 +213,8 @@ def _verify(
     return reports
 
 
-def _has_random_weights(checkpoint: Checkpoint) -> bool:
-    bring_weights = ("local-dir:", "hf-hub:")
-    source = checkpoint.source
-    return checkpoint.sha256 is None and source.pretrained is None and not source.model.startswith(bring_weights)
+def _source(checkpoint: Checkpoint) -> SourceInfo:
+    return checkpoint.source.model_copy(update={"checkpoint_sha256": checkpoint.sha256})
 
 
 def _manifest(
@@ -235,11 +232,12 @@ def _manifest(
         head=HeadInfo(name=head.name, options=head.options.model_dump(mode="json")),
         views=head.views,
         dim=checkpoint.backbone.dim,
+        merges_after=head.merges_after,
         clip=checkpoint.clip,
         text=TextInfo(prompt=checkpoint.prompt, labels=checkpoint.labels),
         graphs=graphs,
         tokenizer=bundle_file(folder, TOKENIZER),
-        source=checkpoint.source.model_copy(update={"checkpoint_sha256": checkpoint.sha256}),
+        source=_source(checkpoint),
         parity={precision: report.summary() for precision, report in reports.items()},
         versions={"m2df": __version__, **{name: version for name in packages if (version := _version(name))}},
     )

@@ -104,6 +104,12 @@ class SourceInfo(_Schema):
     training: dict[str, Any] = Field(default_factory=dict)
     """How imported weights were trained: preset, dataset, and what the rest of the manifest does not show."""
 
+    @property
+    def random_weights(self) -> bool:
+        """Whether the weights come from nowhere, so that top-1 answers say nothing."""
+        bring_weights = ("local-dir:", "hf-hub:")
+        return self.checkpoint_sha256 is None and self.pretrained is None and not self.model.startswith(bring_weights)
+
 
 class Manifest(_Schema):
     """Contents of manifest.json. T is `clip.frames`, D is `dim`, V is `views`."""
@@ -113,6 +119,9 @@ class Manifest(_Schema):
     head: HeadInfo
     views: int = Field(ge=1, le=8)
     dim: int = Field(ge=1, le=65536)
+    merges_after: bool = False
+    """True: the prototypes of several clips are the mean of those of each clip alone, which evaluation then computes
+    once per clip; False promises nothing."""
     clip: ClipSpec
     text: TextInfo
     graphs: dict[GraphName, GraphInfo]

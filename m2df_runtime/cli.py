@@ -83,7 +83,7 @@ class RunOptions:
     support: Path | None
     queries: tuple[str, ...]
     bundle: Path | None
-    backend: Literal["auto", "cpu", "cuda"]
+    backend: Literal["auto", "tensorrt", "cuda", "openvino", "cpu"]
     precision: Literal["fp32", "fp16", "int8"] | None
     topk: int
     json: bool
@@ -109,7 +109,12 @@ class RunOptions:
 @click.option(
     "--bundle", type=click.Path(path_type=Path), help="Exported model. [default: newest in bundles/, else the demo's]"
 )
-@click.option("--backend", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option(
+    "--backend",
+    type=click.Choice(["auto", "tensorrt", "cuda", "openvino", "cpu"]),
+    default="auto",
+    show_default=True,
+)
 @click.option(
     "--precision", type=click.Choice(["fp32", "fp16", "int8"]), help="[default: fastest that passed its parity check]"
 )

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NoReturn
 
 import click
@@ -115,11 +116,13 @@ class _LineHandler(logging.Handler):
 
 
 def setup_logging() -> None:
-    """Send warnings of m2df packages to stderr, one line each. Calling it again changes nothing."""
-    for name in ("m2df_runtime", "m2df_train", "m2df_export"):
-        logger = logging.getLogger(name)
-        if not any(isinstance(handler, _LineHandler) for handler in logger.handlers):
-            logger.addHandler(_LineHandler(logging.WARNING))
+    """Send warnings to stderr, one line each. Calling it again changes nothing.
+
+    The handler is the root logger's: without one there, a library that logs to it (open_clip) gives it one of
+    its own, and every warning of ours would be printed twice.
+    """
+    if not any(isinstance(handler, _LineHandler) for handler in logging.root.handlers):
+        logging.root.addHandler(_LineHandler(logging.WARNING))
 
 
 def make_streams_tolerant() -> None:
@@ -142,13 +145,50 @@ def progress(description: str, total: int | None = None) -> Iterator[Callable[[i
     if not sys.stderr.isatty() or total == 0:
         yield lambda steps: None
         return
+    with bar(description, total, transient=True) as update:
+        yield lambda steps: update(advance=steps)
+
+
+@contextmanager
+def bar(description: str, total: int | None, *, transient: bool) -> Iterator[Callable[..., None]]:
+    """A progress bar on stderr, with the remaining time and a note beside it.
+
+    Args:
+        description: What is done.
+        total: Steps; None where nobody knows.
+        transient: Whether it disappears at the end.
+
+    Yields:
+        A function with the keywords `advance` (steps since the last call) or `completed` (steps in all), and `note`.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=transient) as shown:
+        task = shown.add_task(description, total=total, note="")
+        yield partial(shown.update, task)
+
+
+@contextmanager
+def spinner(description: str) -> Iterator[None]:
+    """A spinner with the elapsed time on stderr where that is a terminal, for work whose length nobody knows."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(description, total=total)
-        yield lambda steps: bar.advance(task, steps)
+        bar.add_task(description, total=None)
+        yield
 
 
 def main_entry(command: click.Command, args: Sequence[str] | None = None) -> NoReturn:

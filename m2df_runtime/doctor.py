@@ -77,9 +77,10 @@ def examine() -> list[Check]:
         *runtime,
         _attempt("backend cpu", lambda: _backend("cpu"), needed=True),
         _attempt("backend cuda", lambda: _backend("cuda")),
+        _attempt("backend tensorrt", lambda: _backend("tensorrt")),
+        _attempt("backend openvino", lambda: _backend("openvino")),
         _attempt("decode", _decode, needed=True),
         _gpu(),
-        _tensorrt(),
         *training,
         _weights_cache(),
         _own_cache(),
@@ -114,7 +115,7 @@ def _attempt(name: str, run: Callable[[], str], *, needed: bool = False) -> Chec
         return Check(name, status, f"{type(error).__name__}: {error}", "reinstall the package", needed)
 
 
-def _backend(name: Literal["cpu", "cuda"]) -> str:
+def _backend(name: Literal["tensorrt", "cuda", "openvino", "cpu"]) -> str:
     from m2df_runtime.session import probe_backend
 
     return probe_backend(name)
@@ -159,13 +160,6 @@ def _gpu() -> Check:
     return Check("gpu", "ok", "; ".join(done.stdout.strip().splitlines()))
 
 
-def _tensorrt() -> Check:
-    version = version_of("tensorrt")
-    if version is None:
-        return Check("tensorrt", "missing", "not installed", "optional: this version of m2df runs on ONNX Runtime")
-    return Check("tensorrt", "info", f"{version} is installed; this version of m2df does not use it")
-
-
 def _weights_cache() -> Check:
     home = Path(os.environ.get("HF_HOME") or user_cache() / "huggingface")
     folder = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
@@ -173,7 +167,11 @@ def _weights_cache() -> Check:
 
 
 def _own_cache() -> Check:
-    return _folder("m2df cache", cache_dir(), "support banks of read-only folders go here")
+    return _folder(
+        "m2df cache",
+        cache_dir(),
+        "support banks of read-only folders and TensorRT engines of read-only bundles go here",
+    )
 
 
 def _folder(name: str, folder: Path, purpose: str) -> Check:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from m2df_runtime.errors import InputError
 
-def atomic_write(path: Path, data: bytes) -> None:
+
+def atomic_write(path: Path, data: bytes | memoryview) -> None:
     """Write `data` to `path`: temporary file beside it, fsync, rename.
 
     Readers see the old file or the new one, never half of one; of two writers the last one wins.
 
     Raises:
-        OSError: The folder cannot be written or the disk is full; `path` is then unchanged.
+        OSError: The folder cannot be written or the disk is full; it names `path`, which is then unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}.", suffix=".tmp")
@@ -25,10 +29,42 @@ def atomic_write(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())  # mkstemp makes it private; a bank is as readable as its clips
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)  # a failed write names no file, a failed rename the temporary one
         raise
     _sync_folder(path.parent)
+
+
+@contextmanager
+def exclusive(target: Path) -> Iterator[None]:
+    """Be the only process that writes `target`; the lock is a hidden file beside it, which goes with the lock.
+
+    Raises:
+        InputError: Another process is writing it.
+    """
+    import fcntl
+
+    target = target.resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    path = target.with_name(f".{target.name}.lock")
+    handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Whoever held it last may have removed the very file this one waited for.
+            mine = os.fstat(handle).st_ino == os.stat(path).st_ino
+        except (BlockingIOError, FileNotFoundError):
+            mine = False
+        if not mine:
+            raise InputError(f"{target}: another process is writing it", "wait for it, or choose another place")
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+    finally:
+        os.close(handle)
 
 
 def user_cache() -> Path:

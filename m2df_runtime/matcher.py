@@ -13,6 +13,7 @@ import av  # noqa: F401 - its 70 ms of loading are not decoding time
 import numpy as np
 from numpy.typing import NDArray
 
+from m2df_runtime.backends import Tensor
 from m2df_runtime.bank import BankClass, BankClip, SupportBank, keys_of
 from m2df_runtime.errors import InputError
 from m2df_runtime.preprocess import load_clip
@@ -103,8 +104,8 @@ class Matcher:
         self.session = session
         self.bank = bank
         self._reject = reject
-        self._prompts = bank.prompts
-        self._prototypes = bank.prototypes
+        self._prompts = session.resident(bank.prompts)
+        self._prototypes = session.resident(bank.prototypes)
 
     def predict(self, clip: NDArray[np.uint8], name: str = "") -> Prediction:
         """Classify one clip, uint8 [T, S, S, 3] as `load_clip` gives it."""
@@ -114,13 +115,13 @@ class Matcher:
         """Classify clips uint8 [B, T, S, S, 3] in one run of each graph."""
         self.session.prepare("visual", "query")
         start = perf_counter()
-        features = self.session.encode_clips(clips)
+        features = self.session.encode_resident(clips)
         encoded = perf_counter()
         predictions = self.predict_features(features, names)
         visual = 1000 * (encoded - start) / max(len(clips), 1)
         return [_timed(p, visual=visual, query=p.timings.query) for p in predictions]
 
-    def predict_features(self, features: Float, names: Sequence[str] | None = None) -> list[Prediction]:
+    def predict_features(self, features: Tensor, names: Sequence[str] | None = None) -> list[Prediction]:
         """Classify clips whose features [B, T, D] are known."""
         start = perf_counter()
         scores = self.session.match(features, self._prompts, self._prototypes)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 import cv2
@@ -13,8 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from m2df_runtime.camera import steady_scene
 from m2df_runtime.errors import InputError
-from m2df_runtime.region import background_indices, median_background, motion_boxes
+from m2df_runtime.region import background_indices, motion_boxes
 from m2df_runtime.sampling import Sampler, sample_indices
 from m2df_runtime.video import FrameSource
 
@@ -29,6 +31,7 @@ _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resamplin
 _NO_DIFFERENCE = 128
 
 Length = Annotated[int, Field(gt=0)]
+Box = tuple[float, float, float, float]  # x, y, width, height in pixels
 
 
 class ClipSpec(BaseModel):
@@ -93,34 +96,77 @@ def load_clip(source: FrameSource, spec: ClipSpec, *, rng: np.random.Generator |
         InputError: The frames cannot be read, or the region lies outside them.
     """
     chosen = sample_indices(spec.sampler, source.n_frames, spec.frames, fps=source.fps, times=source.times, rng=rng)
+    return _load(source, spec, chosen, _fit)
+
+
+def load_uncropped(source: FrameSource, spec: ClipSpec, chosen: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Frames as `load_clip` has them before it cuts out the centre, for training to cut elsewhere.
+
+    A frame does not depend on which others are chosen. `centred` cuts as `load_clip` does; in a `motion` region,
+    which `load_clip` scales and cuts in one step, values may differ by rounding.
+
+    Args:
+        source: The clip; read once, only the frames needed.
+        spec: What to do; its sampler is not used.
+        chosen: Indices of frames, int64 [M].
+
+    Returns:
+        uint8 [M, h, w, 3], both sides at least S.
+
+    Raises:
+        InputError: The frames cannot be read, or the region lies outside them.
+    """
+    return _load(source, spec, chosen, _scaled)
+
+
+def centred(frames: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """The central square of frames [..., h, w, 3]: [..., size, size, 3]; offsets are rounded as torchvision does."""
+    top, left = (round((length - size) / 2.0) for length in frames.shape[-3:-1])
+    return frames[..., top : top + size, left : left + size, :]
+
+
+_Resize = Callable[[NDArray[np.uint8], Box | None, ClipSpec], NDArray[np.uint8]]
+
+
+def _load(source: FrameSource, spec: ClipSpec, chosen: NDArray[np.int64], resize: _Resize) -> NDArray[np.uint8]:
+    """Chosen frames with region and channels of a spec, each finished by `resize`."""
     if spec.channels == "rgb" and spec.region != "motion":
         wanted, places = np.unique(chosen, return_inverse=True)
         frames = _cropped(source.read(wanted), spec.region)
-        fixed = np.stack([_fit(frame, None, spec) for frame in frames])
-        return fixed[places]
-    return _load_moving(source, spec, chosen)
+        return np.stack([resize(frame, None, spec) for frame in frames])[places]
+    return _load_moving(source, spec, chosen, resize)
 
 
-def _load_moving(source: FrameSource, spec: ClipSpec, chosen: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """`load_clip` where the clip's background is needed: region or channels are `motion`."""
+def _load_moving(source: FrameSource, spec: ClipSpec, chosen: NDArray[np.int64], resize: _Resize) -> NDArray[np.uint8]:
+    """`_load` where the clip's background is needed: region or channels are `motion`."""
     still = background_indices(source.n_frames)
     earlier = previous_indices(source.times, chosen) if spec.channels == "motion" else chosen
     wanted = np.unique(np.concatenate([chosen, earlier, still]))
     frames = _cropped(source.read(wanted), spec.region)
-    scene = scene_grey(frames)  # [M, h, w]
+    grey = scene_grey(frames)  # [M, h, w]
     at_chosen, at_earlier, at_still = (np.searchsorted(wanted, which) for which in (chosen, earlier, still))
-    background = median_background(scene[at_still])
+    scene = steady_scene(grey, at_still)
     if spec.channels == "motion":
-        pictures = motion_channels(scene[at_chosen], scene[at_earlier], background)
+        pictures = motion_channels(scene.frames[at_chosen], scene.frames[at_earlier], scene.background)
     else:
         pictures = frames[at_chosen]
     if spec.region != "motion":
-        return np.stack([_fit(picture, None, spec) for picture in pictures])
-    boxes = motion_boxes(scene[at_still], background, source.times[still], at=source.times[chosen])
-    height, width = pictures.shape[1:3]
-    boxes *= np.asarray([width, height, width, height]) / np.asarray([*scene.shape[:0:-1]] * 2)
+        if spec.channels == "motion":
+            pictures = scene.cut(pictures, at_chosen, grey.shape[1:])
+        return np.stack([resize(picture, None, spec) for picture in pictures])
+    boxes = motion_boxes(
+        scene.frames[at_still],
+        scene.background,
+        source.times[still],
+        at=source.times[chosen],
+        misplaced=bool(scene.corners.any()),
+    )
+    if spec.channels == "rgb":  # pictures are the frames themselves, boxes lie in the scene
+        boxes[:, :2] -= scene.corners[at_chosen]
+        boxes *= np.asarray([*frames.shape[2:0:-1]] * 2) / np.asarray([*grey.shape[:0:-1]] * 2)
     neutral = spec.channels == "motion"
-    return np.stack([_fit(*_padded(picture, box, neutral), spec) for picture, box in zip(pictures, boxes, strict=True)])
+    padded = (_padded(picture, box, neutral) for picture, box in zip(pictures, boxes, strict=True))
+    return np.stack([resize(picture, box, spec) for picture, box in padded])
 
 
 def previous_indices(times: NDArray[np.float64], chosen: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -178,9 +224,7 @@ def _cropped(frames: NDArray[np.uint8], region: str | tuple[int, int, int, int])
     return frames[:, top:bottom, left:right]
 
 
-def _padded(
-    picture: NDArray[np.uint8], box: NDArray[np.float64], neutral: bool
-) -> tuple[NDArray[np.uint8], tuple[float, float, float, float]]:
+def _padded(picture: NDArray[np.uint8], box: NDArray[np.float64], neutral: bool) -> tuple[NDArray[np.uint8], Box]:
     """Extends a picture [h, w, 3] so that a box (x, y, w, h) fits; returns it with the box inside it.
 
     Edges are repeated; where `neutral`, channels 1 and 2 are differences and get "no difference".
@@ -198,35 +242,42 @@ def _padded(
     return picture, (x + left, y + top, across, down)
 
 
-def _fit(
-    picture: NDArray[np.uint8], box: tuple[float, float, float, float] | None, spec: ClipSpec
-) -> NDArray[np.uint8]:
-    """Scales a box (the whole picture when None) of [H, W, 3] and cuts out the centre: uint8 [S, S, 3].
-
-    Rounding is torchvision's: long side int(short * long / short), crop offset int(round(rest / 2)).
-    """
-    height, width = picture.shape[:2] if box is None else (box[3], box[2])
-    short = spec.short_side or spec.size
-    across, down = short, short
-    if spec.resize == "short" and width < height:
-        down = int(short * height / width)
-    elif spec.resize == "short":
-        across = int(short * width / height)
+def _fit(picture: NDArray[np.uint8], box: Box | None, spec: ClipSpec) -> NDArray[np.uint8]:
+    """Scales a box (the whole picture when None) of [H, W, 3] and cuts out the centre: uint8 [S, S, 3]."""
+    if box is None or not spec.antialias:
+        # Not straight out of a sub-box: Pillow orders its two passes by their sizes, and a pixel would differ.
+        return centred(_scaled(picture, box, spec), spec.size)
+    across, down = _scaled_size(box[2], box[3], spec)
     left, top = round((across - spec.size) / 2.0), round((down - spec.size) / 2.0)
+    x, y = box[0] + left * box[2] / across, box[1] + top * box[3] / down
+    part = (x, y, x + spec.size * box[2] / across, y + spec.size * box[3] / down)
+    kernel = _RESAMPLING[spec.interpolation]
+    return np.asarray(Image.fromarray(picture).resize((spec.size, spec.size), kernel, box=part))
+
+
+def _scaled(picture: NDArray[np.uint8], box: Box | None, spec: ClipSpec) -> NDArray[np.uint8]:
+    """Scales a box (the whole picture when None) of [H, W, 3]: uint8 [h, w, 3]."""
+    height, width = picture.shape[:2] if box is None else (box[3], box[2])
+    size = _scaled_size(width, height, spec)
     if not spec.antialias:
         whole = picture if box is None else _whole_pixels(picture, box)
-        scaled = cv2.resize(whole, (across, down), interpolation=cv2.INTER_LINEAR).astype(np.uint8, copy=False)
-        return scaled[top : top + spec.size, left : left + spec.size]
-    image, kernel = Image.fromarray(picture), _RESAMPLING[spec.interpolation]
-    if box is None:
-        # Not straight out of a sub-box: Pillow orders its two passes by their sizes, and a pixel would differ.
-        return np.asarray(image.resize((across, down), kernel))[top : top + spec.size, left : left + spec.size]
-    x, y = box[0] + left * width / across, box[1] + top * height / down
-    part = (x, y, x + spec.size * width / across, y + spec.size * height / down)
-    return np.asarray(image.resize((spec.size, spec.size), kernel, box=part))
+        return cv2.resize(whole, size, interpolation=cv2.INTER_LINEAR).astype(np.uint8, copy=False)
+    part = None if box is None else (box[0], box[1], box[0] + width, box[1] + height)
+    return np.asarray(Image.fromarray(picture).resize(size, _RESAMPLING[spec.interpolation], box=part))
 
 
-def _whole_pixels(picture: NDArray[np.uint8], box: tuple[float, float, float, float]) -> NDArray[np.uint8]:
+def _scaled_size(width: float, height: float, spec: ClipSpec) -> tuple[int, int]:
+    """Width and height a picture is scaled to; the long side is int(short * long / short) as torchvision has it."""
+    short = spec.short_side or spec.size
+    if spec.resize == "squash":
+        return short, short
+    # A square box of fractional length can round to less than a square: 224 * w / w is 223.99... for one w in ten.
+    if width < height:
+        return short, max(short, int(short * height / width))
+    return max(short, int(short * width / height)), short
+
+
+def _whole_pixels(picture: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
     """The box rounded to whole pixels; OpenCV's plain resize takes no fractional ones."""
     x, y, width, height = (round(value) for value in box)
     return picture[y : y + max(1, height), x : x + max(1, width)]

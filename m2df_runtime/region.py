@@ -24,6 +24,7 @@ _EVERYTHING = 0.6  # share of moving pixels beyond which the camera itself moves
 _NOTHING = 5e-4  # share of moving pixels below which a frame shows no motion
 _HALVED_FROM = 96  # pixels of the short side from which the mask is made at half the resolution
 _TAIL = 0.01  # share of the mask cut off on each of the four sides of its extent
+_LOOSE_TAIL = 0.05  # the same where the camera moved: edges of the background are among it
 _SIDE_PERCENTILE = 90.0
 _OVERHANG = 0.25  # the box may leave the frame by a quarter of its side
 
@@ -78,6 +79,8 @@ def motion_boxes(
     background: NDArray[np.uint8],
     times: NDArray[np.float64],
     at: NDArray[np.float64] | None = None,
+    *,
+    misplaced: bool = False,
 ) -> NDArray[np.float64]:
     """Square boxes around what moves: one side length for the clip, a centre that follows smoothly.
 
@@ -91,6 +94,7 @@ def motion_boxes(
         background: uint8 [h, w], see `median_background`.
         times: Seconds of the M frames, float64 [M].
         at: Seconds at which boxes are wanted, float64 [B]; `times` when None.
+        misplaced: The camera moved, and frames may lie a pixel beside their place in the background.
 
     Returns:
         float64 [B, 4]: x, y, width, height in pixels of `grey`. A box may overhang the frame.
@@ -100,10 +104,10 @@ def motion_boxes(
     if min(height, width) >= _HALVED_FROM:  # the box is padded by a fifth: every second pixel places it well enough
         half = (width // 2, height // 2)
         small = np.stack([cv2.resize(frame, half, interpolation=cv2.INTER_AREA) for frame in (background, *grey)])
-        masks = _masks(small[1:], small[0], blur=3)
+        masks = _masks(small[1:], small[0], blur=3, misplaced=misplaced)
     else:
-        masks = _masks(grey, background, blur=5)
-    extents, shares = _extents(masks)
+        masks = _masks(grey, background, blur=5, misplaced=misplaced)
+    extents, shares = _extents(masks, _LOOSE_TAIL if misplaced else _TAIL)
     extents *= np.asarray([width / masks.shape[2], height / masks.shape[1]] * 2)
     moving = shares >= _NOTHING
     if not moving.any() or float(np.median(shares)) > _EVERYTHING:
@@ -129,16 +133,20 @@ def _boxes(centre: NDArray[np.float64], side: float) -> NDArray[np.float64]:
     return np.hstack([centre - side / 2, np.full((len(centre), 2), side)])
 
 
-def _masks(grey: NDArray[np.uint8], background: NDArray[np.uint8], blur: int) -> NDArray[np.uint8]:
+def _masks(grey: NDArray[np.uint8], background: NDArray[np.uint8], blur: int, misplaced: bool) -> NDArray[np.uint8]:
     """Where each frame differs from the background, speckles removed: uint8 [M, h, w] of 0 and 1."""
     # A change of exposure moves every pixel alike: the median difference is taken out.
     coarse = grey[:, ::8, ::8].astype(np.int16) - background[::8, ::8]
     shifts = np.median(coarse.reshape(len(grey), -1), axis=1).astype(int).tolist()
     differences = np.empty_like(grey)
     for frame, shift, difference in zip(grey, shifts, differences, strict=True):
-        lit = cv2.add(background, np.full_like(background, shift)) if shift > 0 else background
-        lit = cv2.subtract(background, np.full_like(background, -shift)) if shift < 0 else lit
-        cv2.blur(cv2.absdiff(frame, lit), (blur, blur), difference)
+        lit = background
+        if shift > 0:
+            lit = cv2.add(background, np.full_like(background, shift)).astype(np.uint8, copy=False)
+        elif shift < 0:
+            lit = cv2.subtract(background, np.full_like(background, -shift)).astype(np.uint8, copy=False)
+        apart = _beyond_neighbours(frame, lit) if misplaced else cv2.absdiff(frame, lit)
+        cv2.blur(apart, (blur, blur), difference)
     counts = np.cumsum(np.bincount(differences[:, ::4, ::4].ravel()))
     noise = float(np.searchsorted(counts, counts[-1] / 2))  # the median
     threshold = float(np.clip(_NOISE_FACTOR * noise, _THRESHOLD, _HIGHEST_THRESHOLD))
@@ -150,8 +158,19 @@ def _masks(grey: NDArray[np.uint8], background: NDArray[np.uint8], blur: int) ->
     return masks
 
 
-def _extents(masks: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Extent (left, top, right, bottom) [M, 4] and share of moving pixels [M] of each mask [M, h, w]."""
+def _beyond_neighbours(frame: NDArray[np.uint8], background: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """By how much a frame leaves the range that the background has within a pixel: [h, w]."""
+    near = np.ones((3, 3), dtype=np.uint8)
+    above = cv2.subtract(frame, cv2.dilate(background, near))
+    below = cv2.subtract(cv2.erode(background, near), frame)
+    return np.maximum(above, below).astype(np.uint8, copy=False)
+
+
+def _extents(masks: NDArray[np.uint8], tail: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Extent (left, top, right, bottom) [M, 4] and share of moving pixels [M] of each mask [M, h, w].
+
+    `tail` is the share of a mask that its extent leaves out on each side.
+    """
     extents = np.zeros((len(masks), 4))
     shares = np.zeros(len(masks))
     for index, mask in enumerate(masks):
@@ -160,7 +179,7 @@ def _extents(masks: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.
         mass = int(columns[-1])
         shares[index] = mass / mask.size
         if mass:
-            tails = [_TAIL * mass, (1 - _TAIL) * mass]
+            tails = [tail * mass, (1 - tail) * mass]
             left, right = np.searchsorted(columns, tails)
             top, bottom = np.searchsorted(rows, tails)
             extents[index] = left, top, right + 1, bottom + 1

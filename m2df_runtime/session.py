@@ -6,22 +6,30 @@ graphs, which keeps start-up short and memory small.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib.util
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from m2df_runtime.backends import Arrays, Backend, Graph
+from m2df_runtime.backends import Backend, Graph, Tensor, Tensors
+from m2df_runtime.backends.engine_files import EngineUnusable
 from m2df_runtime.backends.onnxruntime import OnnxRuntimeBackend, import_onnxruntime
 from m2df_runtime.bundle import Bundle, GraphName, Precision
-from m2df_runtime.errors import CheckFailed, InputError, first_line
-from m2df_runtime.onnx_file import has_external_data
+from m2df_runtime.errors import CheckFailed, EnvironmentMissing, InputError, M2dfError, first_line
 from m2df_runtime.tokenizer import Tokenizer
 
-BackendName = Literal["auto", "cpu", "cuda"]
+BackendName = Literal["auto", "tensorrt", "cuda", "openvino", "cpu"]
+BACKENDS: tuple[BackendName, ...] = ("auto", "tensorrt", "cuda", "openvino", "cpu")
+ON_CPU = ("cpu", "openvino")
 Float = NDArray[np.float32]
+
+Result = TypeVar("Result")
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,13 +46,13 @@ class Session:
 
     Args:
         bundle: The opened bundle.
-        backend: `auto` takes CUDA where this ONNX Runtime can use it, else the CPU; a backend that is
-            named is used or refused.
+        backend: `auto` takes TensorRT where engines of this bundle fit the GPU, else CUDA where this ONNX
+            Runtime can use it, else ONNX Runtime on the CPU; a backend that is named is used or refused.
         precision: None takes fp16 on a GPU and on a CPU the fastest precision that passed parity.
         threads: Threads per operator on the CPU.
 
     Raises:
-        EnvironmentMissing: The named backend is not on this machine.
+        EnvironmentMissing: The named backend is not on this machine, or has no engine that fits.
         InputError: The bundle lacks the precision.
     """
 
@@ -57,11 +65,32 @@ class Session:
         threads: int | None = None,
     ) -> None:
         self.bundle = bundle
-        self._backend = select_backend(backend, threads)
-        self.precision = precision or default_precision(bundle, self._backend.name)
-        bundle.graph_file("visual", self.precision)
         self._graphs: dict[GraphName, Graph] = {}
         self._tokenizer: Tokenizer | None = None
+        self._backend: Backend
+        if backend == "tensorrt" or (backend == "auto" and importlib.util.find_spec("tensorrt")):
+            try:
+                self._use_tensorrt(precision)
+                return
+            except EnvironmentMissing as error:
+                if backend == "tensorrt":
+                    raise
+                level = logging.WARNING if isinstance(error, EngineUnusable) else logging.DEBUG
+                _log.log(level, "not on TensorRT: %s", error)
+                self._graphs.clear()
+        self._backend = _other_backend(backend, threads)
+        self.precision = precision or default_precision(bundle, self._backend.name)
+        bundle.graph_file("visual", self.precision)
+
+    def _use_tensorrt(self, precision: Precision | None) -> None:
+        """Take TensorRT if all engines fit and the two that every use needs load: the last chance to take another."""
+        from m2df_runtime.backends.tensorrt import TensorRTBackend
+
+        backend = TensorRTBackend()
+        self._backend = backend
+        self.precision = precision or default_precision(self.bundle, backend.name)
+        backend.check(self.bundle, self.precision)
+        self.prepare("visual", "query")
 
     @property
     def backend(self) -> str:
@@ -93,6 +122,17 @@ class Session:
         features = self._run("visual", {"frames": clips.reshape(batch * frames, *clips.shape[2:])})["features"]
         return features.reshape(batch, frames, -1)  # (B, T, D)
 
+    def encode_resident(self, clips: NDArray[np.uint8]) -> Tensor:
+        """Like `encode_clips`, with the features left where the engine computes; for `match`, before the next clips."""
+        batch, frames = clips.shape[:2]
+        inputs = {"frames": clips.reshape(batch * frames, *clips.shape[2:])}
+        features = self._guarded("visual", lambda graph: graph.run_resident(inputs))["features"]
+        return features.reshape(batch, frames, -1)  # (B, T, D)
+
+    def resident(self, array: Float) -> Tensor:
+        """Prompts or prototypes for many calls of `match`, uploaded once; on a CPU the array itself."""
+        return self._backend.resident(array)
+
     def encode_texts(self, texts: Sequence[str]) -> Float:
         """Text embeddings [P, D] of prompts, not L2-normalised."""
         return self._run("text", {"tokens": self.tokenizer.encode(texts)})["embeddings"]
@@ -101,7 +141,7 @@ class Session:
         """Prototypes [V, T, D] of one class from the features [K, T, D] of its clips and its prompt [1, D]."""
         return self._run("support", {"features": features, "prompt": prompt})["prototypes"]
 
-    def match(self, features: Float, prompts: Float, prototypes: Float) -> QueryScores:
+    def match(self, features: Tensor, prompts: Tensor, prototypes: Tensor) -> QueryScores:
         """Match queries [Q, T, D] against C classes: prompts [C, D], prototypes [C, V, T, D]."""
         out = self._run("query", {"features": features, "prompts": prompts, "prototypes": prototypes})
         return QueryScores(out["logits"], out["distances"], out["selected"])
@@ -110,37 +150,44 @@ class Session:
         """Load graphs ahead of their first use, so that loading is not measured as inference."""
         for name in graphs:
             if name not in self._graphs:
-                info = self.bundle.graph_file(name, self.precision)
-                model, label = self.bundle.file(info), f"{self.bundle.path}: {info.path}"
-                if has_external_data(model):
-                    raise InputError(f"{label} keeps data outside the file, where no hash covers it")
-                self._graphs[name] = self._backend.load(model, label)
+                self._graphs[name] = self._backend.open(self.bundle, name, self.precision)
 
-    def _run(self, name: GraphName, inputs: Arrays) -> dict[str, Float]:
+    def _run(self, name: GraphName, inputs: Tensors) -> dict[str, Float]:
         """Run a graph.
 
         Raises:
             InputError: The engine fails on it, for example because the manifest describes another graph.
             CheckFailed: It gives numbers that are not finite.
         """
-        self.prepare(name)
-        where = f"{self.bundle.path}: the {self.precision} {name} graph"
-        try:
-            outputs = self._graphs[name].run(inputs)
-        except MemoryError:
-            raise
-        except Exception as error:  # engines' exceptions share no public base class
-            raise InputError(f"{where} does not run: {first_line(error)}", "export the bundle again") from error
+        outputs = self._guarded(name, lambda graph: graph.run(inputs))
         if not all(np.isfinite(output).all() for output in outputs.values()):
-            raise CheckFailed(f"{where} gives numbers that are not finite", "try --precision fp32, or export it again")
+            raise CheckFailed(
+                f"{self._where(name)} gives numbers that are not finite", "try --precision fp32, or export it again"
+            )
         return outputs
 
+    def _guarded(self, name: GraphName, run: Callable[[Graph], dict[str, Result]]) -> dict[str, Result]:
+        self.prepare(name)
+        try:
+            return run(self._graphs[name])
+        except (MemoryError, M2dfError):
+            raise
+        except Exception as error:  # engines' exceptions share no public base class
+            problem = f"{self._where(name)} does not run: {first_line(error)}"
+            raise InputError(problem, "export the bundle again") from error
 
-def select_backend(name: BackendName, threads: int | None = None) -> Backend:
-    """The backend of that name; `auto` is CUDA where a session really gets it, else the CPU."""
-    if name == "auto":
-        return OnnxRuntimeBackend("cuda", threads) if _cuda_usable() else OnnxRuntimeBackend("cpu", threads)
-    return OnnxRuntimeBackend(name, threads)
+    def _where(self, name: GraphName) -> str:
+        return f"{self.bundle.path}: the {self.precision} {name} graph"
+
+
+def _other_backend(name: BackendName, threads: int | None) -> Backend:
+    """OpenVINO, or ONNX Runtime on the device of that name; `auto` is CUDA where a session gets it, else the CPU."""
+    if name == "openvino":
+        from m2df_runtime.backends.openvino import OpenVINOBackend
+
+        return OpenVINOBackend(threads)
+    device: Literal["cpu", "cuda"] = "cuda" if name == "cuda" or (name == "auto" and _cuda_usable()) else "cpu"
+    return OnnxRuntimeBackend(device, threads)
 
 
 def _cuda_usable() -> bool:
@@ -154,13 +201,22 @@ def _cuda_usable() -> bool:
     return True
 
 
-def probe_backend(name: Literal["cpu", "cuda"]) -> str:
-    """Run the smallest possible graph on a backend and return the backend's description.
+def probe_backend(name: Literal["tensorrt", "cuda", "openvino", "cpu"]) -> str:
+    """Try a backend and return its description: it runs the smallest possible graph, TensorRT only starts up.
 
     Raises:
         EnvironmentMissing: The backend cannot be used on this machine.
     """
-    backend = OnnxRuntimeBackend(name)
+    if name == "tensorrt":
+        from m2df_runtime.backends.tensorrt import TensorRTBackend
+
+        return TensorRTBackend().description
+    if name == "openvino":
+        from m2df_runtime.backends.openvino import OpenVINOBackend
+
+        backend: OnnxRuntimeBackend | OpenVINOBackend = OpenVINOBackend()
+    else:
+        backend = OnnxRuntimeBackend(name)
     backend.load(_IDENTITY_GRAPH, "probe").run({"x": np.ones(1, np.float32)})
     return backend.description
 
@@ -173,9 +229,15 @@ _IDENTITY_GRAPH = bytes.fromhex(
 
 
 def default_precision(bundle: Bundle, backend: str) -> Precision:
-    """fp16 on a GPU, on a CPU the fastest, of those that passed parity; else the best reference."""
+    """fp16 on a GPU, the fastest in ONNX Runtime on a CPU, of those that passed parity; else the best reference.
+
+    OpenVINO takes the best reference that passed: it computes in fp32 whatever a file holds, and multiplies the int8
+    graphs, which are made for ONNX Runtime, no faster.
+    """
     manifest = bundle.manifest
     passed = [p for p in manifest.precisions if p in manifest.parity and manifest.parity[p].passed]
+    if backend == "openvino":
+        return passed[0] if passed else manifest.precisions[0]
     if backend != "cpu":
         return "fp16" if "fp16" in passed else manifest.precisions[0]
     timed = {p: ms for p in passed if (ms := manifest.parity[p].cpu_ms) is not None}

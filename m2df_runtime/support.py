@@ -30,6 +30,18 @@ class Stamp:
     mtime_ns: int
 
 
+def clip_stamp(path: Path) -> Stamp:
+    """The stamp of a video file, animated picture or frame folder.
+
+    Raises:
+        OSError: It is not there, or a folder that may not be listed.
+    """
+    frames = folder_images(path) if path.is_dir() else []
+    own, stats = path.stat(), [frame.stat() for frame in frames]
+    size = sum(s.st_size for s in stats) if frames else own.st_size
+    return Stamp(size, max(s.st_mtime_ns for s in (own, *stats)))
+
+
 @dataclass(frozen=True)
 class SupportClip:
     """One clip of a class.
@@ -88,7 +100,7 @@ def read_support(path: Path) -> SupportFolder:
         clips = []
         for clip in listing.clips:
             try:
-                clips.append(_clip(clip, folder.name))
+                clips.append(SupportClip(clip, f"{folder.name}/{clip.name}", clip_stamp(clip)))
             except OSError as error:  # a dangling link, or a frame folder that may not be listed
                 warnings.append(f"{clip}: {error.strerror}; not used")
         if clips:
@@ -131,11 +143,3 @@ def _frames_note(folders: list[Path]) -> str:
 def _named(names: list[str]) -> str:
     shown = ", ".join(Path(name).name for name in names[:MAX_NAMED])
     return shown if len(names) <= MAX_NAMED else f"{shown} and {len(names) - MAX_NAMED} more"
-
-
-def _clip(path: Path, label: str) -> SupportClip:
-    frames = folder_images(path) if path.is_dir() else []
-    own, stats = path.stat(), [frame.stat() for frame in frames]
-    size = sum(s.st_size for s in stats) if frames else own.st_size
-    stamp = Stamp(size, max(s.st_mtime_ns for s in (own, *stats)))
-    return SupportClip(path, f"{label}/{path.name}", stamp)

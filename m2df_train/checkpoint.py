@@ -25,7 +25,7 @@ from m2df_train.model.heads import Head, HeadName, build_head
 
 HEADER_KEY = "m2df"
 RUNS = Path("runs")
-BEST = "best.safetensors"
+BEST, LAST = "best.safetensors", "last.safetensors"
 
 
 class _Header(BaseModel):

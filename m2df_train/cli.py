@@ -1,7 +1,9 @@
-"""`m2df-train`: trains a recipe; bare, the demo recipe on generated actions."""
+"""`m2df-train`: trains a recipe on your clips, on a benchmark or, bare, the demo recipe on generated actions."""
 
 from __future__ import annotations
 
+import json
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,28 +11,31 @@ from typing import TYPE_CHECKING
 import click
 
 from m2df_runtime.console import M2dfGroup, emit_json, main_entry
+from m2df_train.data.benchmarks import BENCHMARKS
 from m2df_train.import_cli import import_command
 from m2df_train.prepare_cli import prepare_command
 
 if TYPE_CHECKING:
-    from m2df_train.evaluate import Accuracy
     from m2df_train.recipe import Recipe
-    from m2df_train.trainer import Result
 
 EPILOG = """\b
 Examples:
   m2df-train                                     the demo recipe, on a CPU, to runs/<time>-demo/
-  m2df-train --recipe demo-bundle --out runs/x   a recipe that ships with m2df
-  m2df-train --recipe mine.yaml --seed 3         your own recipe
-  m2df-train --recipe mine.yaml --out runs/x --resume
-  m2df-train --set head.options.otam.lambda=0.1 --set episodic.way=10
+  m2df-train --data clips/                       your own classes: one folder of clips for each
+  m2df-train --recipe hmdb51/m2df-vitb16-1shot --data hmdb51_org --split-files splits/hmdb_ARN
+  m2df-train --recipe mine.yaml --seed 3 --set head.options.otam.lambda=0.1 --set train.way=10
+  m2df-train --recipe runs/x/recipe.yaml --out runs/x --resume
+  torchrun --nproc_per_node 4 -m m2df_train.cli --recipe mine.yaml    on four GPUs
   m2df-train import fully_trained.pt --dataset hmdb51   a checkpoint of CLIP-MDMF or CLIP-FSAR
   m2df-train prepare --dataset hmdb51 --root hmdb51_org   is a download complete?
 """
 
 
 @click.group(cls=M2dfGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--recipe", default="demo", show_default=True, help="Name of a shipped recipe, or a YAML file.")
+@click.option("--recipe", help="Name of a shipped recipe, or a YAML file.  [default: demo; custom with --data]")
+@click.option("--data", type=click.Path(path_type=Path), help="Folder of class folders, or a download of --dataset.")
+@click.option("--dataset", type=click.Choice(BENCHMARKS), help="Benchmark that --data is a download of.")
+@click.option("--split-files", type=click.Path(path_type=Path), help="Folder of the lists of videos of its splits.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory.  [default: runs/<time>-<recipe>]")
 @click.option("--seed", type=click.IntRange(min=0), help="Replaces the recipe's seed.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="One option over the recipe's; repeatable.")
@@ -39,37 +44,58 @@ Examples:
 @click.pass_context
 def cli(
     context: click.Context,
-    recipe: str,
+    recipe: str | None,
+    data: Path | None,
+    dataset: str | None,
+    split_files: Path | None,
     out: Path | None,
     seed: int | None,
     settings: tuple[str, ...],
     resume: bool,
     as_json: bool,
 ) -> None:
-    """Train a few-shot head, and the small CLIP under it, on episodes.
+    """Train a few-shot head on episodes, and the image tower under it as the recipe says.
 
-    Prints episode accuracy with its 95 % confidence interval on actions that were in no training,
-    beside the training-free head and chance.
+    Prints episode accuracy with its 95 % confidence interval on classes that were in no training,
+    beside the training-free head and chance. Ctrl-C stops at a point from which --resume goes on.
     """
     if context.invoked_subcommand is not None:
         return
     from m2df_train.progress import StageProgress
     from m2df_train.recipe import load_recipe
-    from m2df_train.trainer import measured, train
+    from m2df_train.training.processes import Processes
+    from m2df_train.training.run_report import lines, measured
+    from m2df_train.training.trainer import train
 
-    resolved = load_recipe(recipe, settings)
+    over = _settings(data, dataset, split_files)
+    resolved = load_recipe(recipe or ("custom" if data else "demo"), (*over, *settings))
     if seed is not None:
         resolved = resolved.model_copy(update={"seed": seed})
-    folder = _run_folder(resolved, out, resume)
-    result = train(resolved, folder, StageProgress())
+    processes = Processes(resolved.train.precision)
+    folder = processes.same(_run_folder(resolved, out, resume) if processes.is_main else Path())
+    result = train(resolved, folder, StageProgress(), processes)
+    processes.close()
+    if result is None:
+        return
     if as_json:
-        emit_json({"checkpoint": str(result.checkpoint), "seconds": round(result.seconds, 1), **measured(result)})
+        found = {"checkpoint": str(result.checkpoint), "seconds": round(result.seconds, 1)}
+        emit_json({**found, **measured(result.splits)})
     else:
-        _print(result)
+        click.echo("\n".join(lines(result)))
 
 
 cli.add_command(import_command)
 cli.add_command(prepare_command)
+
+
+def _settings(data: Path | None, dataset: str | None, split_files: Path | None) -> list[str]:
+    """The data options as settings. Paths become absolute, so that a run can be resumed from anywhere."""
+    values = {
+        "data.root": data and str(data.absolute()),
+        "data.dataset": dataset,
+        "data.split_files": split_files and str(split_files.absolute()),
+    }
+    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items() if value is not None]
 
 
 def _run_folder(recipe: Recipe, out: Path | None, resume: bool) -> Path:
@@ -77,11 +103,12 @@ def _run_folder(recipe: Recipe, out: Path | None, resume: bool) -> Path:
     from m2df_train.checkpoint import RUNS
     from m2df_train.recipe import load_recipe
 
-    name = recipe.name
+    name = recipe.name.replace("/", "-")
     if resume:
-        runs = [out] if out else sorted(RUNS.glob(f"*-{name}"), key=lambda p: p.stat().st_mtime)
+        begun_runs = (p for p in RUNS.glob("*") if re.fullmatch(r"\d{8}-\d{6}-" + re.escape(name), p.name))
+        runs = [out] if out else sorted(begun_runs, key=lambda p: p.stat().st_mtime)
         if not runs or not (runs[-1] / "recipe.yaml").is_file():
-            raise InputError(f"{out or RUNS}: no run of recipe {name} to resume", "leave out --resume to start one")
+            raise InputError(f"{out or RUNS}: no run of recipe {recipe.name} to resume", "leave out --resume")
         begun = runs[-1] / "recipe.yaml"
         if load_recipe(str(begun)) != recipe:
             raise InputError(
@@ -92,20 +119,6 @@ def _run_folder(recipe: Recipe, out: Path | None, resume: bool) -> Path:
     if (folder / "recipe.yaml").exists():
         raise InputError(f"{folder}: holds a run already", "add --resume to go on with it, or name another --out")
     return folder
-
-
-def _print(result: Result) -> None:
-    click.echo("accuracy on unseen generated actions")
-    for trained, free in zip(result.trained, result.training_free, strict=True):
-        click.echo(
-            f"  {trained.way}-way {trained.shot}-shot   {_percent(trained)}"
-            f"   training-free {_percent(free)}   chance {100 * result.chance:.1f} %"
-        )
-    click.echo(f"checkpoint: {result.checkpoint}   ({result.seconds / 60:.1f} min)")
-
-
-def _percent(value: Accuracy) -> str:
-    return f"{value.accuracy:.1f} ± {value.ci95:.1f} %"
 
 
 def main() -> None:

@@ -1,9 +1,8 @@
-"""`m2df-eval`: episode accuracy of a checkpoint or a bundle, any backend."""
+"""`m2df-eval`: episode accuracy of a checkpoint or a bundle, or of two on the same episodes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,40 +10,29 @@ import click
 
 from m2df_runtime import __version__
 from m2df_runtime.console import M2dfGroup, emit_json, main_entry, progress
-from m2df_train.data.benchmarks import BENCHMARKS, SPLITS, BenchmarkName, Split, benchmark
+from m2df_train.data.benchmarks import BENCHMARKS, BenchmarkName
 
 if TYPE_CHECKING:
-    from m2df_runtime.labels import LabelRules
-    from m2df_runtime.preprocess import ClipSpec
-    from m2df_train.data.clips import LabelledClip
-    from m2df_train.evaluate import Accuracy, Features, Scorer
+    from m2df_train.data.feature_cache import FeatureCache
+    from m2df_train.evaluation.clips import EpisodeOptions, SplitClips
+    from m2df_train.evaluation.episode_run import Answers
+    from m2df_train.evaluation.subject import Encoded, Subject
+    from m2df_train.evaluation.tables import Measured
 
 EXAMPLES = """
 \b
 Examples:
   m2df-eval
-  m2df-eval --data clips/ --shot 1,5
+  m2df-eval --data clips/ --shot 1,5 --confusion
   m2df-eval --checkpoint runs/mine --data clips/ --labels labels.csv
   m2df-eval --data clips/ --groups 'person([0-9]+)_' --json
+  m2df-eval --compare bundles/old bundles/new --data clips/
+  m2df-eval --checkpoint runs/mine --shot 1,5 --report report.html
+  m2df-eval --checkpoint runs/mine --split validation,test
   m2df-eval --dataset ucf101 --data UCF-101 --split-files CLIP-MDMF/splits/ucf_ARN
 """
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is evaluated.
-
-    `encoder` and `episodes` are the same model; on a CPU the second runs one thread per call, because
-    its graphs are small and episodes run beside each other.
-    """
-
-    encoder: Scorer
-    episodes: Scorer
-    workers: int
-    spec: ClipSpec
-    rules: LabelRules
-    backend: str
-    precision: str
+ENGINES = ("auto", "tensorrt", "cuda", "openvino", "cpu")
+CACHE_BYTES = 10 << 30
 
 
 def _comma_list(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:
@@ -67,6 +55,16 @@ def _shots(_ctx: click.Context, _parameter: click.Parameter, value: Sequence[str
     return shots
 
 
+def _splits(_ctx: click.Context, _parameter: click.Parameter, value: Sequence[str]) -> tuple[str, ...]:
+    from m2df_train.evaluation.clips import SPLIT_NAMES
+
+    names = tuple(dict.fromkeys(part.strip() for text in value for part in text.split(",")))
+    unknown = [name for name in names if name not in SPLIT_NAMES]
+    if unknown:
+        raise click.BadParameter(f"{unknown[0]!r} is not one of {', '.join(SPLIT_NAMES)}")
+    return names
+
+
 @click.command(
     "m2df-eval",
     cls=M2dfGroup,
@@ -78,31 +76,55 @@ def _shots(_ctx: click.Context, _parameter: click.Parameter, value: Sequence[str
     "--bundle", type=click.Path(path_type=Path), help="Bundle directory or zip [newest, else the shipped one]."
 )
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Checkpoint or run directory, run in PyTorch.")
+@click.option(
+    "--compare", nargs=2, type=click.Path(path_type=Path), metavar="A B", help="Two of either, on the same episodes."
+)
 @click.option("--data", type=click.Path(path_type=Path), help="Folder of class folders [generated test actions].")
 @click.option("--dataset", type=click.Choice(BENCHMARKS), help="Benchmark that --data is a download of.")
-@click.option("--split", type=click.Choice(SPLITS), help="Its split.  [default: test]")
+@click.option(
+    "--split",
+    "splits",
+    multiple=True,
+    callback=_splits,
+    help="Of a benchmark [test] or of a run: train, validation, test; several: validation,test.",
+)
 @click.option("--split-files", type=click.Path(path_type=Path), help="Folder of the lists of videos of its splits.")
 @click.option("--way", type=click.IntRange(2), default=5, help="Classes per episode.")
-@click.option("--shot", multiple=True, default=("1",), callback=_shots, help="Support clips per class; several: 1,5.")
+@click.option(
+    "--shot", "shots", multiple=True, default=("1",), callback=_shots, help="Support clips per class; several: 1,5."
+)
 @click.option("--query", type=click.IntRange(1), default=1, help="Query clips per class and episode.")
 @click.option("--episodes", type=click.IntRange(1), default=10_000, help="Number of episodes.")
 @click.option("--seed", type=click.IntRange(0), default=0, help="Seed of the episodes.")
 @click.option("--classes", callback=_comma_list, help="Only these classes, separated by commas.")
 @click.option("--labels", type=click.Path(path_type=Path), help="CSV with columns class,text.")
 @click.option("--groups", metavar="REGEX", help="First capture group in a clip's name: never both support and query.")
-@click.option("--backend", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Inference engine.")
+@click.option("--backend", type=click.Choice(ENGINES), default="auto", help="Inference engine of a bundle.")
 @click.option("--precision", type=click.Choice(["fp32", "fp16", "int8"]), help="[fastest that passed its parity check]")
+@click.option("--cache", type=click.Path(path_type=Path), help="Folder that keeps features [in the user's cache].")
+@click.option("--no-cache", is_flag=True, help="Encode everything anew and keep nothing.")
 @click.option("--per-class", is_flag=True, help="Print the accuracy of every class too.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per shot value.")
+@click.option("--confusion", is_flag=True, help="Print which classes were taken for which.")
+@click.option(
+    "--report", type=click.Path(path_type=Path), metavar="FILE", help="Write an HTML page that looks into the model."
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per split and shot value, with everything.")
 @click.version_option(__version__, prog_name="m2df-eval")
 def cli(**options: Any) -> None:  # noqa: ANN401 - click passes every option by name
     """Measure episode accuracy with its 95 % confidence interval, without PyTorch for a bundle."""
-    if options["bundle"] and options["checkpoint"]:
-        raise click.UsageError("--bundle and --checkpoint exclude each other")
+    named = [name for name in ("bundle", "checkpoint", "compare") if options[name]]
+    if len(named) > 1:
+        raise click.UsageError(f"{' and '.join(f'--{name}' for name in named)} exclude each other")
     if options["dataset"] and not options["data"]:
         raise click.UsageError("--dataset needs --data, the folder of its videos")
-    if not options["dataset"] and (options["split"] or options["split_files"]):
-        raise click.UsageError("--split and --split-files need --dataset")
+    if options["split_files"] and not options["dataset"]:
+        raise click.UsageError("--split-files needs --dataset")
+    if options["splits"] and not (options["dataset"] or options["checkpoint"]):
+        raise click.UsageError("--split needs --dataset, or the --checkpoint of a training run")
+    if options["report"] and len(options["splits"]) > 1:
+        raise click.UsageError("--report is about one split: name one with --split")
+    if options["cache"] and options["no_cache"]:
+        raise click.UsageError("--cache and --no-cache exclude each other")
     run(**options)
 
 
@@ -110,180 +132,140 @@ def run(
     *,
     bundle: Path | None,
     checkpoint: Path | None,
+    compare: tuple[Path, Path] | None,
     data: Path | None,
     dataset: BenchmarkName | None,
-    split: Split | None,
+    splits: Sequence[str],
     split_files: Path | None,
     way: int,
-    shot: Sequence[int],
+    shots: tuple[int, ...],
     query: int,
     episodes: int,
     seed: int,
     classes: Sequence[str] | None,
     labels: Path | None,
     groups: str | None,
-    backend: str,
-    precision: str | None,
+    backend: Any,  # noqa: ANN401 - click checked the choices
+    precision: Any,  # noqa: ANN401
+    cache: Path | None,
+    no_cache: bool,
     per_class: bool,
+    confusion: bool,
+    report: Path | None,
     as_json: bool,
 ) -> None:
-    """Encode the clips once, then print one result per number of shots."""
-    from m2df_train.data.clips import clip_groups
-    from m2df_train.evaluate import encode, episode_accuracy
-
-    texts = _read_texts(labels)
-    clips = _benchmark_clips(data, dataset, split, split_files, classes) if data and dataset else _clips(data, classes)
-
-    def groups_of(names: Sequence[str]) -> list[str] | None:
-        return None if groups is None else clip_groups(names, groups)
-
-    sides = groups_of([clip.name for clip in clips])
-    for count in shot:  # refuse impossible episodes before minutes of encoding
-        _check_episodes([clip.label for clip in clips], sides, way=way, shot=count, query=query)
-    subject = (
-        _checkpoint_subject(checkpoint, backend, precision, texts)
-        if checkpoint
-        else _bundle_subject(bundle, backend, precision, texts)
-    )
-    if dataset:
-        subject = replace(subject, rules=over_benchmark_texts(subject.rules, dataset))
-    with progress("encoding", len(clips)) as advance:
-        features = encode(subject.encoder, clips, subject.spec, workers=_cores(), advance=advance)
-    prompts = subject.encoder.encode_texts([subject.rules.prompt(name) for name in dict.fromkeys(features.labels)])
-    for count in shot:
-        with progress(f"{way}-way {count}-shot", episodes) as advance:
-            result = episode_accuracy(
-                subject.episodes,
-                features.values,
-                features.labels,
-                prompts,
-                way=way,
-                shot=count,
-                query=query,
-                episodes=episodes,
-                seed=seed,
-                groups=groups_of(features.names),
-                workers=subject.workers,
-                advance=advance,
-            )
-        if as_json:
-            emit_json(_record(subject, features, result))
-        else:
-            _print(result, subject, features, per_class)
-
-
-def _check_episodes(labels: Sequence[str], groups: Sequence[str] | None, *, way: int, shot: int, query: int) -> None:
-    from m2df_train.data.episodes import EpisodeSampler
-
-    sampler = EpisodeSampler(labels, groups=groups, way=way, shot=shot, query=query)
-    if sampler.excluded:
-        names = ", ".join(f"{name} ({count})" for name, count in sampler.excluded.items())
-        _warn(f"{shot}-shot: classes with too few clips are not drawn: {names}")
-
-
-def _clips(data: Path | None, classes: Sequence[str] | None) -> list[LabelledClip]:
-    from m2df_train.data.clips import folder_clips, generated_clips
-
-    if data is None:
-        return generated_clips(classes=classes)
-    clips, warnings = folder_clips(data, classes)
-    for warning in warnings:
-        _warn(warning)
-    return clips
-
-
-def _benchmark_clips(
-    root: Path,
-    dataset: BenchmarkName,
-    split: Split | None,
-    split_files: Path | None,
-    classes: Sequence[str] | None,
-) -> list[LabelledClip]:
-    from m2df_train.data.datasets import find_clips
-
-    with progress(f"listing {root}"):
-        return find_clips(root, dataset, split or "test", split_files, classes)
-
-
-def over_benchmark_texts(rules: LabelRules, dataset: BenchmarkName) -> LabelRules:
-    """The model's own texts and the user's stay: an imported checkpoint has the spelling it was trained with."""
-    return replace(rules, texts={**benchmark(dataset).texts(), **rules.texts})
-
-
-def _read_texts(labels: Path | None) -> dict[str, str]:
+    """Encode the clips of every split once, then report on every number of shots."""
     from m2df_runtime.labels import read_labels
+    from m2df_train.evaluation.clips import EpisodeOptions, benchmark_sets, folder_sets, run_sets
+    from m2df_train.evaluation.subject import encode_for_all
 
-    return {} if labels is None else read_labels(labels)
+    if report:
+        from m2df_train.report.check import check_report
 
+        check_report(report)
+    options = EpisodeOptions(way, shots, query, episodes, seed, groups)
+    texts = {} if labels is None else read_labels(labels)
+    if data and dataset:
+        sets = benchmark_sets(data, dataset, splits or ("test",), split_files, classes)
+    elif checkpoint and splits:
+        sets = run_sets(checkpoint, data, splits, classes)
+    else:
+        sets = folder_sets(data, classes)
+    for chosen in sets:
+        options.check([clip.label for clip in chosen.clips], [clip.name for clip in chosen.clips])
+    subjects = _subjects(bundle, checkpoint, compare, backend, precision, texts)
+    features = _cache(cache, no_cache)
+    for chosen in sets:
+        encoded = encode_for_all(subjects, chosen.clips, chosen.texts, features)
+        answers = []
+        for shot in shots:
+            results = [_measure(item, chosen, options, shot) for item in encoded]
+            _report(results, as_json=as_json, per_class=per_class, confusion=confusion)
+            answers.append([found for _, found in results])
+        if report:
+            from m2df_train.report.page import report_on
 
-def _bundle_subject(path: Path | None, backend: Any, precision: Any, texts: dict[str, str]) -> Subject:  # noqa: ANN401
-    from m2df_runtime.bundle import Bundle, newest_bundle
-    from m2df_runtime.labels import LabelRules
-    from m2df_runtime.session import Session
-
-    bundle = Bundle.open(path or newest_bundle())
-    encoder = Session(bundle, backend=backend, precision=precision)
-    on_cpu = encoder.backend == "cpu"
-    episodes = Session(bundle, backend="cpu", precision=encoder.precision, threads=1) if on_cpu else encoder
-    episodes.prepare("support", "query")  # once, before several threads would do it at the same time
-    text = bundle.manifest.text
-    rules = LabelRules(text.prompt, {**text.labels, **texts})
-    return Subject(
-        encoder, episodes, _cores() if on_cpu else 1, bundle.manifest.clip, rules, encoder.backend, encoder.precision
-    )
-
-
-def _checkpoint_subject(path: Path, backend: Any, precision: str | None, texts: dict[str, str]) -> Subject:  # noqa: ANN401
-    if precision not in (None, "fp32"):
-        raise click.UsageError(f"a checkpoint runs in fp32; export it to measure {precision}")
-    from m2df_runtime.labels import LabelRules
-    from m2df_train.checkpoint import load_checkpoint
-    from m2df_train.torch_scorer import CheckpointScorer
-
-    checkpoint = load_checkpoint(path)
-    scorer = CheckpointScorer(checkpoint, backend)
-    rules = LabelRules(checkpoint.prompt, {**checkpoint.labels, **texts})
-    # PyTorch's own threads already share the cores; several callers would only get in each other's way.
-    return Subject(scorer, scorer, 1, checkpoint.clip, rules, scorer.backend, scorer.precision)
-
-
-def _record(subject: Subject, features: Features, result: Accuracy) -> dict[str, object]:
-    return {
-        "accuracy": result.accuracy,
-        "ci95": result.ci95,
-        "per_class": result.per_class,
-        "way": result.way,
-        "shot": result.shot,
-        "episodes": result.episodes,
-        "backend": subject.backend,
-        "precision": subject.precision,
-        "encode_seconds": features.seconds,
-        "episode_seconds": result.seconds,
-    }
+            report_on(report, dataset or data, chosen, options, encoded, answers)
+            if not as_json:
+                click.echo(f"report: {report}")
 
 
-def _print(result: Accuracy, subject: Subject, features: Features, per_class: bool) -> None:
-    click.echo(
-        f"{result.way}-way {result.shot}-shot, {result.episodes} episodes: {result.accuracy:.2f} ± {result.ci95:.2f} %"
-        f"  ({subject.backend} {subject.precision}, {len(features.labels)} clips encoded in {features.seconds:.1f} s,"
-        f" episodes {result.seconds:.1f} s)"
-    )
-    if per_class:
-        width = max(map(len, result.per_class))
-        for name, value in sorted(result.per_class.items(), key=lambda item: -item[1]):
-            click.echo(f"  {name:{width}}  {value:6.2f} %")
+def _cache(folder: Path | None, unused: bool) -> FeatureCache:
+    """The cache of features that training uses too."""
+    from m2df_runtime.files import cache_dir
+    from m2df_train.data.feature_cache import FeatureCache
+
+    return FeatureCache(None, 0) if unused else FeatureCache(folder or cache_dir() / "features", CACHE_BYTES)
 
 
-def _warn(message: str) -> None:
-    import logging
+def _subjects(
+    bundle: Path | None,
+    checkpoint: Path | None,
+    compare: tuple[Path, Path] | None,
+    backend: Any,  # noqa: ANN401
+    precision: Any,  # noqa: ANN401
+    texts: dict[str, str],
+) -> list[Subject]:
+    """Open what is evaluated: one model, or the two that are compared."""
+    from m2df_train.evaluation.subject import is_bundle, open_bundle, open_checkpoint
 
-    logging.getLogger(__name__).warning(message)
+    kinds = {path: is_bundle(path) for path in compare or ()}
+    if checkpoint:
+        kinds = {checkpoint: False}
+    if kinds and not any(kinds.values()):
+        wanted = "tensorrt" if backend == "tensorrt" else precision
+        if wanted not in (None, "fp32"):
+            raise click.UsageError(f"a checkpoint runs in PyTorch and fp32; export it to measure {wanted}")
+    if not kinds:
+        return [open_bundle(bundle, backend, precision, texts)]
+    return [
+        open_bundle(path, backend, precision, texts) if kinds[path] else open_checkpoint(path, backend, texts)
+        for path in compare or kinds
+    ]
 
 
-def _cores() -> int:
-    import os
+def _measure(encoded: Encoded, clips: SplitClips, options: EpisodeOptions, shot: int) -> tuple[Measured, Answers]:
+    from m2df_train.evaluation.episode_run import episode_answers
+    from m2df_train.evaluation.evaluate import summary
+    from m2df_train.evaluation.tables import Measured
 
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    features = encoded.features
+    with progress(f"{encoded.subject.path.name}, {options.way}-way {shot}-shot", options.episodes) as advance:
+        answers = episode_answers(
+            encoded.subject.scorer,
+            features.values,
+            features.labels,
+            encoded.prompts,
+            way=options.way,
+            shot=shot,
+            query=options.query,
+            episodes=options.episodes,
+            seed=options.seed,
+            groups=options.groups_of(features.names),
+            advance=advance,
+        )
+    return Measured(clips.split, encoded, summary(answers), answers.excluded, options), answers
+
+
+def _report(results: Sequence[tuple[Measured, Answers]], *, as_json: bool, per_class: bool, confusion: bool) -> None:
+    """Print one result, or two with what lies between them."""
+    from m2df_train.evaluation.compare import compare
+    from m2df_train.evaluation.tables import comparison_lines, comparison_record, lines, record
+
+    (first, answers), *others = results
+    if others:
+        second, other_answers = others[0]
+        found = compare(answers, other_answers, first.encoded.features.names, seed=first.options.seed)
+        as_record = comparison_record(first, second, found)
+        as_lines = comparison_lines(first, second, found, confusion=confusion)
+    else:
+        as_record = record(first)
+        as_lines = lines(first, per_class=per_class, confusion=confusion)
+    if as_json:
+        emit_json(as_record)
+    else:
+        for line in as_lines:
+            click.echo(line)
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,7 +14,7 @@ from m2df_train.data.benchmarks import BENCHMARKS
 
 if TYPE_CHECKING:
     from m2df_train.checkpoint import Checkpoint
-    from m2df_train.importing import ImportReport
+    from m2df_train.importing.importer import ImportReport
 
 # Literals, because the module that defines them is too heavy for --help.
 PRESETS = ("official-m2df", "official-fsar")
@@ -62,7 +62,7 @@ def import_command(
     folder = _folder(out, dataset)
     with progress("loading PyTorch", 3) as advance:
         from m2df_train.checkpoint import BEST, save_checkpoint
-        from m2df_train.importing import ImportRequest, import_official
+        from m2df_train.importing.importer import ImportRequest, import_official
 
         advance(1)
         checkpoint, report = import_official(
@@ -122,7 +122,7 @@ def _summary(path: Path, checkpoint: Checkpoint, report: ImportReport) -> str:
         *_listed("missing and not needed", report.missing),
         f"pixels: {clip.resize} {clip.short_side} {clip.interpolation}{'' if clip.antialias else ', no antialias'}, "
         f"crop {clip.size}, mean {_triple(clip.mean)}, std {_triple(clip.std)}",
-        f"frames: {clip.frames}, {clip.sampler}" + _random_note(clip.sampler, str(training["sampler_eval"])),
+        f"frames: {clip.frames}, {clip.sampler}{_random_note(clip.sampler, training)}",
         f"matching: OTAM {'in both directions' if otam.bidirectional else 'in one direction'}, lambda {otam.lam:g}",
         f"labels: {classes} classes of {training['dataset']}, prompt {checkpoint.prompt!r}",
         f"every key: {path.parent / REPORT}",
@@ -135,8 +135,8 @@ def _listed(title: str, keys: list[str]) -> list[str]:
     return [f"{title}: {len(keys)}", *(f"  {key}" for key in keys)] if keys else []
 
 
-def _random_note(sampler: str, official: str) -> str:
-    drawn = (sampler, official) == ("segment_center", "segment")
+def _random_note(sampler: str, training: dict[str, Any]) -> str:
+    drawn = sampler == "segment_center" and training["random_test_frames"]
     return " (the repository draws one at random of each segment)" if drawn else ""
 
 

@@ -67,20 +67,41 @@ def _apply(data: dict[str, Any], setting: str) -> str | None:
     return None
 
 
-def nested_problems(error: ValidationError, where: str) -> PydanticCustomError:
-    """The errors of options that a validator checks itself, for `problems` to report each by its full key."""
-    found = [f"{where}.{text}" for text in problems(error)]
-    return PydanticCustomError("nested", "{first}", {"first": found[0], "found": found})
+def nested_problems(error: ValidationError, where: str = "") -> PydanticCustomError:
+    """The errors of options that a validator checks itself, for `problems` to report each by its full key.
+
+    Args:
+        error: What the model of those options found.
+        where: Key of the options in the model that validates them; empty where they are that model's own.
+    """
+    return _nested([(_joined(where, key), text) for key, text in _found(error)])
+
+
+def nested_problem(key: str, text: str) -> PydanticCustomError:
+    """One problem of a section below, found by the model that holds it."""
+    return _nested([(key, text)])
 
 
 def problems(error: ValidationError) -> list[str]:
     """Every error of a model, each beginning with the key it is about."""
+    return [f"{key}: {text}" if key else text for key, text in _found(error)]
+
+
+def _nested(found: list[tuple[str, str]]) -> PydanticCustomError:
+    return PydanticCustomError("nested", "{text}", {"text": found[0][1], "found": found})
+
+
+def _found(error: ValidationError) -> list[tuple[str, str]]:
+    """Key and message of every error."""
     found = []
     for entry in error.errors():
         key = ".".join(map(str, entry["loc"]))
         if entry["type"] == "nested":
-            found += [f"{key}.{text}" if key else text for text in entry["ctx"]["found"]]
+            found += [(_joined(key, below), text) for below, text in entry["ctx"]["found"]]
         else:
-            message = entry["msg"].removeprefix("Value error, ")
-            found.append(f"{key}: {message}" if key else message)
+            found.append((key, entry["msg"].removeprefix("Value error, ")))
     return found
+
+
+def _joined(*keys: str) -> str:
+    return ".".join(filter(None, keys))

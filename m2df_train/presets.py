@@ -12,45 +12,27 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from m2df_runtime.errors import InputError
-from m2df_runtime.preprocess import CLIP_MEAN, CLIP_STD
-from m2df_runtime.sampling import Sampler
-from m2df_train.data.benchmarks import BenchmarkName, Spelling
+from m2df_train.data.benchmarks import BenchmarkName
 from m2df_train.model.heads import HeadName, head_options
+from m2df_train.overrides import merged
+from m2df_train.recipe_sections import TEST_SHOTS
 
 PresetName = Literal["paper", "official-m2df", "official-fsar"]
 
 CROP, SHORT_SIDE = 224, 256
-NO_NORM: dict[str, Any] = {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
-CLIP_NORM: dict[str, Any] = {"mean": list(CLIP_MEAN), "std": list(CLIP_STD)}
+PROMPT = "a photo of {}"
 # CLIP-FSAR's UCF101 5-shot file sets mean and std where nothing reads them; its base file's values act.
 UCF101_5SHOT_NORM: dict[str, Any] = {"mean": [0.45, 0.45, 0.45], "std": [0.225, 0.225, 0.225]}
 # CLIP-FSAR's V, the weight of the video-text loss (method section 3.3).
 VIDEO_TEXT_WEIGHT = {"hmdb51": 1.2, "ucf101": 1.5, "kinetics100": 1.5, "ssv2-full": 3.0, "ssv2-small": 3.0}
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """How a preset trains, as far as the bundle of the trained model does not show it.
-
-    Attributes:
-        sampler_train: Frame sampling of training clips.
-        sampler_eval: Frame sampling of the repository's own tests; `segment` is random even there, and the
-            clip specification then holds its fixed form.
-        hflip: Probability of mirroring a clip.
-        hflip_query: The same for queries, where it differs from `hflip`.
-        bn_mode: Batch norm of a ResNet while it trains: `frozen`, `train`, or `mixed` (frozen until the first
-            test of the run, batch statistics afterwards).
-        labels: Whose spelling of the class names became text.
-        shots: Shots of training episodes; `test` for those of the tests.
-    """
-
-    sampler_train: Sampler
-    sampler_eval: Sampler
-    hflip: float
-    hflip_query: float | None
-    bn_mode: Literal["frozen", "train", "mixed"]
-    labels: Spelling
-    shots: Literal["test", 1]
+# What the repositories train with on every dataset (method section 4); the rest is in the datasets' recipes.
+# Their weight decay is what acts: the one in CLIP-FSAR's experiment files is read by nothing.
+TRAINING: dict[str, Any] = {"way": 5, "queries": 5, "optimizer": "adam", "per_update": 16}
+OWN_TRAINING: dict[HeadName, dict[str, Any]] = {
+    "m2df": TRAINING | {"weight_decay": 0.0, "schedule": {"kind": "constant"}},
+    "clip-fsar": TRAINING | {"weight_decay": 1e-3, "schedule": {"kind": "steps", "factor": 0.1}},
+    "training-free": {},
+}
 
 
 @dataclass(frozen=True)
@@ -60,18 +42,17 @@ class Preset:
     Attributes:
         name: Its name.
         head: The head it is for.
-        options: Values of the head's options.
-        clip: Values of `ClipSpec`.
-        prompt: Prompt template.
-        training: What concerns training alone.
+        values: In the shape of a recipe: prompt, clip, head, data, tuning, and train without shots.
+        shots: Shots of training episodes; `test` for those of the tests.
+        random_test_frames: Whether the repository draws the frames of its tests at random; `clip.sampler.eval`
+            is then the fixed form.
     """
 
     name: PresetName
     head: HeadName
-    options: dict[str, Any]
-    clip: dict[str, Any]
-    prompt: str
-    training: TrainingSettings
+    values: dict[str, Any]
+    shots: Literal["test", 1] = "test"
+    random_test_frames: bool = False
 
 
 def find_preset(
@@ -111,90 +92,79 @@ def _paper(head: HeadName, clip: dict[str, Any], dataset: BenchmarkName | None) 
     options = head_options(head).model_dump(mode="json")
     if head == "clip-fsar" and dataset is not None:
         options["loss"]["lambda_text"] = VIDEO_TEXT_WEIGHT[dataset]
-    return Preset(
-        name="paper",
-        head=head,
-        options=options,
-        clip=clip | CLIP_NORM | {"resize": "short", "antialias": True, "sampler": "segment_center"},
-        prompt="a photo of {}",
-        training=TrainingSettings(
-            sampler_train="segment",
-            sampler_eval="segment_center",
-            hflip=0.0 if dataset in ("ssv2-full", "ssv2-small") else 0.5,  # their classes tell left from right
-            hflip_query=None,
-            bn_mode="frozen",
-            labels="paper",
-            shots="test",
-        ),
-    )
+    values = {
+        "prompt": PROMPT,
+        "clip": clip
+        | {"resize": "short", "antialias": True, "pixel_norm": "clip"}
+        | {"sampler": {"train": "segment", "eval": "segment_center"}},
+        "head": {"name": head, "options": options},
+        "data": {
+            "hflip": 0.0 if dataset in ("ssv2-full", "ssv2-small") else 0.5,  # their classes tell left from right
+            "labels": "paper",
+        },
+        "tuning": {"strategy": "full", "bn_mode": "frozen"},
+        "train": OWN_TRAINING[head],
+    }
+    return Preset("paper", head, values)
 
 
 def _official_m2df(clip: dict[str, Any], dataset: BenchmarkName | None, shot: int) -> Preset:
-    return Preset(
-        name="official-m2df",
-        head="m2df",
-        options={
-            "topk_frames": 4,
-            "pps": {"train": "sample", "eval": "sample", "temperature": 200.0},
-            "otam": {"lambda": 0.5, "bidirectional": not (dataset == "kinetics100" and shot == 1)},
-            "cos_eps": 0.01,
-            "view_weights": [1.0, 1.0],
-            # Direction and conditions are the main script's defaults: `up2down`, which is the global view
-            # teaching (method 2.8), with the text comparison alone.
-            "distil": {
-                "direction": "global_teaches",
-                "conditions": ["t"],
-                "text_token": "first_frame",
-                "detach_teacher": False,
-                "detach_weights": False,
-            },
-            "loss": {"reduction": "sum", "lambda_text": 0.0, "lambda_ce": 1.0, "lambda_distil": 1.0},
+    options = {
+        "topk_frames": 4,
+        "pps": {"train": "sample", "eval": "sample", "temperature": 200.0},
+        "otam": {"lambda": 0.5, "bidirectional": not (dataset == "kinetics100" and shot == 1)},
+        "cos_eps": 0.01,
+        "view_weights": [1.0, 1.0],
+        # Direction and conditions are the main script's defaults: `up2down`, which is the global view
+        # teaching (method 2.8), with the text comparison alone.
+        "distil": {
+            "direction": "global_teaches",
+            "conditions": ["t"],
+            "text_token": "first_frame",
+            "detach_teacher": False,
+            "detach_weights": False,
         },
-        clip=clip | NO_NORM | {"resize": "short", "antialias": True, "sampler": "linspace"},
-        prompt="a photo of {}",
-        training=TrainingSettings(
-            sampler_train="linspace",
-            sampler_eval="linspace",
-            hflip=0.5,
-            hflip_query=None,
-            bn_mode="mixed",
-            labels="official",
-            shots="test",
-        ),
-    )
+        "loss": {"reduction": "sum", "lambda_text": 0.0, "lambda_ce": 1.0, "lambda_distil": 1.0},
+    }
+    values = {
+        "prompt": PROMPT,
+        "clip": clip
+        | {"resize": "short", "antialias": True, "pixel_norm": "none"}
+        | {"sampler": {"train": "linspace", "eval": "linspace"}},
+        "head": {"name": "m2df", "options": options},
+        "data": {"hflip": 0.5, "labels": "official"},
+        "tuning": {"strategy": "full", "bn_mode": "mixed"},
+        "train": OWN_TRAINING["m2df"],
+    }
+    return Preset("official-m2df", "m2df", values)
 
 
 def _official_fsar(clip: dict[str, Any], dataset: BenchmarkName | None, shot: int) -> Preset:
     kinetics = dataset == "kinetics100"
-    norm = UCF101_5SHOT_NORM if (dataset, shot) == ("ucf101", 5) else CLIP_NORM
+    options = {
+        "otam": {"lambda": 0.5, "bidirectional": True},
+        "cos_eps": 0.01,
+        "prototype": {"merge": "before" if shot == 5 else "after"},
+        "text_visual_fusion": {"mode": "off", "beta": 0.9},
+        "loss": {"reduction": "mean", "lambda_text": VIDEO_TEXT_WEIGHT.get(dataset or "", 1.5), "lambda_ce": 1.0},
+    }
     # Everywhere but on Kinetics the repository draws test frames at random too; deployment takes the fixed form.
-    sampler = {"sampler": "dense_clip" if kinetics else "segment_center"}
-    return Preset(
-        name="official-fsar",
-        head="clip-fsar",
-        options={
-            "otam": {"lambda": 0.5, "bidirectional": True},
-            "cos_eps": 0.01,
-            "prototype": {"merge": "before" if shot == 5 else "after"},
-            "text_visual_fusion": {"mode": "off", "beta": 0.9},
-            "loss": {
-                "reduction": "mean",
-                "lambda_text": VIDEO_TEXT_WEIGHT.get(dataset or "", 1.5),
-                "lambda_ce": 1.0,
-            },
-        },
-        clip=clip | norm | {"resize": "squash", "antialias": False} | sampler,
-        prompt="a photo of {}",
-        training=TrainingSettings(
-            sampler_train="dense_clip" if kinetics else "segment",
-            sampler_eval="dense_clip" if kinetics else "segment",
-            hflip=0.0,
-            hflip_query=0.5 if kinetics else None,
-            bn_mode="train",
-            labels="official",
-            shots=1,
-        ),
-    )
+    samplers = ("dense_clip", "dense_clip") if kinetics else ("segment", "segment_center")
+    data: dict[str, Any] = {"hflip": 0.0, "labels": "official"}
+    if kinetics:
+        data |= {"hflip_query": 0.5, "query_colour": {}}
+    values = {
+        "prompt": PROMPT,
+        "clip": clip
+        | {"resize": "squash", "antialias": False}
+        | {"pixel_norm": UCF101_5SHOT_NORM if (dataset, shot) == ("ucf101", 5) else "clip"}
+        | {"sampler": dict(zip(("train", "eval"), samplers, strict=True))},
+        "head": {"name": "clip-fsar", "options": options},
+        "data": data,
+        "tuning": {"strategy": "full", "bn_mode": "train"},
+        "train": OWN_TRAINING["clip-fsar"],
+    }
+    return Preset("official-fsar", "clip-fsar", values, shots=1, random_test_frames=not kinetics)
 
 
 def recipe_defaults(preset: Preset, recipe: Mapping[str, Any], shot: Literal[1, 5] | None) -> dict[str, Any]:
@@ -205,19 +175,9 @@ def recipe_defaults(preset: Preset, recipe: Mapping[str, Any], shot: Literal[1, 
         recipe: The recipe as read, not validated yet; training takes the shots of its evaluation.
         shot: Test shots the recipe names with its preset.
     """
-    values: dict[str, Any] = {
-        "prompt": preset.prompt,
-        "clip": preset.clip,
-        "head": {"name": preset.head, "options": preset.options},
-        "episodic": {"sampler": preset.training.sampler_train},
-    }
-    if shot is not None:
-        values["evaluation"] = {"shots": [shot]}
-    if preset.training.shots != "test":
-        values["episodic"]["shots"] = [preset.training.shots]
-        return values
     evaluation = recipe.get("evaluation")
     tested = evaluation.get("shots") if isinstance(evaluation, Mapping) else None
-    if tested is not None or shot is not None:
-        values["episodic"]["shots"] = tested if tested is not None else [shot]
-    return values
+    if tested is None:
+        tested = list(TEST_SHOTS) if shot is None else [shot]
+    trained = tested if preset.shots == "test" else [preset.shots]
+    return merged(preset.values, {"evaluation": {"shots": tested}, "train": {"shots": trained}})

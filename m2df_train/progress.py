@@ -5,18 +5,39 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Protocol
 
 import click
 
+from m2df_runtime.console import bar
+
 LINE_EVERY = 30.0  # seconds between lines where stderr is a file or a pipe
+
+Advance = Callable[[int, str], None]
+
+
+class Progress(Protocol):
+    """How a run reports: one stage at a time, each a context that gives `advance(done, note)`."""
+
+    def stage(self, title: str, total: int) -> AbstractContextManager[Advance]:
+        """Begin a stage of `total` steps."""
+        ...
+
+
+class Silent:
+    """Progress that nobody sees."""
+
+    def stage(self, title: str, total: int) -> AbstractContextManager[Advance]:
+        """Say nothing."""
+        return nullcontext(lambda done, note: None)
 
 
 class StageProgress:
-    """Reports stages on stderr; satisfies `trainer.Progress`."""
+    """Reports stages on stderr."""
 
     @contextmanager
-    def stage(self, title: str, total: int) -> Iterator[Callable[[int, str], None]]:
+    def stage(self, title: str, total: int) -> Iterator[Advance]:
         """Begin a stage; the yielded function takes the number of finished steps and a note."""
         reporter = _bar if sys.stderr.isatty() else _lines
         with reporter(title, total) as advance:
@@ -24,24 +45,13 @@ class StageProgress:
 
 
 @contextmanager
-def _bar(title: str, total: int) -> Iterator[Callable[[int, str], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description:<22}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(title, total=total, note="")
-        yield lambda done, note: bar.update(task, completed=done, note=note)
+def _bar(title: str, total: int) -> Iterator[Advance]:
+    with bar(f"{title:<22}", total, transient=False) as update:
+        yield lambda done, note: update(completed=done, note=note)
 
 
 @contextmanager
-def _lines(title: str, total: int) -> Iterator[Callable[[int, str], None]]:
+def _lines(title: str, total: int) -> Iterator[Advance]:
     started = last = time.monotonic()
 
     def advance(done: int, note: str) -> None:
@@ -49,6 +59,7 @@ def _lines(title: str, total: int) -> Iterator[Callable[[int, str], None]]:
         now = time.monotonic()
         if done >= total or now - last >= LINE_EVERY:
             last = now
-            click.echo(f"{title}: {done}/{total}  {note}  {now - started:.0f} s", err=True)
+            left = f"  {(now - started) * (total - done) / done:.0f} s left" if 0 < done < total else ""
+            click.echo(f"{title}: {done}/{total}  {note}  {now - started:.0f} s{left}", err=True)
 
     yield advance

@@ -1,66 +1,49 @@
 """Recipes: everything a training run depends on, validated at the border and written beside its results.
 
-A recipe is a YAML file that starts with the command that uses it. A preset may stand under its values
-and the command line over them. Unknown keys are errors; all errors are reported together.
+A recipe is a YAML file that starts with the command that uses it. A preset (`paper` where none is named)
+stands under its values and the command line over them. Unknown keys are errors; all errors are
+reported together.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from m2df_runtime.errors import InputError
 from m2df_runtime.labels import check_template
-from m2df_runtime.preprocess import ClipSpec
-from m2df_runtime.sampling import Sampler
-from m2df_train.data.benchmarks import BenchmarkName
-from m2df_train.model.heads import HEAD_OPTIONS, HeadName, head_options
-from m2df_train.overrides import merged, nested_problems, override, problems
+from m2df_train.data.benchmarks import BENCHMARKS
+from m2df_train.model.heads import HEAD_OPTIONS
+from m2df_train.overrides import merged, nested_problem, override, problems
 from m2df_train.presets import CROP, PresetName, find_preset, recipe_defaults
+from m2df_train.recipe_sections import (
+    ClipRecipe,
+    ContrastiveStage,
+    DataRecipe,
+    Evaluation,
+    HeadRecipe,
+    Section,
+    TrainStage,
+    TuningRecipe,
+    check_clips,
+)
 
 RECIPES = Path(__file__).parent / "recipes"
+_PRESET_ALONE = re.compile(r"^\s*preset=(?!\s*\{)")
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class PresetChoice(Section):
+    """A preset whose values stand under the recipe's own: its name, or a mapping with the test shots too.
 
+    The variant of a benchmark follows from `data.dataset`.
+    """
 
-def _fixed_frames(clip: ClipSpec) -> ClipSpec:
-    """Refuse a sampler that deployment cannot follow. Raises ValueError."""
-    if clip.sampler == "segment":
-        raise ValueError(
-            "sampler segment is random; segment_center is its fixed form, for training see episodic.sampler"
-        )
-    return clip
-
-
-DeployedClip = Annotated[ClipSpec, AfterValidator(_fixed_frames)]
-
-
-class HeadRecipe(_Section):
-    """Which head, and its options (see the head's option model)."""
-
-    name: HeadName = "m2df"
-    options: dict[str, Any] = Field(default_factory=dict)
-
-    @model_validator(mode="after")
-    def _options_of_this_head(self) -> HeadRecipe:
-        try:
-            head_options(self.name, self.options)
-        except ValidationError as error:
-            raise nested_problems(error, "options") from None
-        return self
-
-
-class PresetChoice(_Section):
-    """A preset whose values stand under the recipe's own: its name, or a mapping with the variant."""
-
-    name: PresetName
-    dataset: BenchmarkName | None = None
+    name: PresetName = "paper"
     shot: Literal[1, 5] | None = None
 
     @model_validator(mode="before")
@@ -69,80 +52,30 @@ class PresetChoice(_Section):
         return {"name": value} if isinstance(value, str) else value
 
 
-class ContrastiveStage(_Section):
-    """Training of a small CLIP from nothing on generated clips and their descriptions."""
+class Recipe(Section):
+    """A whole run.
 
-    steps: int = Field(gt=0)
-    classes: int = Field(gt=1, description="actions per batch")
-    clips: int = Field(gt=1, description="clips per action and batch")
-    frames: int = Field(4, gt=0, description="frames per clip, one drawn at random from each part of it")
-    composed: float = Field(0.7, ge=0, le=1, description="share of actions composed from parts, else named ones")
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.05
-    warmup: int = 50
-
-
-class EpisodicStage(_Section):
-    """Training of the head on episodes of features encoded once by the frozen backbone."""
-
-    episodes: int = Field(gt=0)
-    per_update: int = Field(8, gt=0, description="episodes whose gradients are summed into one update")
-    way: int = Field(5, gt=1)
-    shots: tuple[int, ...] = (1, 5)
-    sampler: Sampler | None = Field(None, description="frame sampling of the pool's clips; none: that of `clip`")
-    queries: int = Field(5, gt=0, description="queries per class")
-    composed: int = Field(300, ge=0, description="composed actions in the pool, beside all named training actions")
-    clips: int = Field(24, gt=1, description="clips per action in the pool")
-    shuffled_prompts: float = Field(
-        0.3, ge=0, le=1, description="share of episodes with other classes' texts, as users' labels may be"
-    )
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-    validate_every: int = Field(200, gt=0)
-
-    @model_validator(mode="after")
-    def _enough_clips(self) -> EpisodicStage:
-        _check_episodes(self.shots, self.queries, self.clips)
-        return self
-
-
-class Evaluation(_Section):
-    """Episodes on unseen generated actions, for validation and for the final report."""
-
-    way: int = Field(default=5, gt=1)
-    shots: tuple[int, ...] = (1, 5)
-    queries: int = Field(default=1, gt=0)
-    clips: int = 20
-    validation_episodes: int = Field(default=500, gt=0)
-    test_episodes: int = Field(default=2000, gt=0)
-
-    @model_validator(mode="after")
-    def _enough_clips(self) -> Evaluation:
-        _check_episodes(self.shots, self.queries, self.clips)
-        return self
-
-
-def _check_episodes(shots: Sequence[int], queries: int, clips: int) -> None:
-    """Refuse what would stop a run only after its towers are trained. Raises ValueError."""
-    if not shots or min(shots) < 1:
-        raise ValueError(f"shots {list(shots)}: name at least one number, each at least 1")
-    if max(shots) + queries > clips:
-        raise ValueError(f"clips {clips}: {max(shots)} shots and {queries} queries need {max(shots) + queries}")
-
-
-class Recipe(_Section):
-    """A whole run. `pretrained` names weights; without it the contrastive stage trains them."""
+    Attributes:
+        name: The file's name without its ending.
+        preset: Whose values stand under this recipe.
+        seed: All randomness follows from it.
+        model: open_clip name, or `local-dir:` or `hf-hub:` with a place.
+        pretrained: Weights of it; without, the contrastive stage trains them.
+        prompt: Template of the class texts.
+    """
 
     name: str
-    preset: PresetChoice | None = None
-    seed: int = 0
+    preset: PresetChoice = PresetChoice()
+    seed: int = Field(default=0, ge=0, lt=1 << 40)
     model: str
     pretrained: str | None = None
     prompt: str = "a photo of {}"
-    clip: DeployedClip
+    clip: ClipRecipe = ClipRecipe()
+    data: DataRecipe
     head: HeadRecipe = HeadRecipe()
-    contrastive: ContrastiveStage
-    episodic: EpisodicStage
+    contrastive: ContrastiveStage | None = None
+    tuning: TuningRecipe = TuningRecipe()
+    train: TrainStage
     evaluation: Evaluation = Evaluation()
 
     @field_validator("prompt")
@@ -152,6 +85,18 @@ class Recipe(_Section):
             return check_template(value)
         except InputError as error:
             raise ValueError(error.message) from None
+
+    @model_validator(mode="after")
+    def _clips_for_episodes(self) -> Recipe:
+        check = ((self.data.clips, self.train, "data"), (self.evaluation.clips, self.evaluation, "evaluation"))
+        for clips, stage, section in check:
+            try:
+                check_clips(clips, stage.shots, stage.queries)
+            except ValueError as error:
+                raise nested_problem(section, str(error)) from None
+        if self.data.root is None and self.evaluation.clips is None:
+            raise nested_problem("evaluation", "generated actions need clips, the number of clips per action")
+        return self
 
 
 def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
@@ -166,15 +111,17 @@ def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
     if not path.is_file():
-        shipped = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
-        raise InputError(f"{name}: no such recipe", f"name a YAML file or one of: {shipped}")
+        raise InputError(f"{name}: no such recipe", f"name a YAML file or one of: {', '.join(shipped_recipes())}")
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(data, dict):
         raise InputError(f"{path}: not a recipe: its top level is no mapping of options")
-    data, found = override({"name": path.stem, **data}, settings)
+    own_name = path.relative_to(RECIPES).with_suffix("").as_posix() if path.is_relative_to(RECIPES) else path.stem
+    if isinstance(data.get("preset"), str):
+        data["preset"] = {"name": data["preset"]}  # so that a setting of its shots or name leaves the other alone
+    data, found = override({"name": own_name, **data}, [_PRESET_ALONE.sub("preset.name=", s) for s in settings])
     try:
         data = _over_preset(data)
     except InputError as error:
@@ -188,27 +135,35 @@ def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
+def shipped_recipes() -> list[str]:
+    """Names of all recipes that ship with m2df."""
+    return sorted(path.relative_to(RECIPES).with_suffix("").as_posix() for path in RECIPES.rglob("*.yaml"))
+
+
 def _over_preset(data: dict[str, Any]) -> dict[str, Any]:
-    """A recipe's values over those of the preset it names.
+    """A recipe's values over those of its preset.
 
     Raises:
         InputError: The preset is that of another head. What is no preset at all the recipe's model reports.
     """
     try:
-        choice = PresetChoice.model_validate(data.get("preset"))
+        choice = PresetChoice.model_validate(data.get("preset") or {})
     except ValidationError:
         return data
-    clip, head = data.get("clip"), data.get("head")
-    size = clip.get("size") if isinstance(clip, dict) else None
-    named = head.get("name") if isinstance(head, dict) else None
+    size, named, dataset = _given(data, "clip", "size"), _given(data, "head", "name"), _given(data, "data", "dataset")
     preset = find_preset(
         choice.name,
         head=named if named in HEAD_OPTIONS else None,
-        dataset=choice.dataset,
+        dataset=dataset if dataset in BENCHMARKS else None,
         shot=choice.shot,
         size=size if isinstance(size, int) else CROP,
     )
     return merged(recipe_defaults(preset, data, choice.shot), data)
+
+
+def _given(data: dict[str, Any], section: str, key: str) -> Any:  # noqa: ANN401 - not validated yet
+    values = data.get(section)
+    return values.get(key) if isinstance(values, dict) else None
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from m2df_runtime.backends import Arrays
+from m2df_runtime.backends import DeviceTensor, Graph, Tensor, Tensors
 from m2df_runtime.errors import EnvironmentMissing, InputError, first_line
+from m2df_runtime.onnx_file import has_external_data
 
 if TYPE_CHECKING:
     import onnxruntime
+
+    from m2df_runtime.bundle import Bundle, GraphName, Precision
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -40,16 +43,60 @@ def import_onnxruntime() -> Any:  # noqa: ANN401 - an optional module has no sta
 
 
 class OnnxRuntimeGraph:
-    """One ONNX Runtime session."""
+    """One ONNX Runtime session on the CPU."""
 
     def __init__(self, session: onnxruntime.InferenceSession) -> None:
         self._session = session
         self._outputs = [output.name for output in session.get_outputs()]
 
-    def run(self, inputs: Arrays) -> dict[str, NDArray[np.float32]]:
+    def run(self, inputs: Tensors) -> dict[str, NDArray[np.float32]]:
         """See `Graph.run`."""
         values = self._session.run(self._outputs, dict(inputs))
         return dict(zip(self._outputs, values, strict=True))
+
+    def run_resident(self, inputs: Tensors) -> dict[str, Tensor]:
+        """See `Graph.run_resident`."""
+        return dict(self.run(inputs))
+
+
+class BoundGraph:
+    """One ONNX Runtime session whose tensors may stay on its device between graphs (IO binding).
+
+    Args:
+        session: The session.
+        device: ONNX Runtime's name of its device.
+    """
+
+    def __init__(self, session: onnxruntime.InferenceSession, device: Literal["cuda", "cpu"] = "cuda") -> None:
+        self._session = session
+        self._device = device
+        self._outputs = [output.name for output in session.get_outputs()]
+
+    def run(self, inputs: Tensors) -> dict[str, NDArray[np.float32]]:
+        """See `Graph.run`."""
+        values = self._bound_run(inputs, "cpu")
+        return {name: value.numpy() for name, value in values.items()}
+
+    def run_resident(self, inputs: Tensors) -> dict[str, Tensor]:
+        """See `Graph.run_resident`."""
+        values = self._bound_run(inputs, self._device)
+        return {name: _device_tensor(value) for name, value in values.items()}
+
+    def _bound_run(self, inputs: Tensors, outputs_on: str) -> dict[str, Any]:
+        binding = self._session.io_binding()
+        for name, value in inputs.items():
+            if isinstance(value, DeviceTensor):
+                binding.bind_input(name, self._device, 0, value.dtype.type, value.shape, value.address)
+            else:
+                binding.bind_cpu_input(name, np.ascontiguousarray(value))
+        for name in self._outputs:
+            binding.bind_output(name, outputs_on)
+        self._session.run_with_iobinding(binding)
+        return dict(zip(self._outputs, binding.get_outputs(), strict=True))
+
+
+def _device_tensor(value: Any) -> DeviceTensor:  # noqa: ANN401 - an OrtValue; an optional module has no static type
+    return DeviceTensor(value.data_ptr(), tuple(value.shape()), np.dtype(np.float32), value)
 
 
 class OnnxRuntimeBackend:
@@ -74,8 +121,28 @@ class OnnxRuntimeBackend:
         if device == "cuda" and hasattr(self._ort, "preload_dlls"):
             self._ort.preload_dlls()
 
-    def load(self, model: bytes | Path, label: str) -> OnnxRuntimeGraph:
-        """See `Backend.load`.
+    def open(self, bundle: Bundle, graph: GraphName, precision: Precision) -> Graph:
+        """See `Backend.open`.
+
+        Raises:
+            InputError: The file is not the one that was exported, or ONNX Runtime refuses it.
+            EnvironmentMissing: The provider asked for could not be initialised.
+        """
+        info = bundle.graph_file(graph, precision)
+        model, label = bundle.file(info), f"{bundle.path}: {info.path}"
+        if has_external_data(model):
+            raise InputError(f"{label} keeps data outside the file, where no hash covers it")
+        return self.load(model, label)
+
+    def resident(self, array: NDArray[Any]) -> Tensor:
+        """See `Backend.resident`."""
+        if self.name == "cpu":
+            return array
+        value = self._ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), "cuda", 0)
+        return DeviceTensor(value.data_ptr(), array.shape, array.dtype, value)
+
+    def load(self, model: bytes | Path, label: str) -> Graph:
+        """Load a graph from its file or bytes; `label` names it in error messages.
 
         Raises:
             InputError: ONNX Runtime refuses the graph.
@@ -98,4 +165,4 @@ class OnnxRuntimeBackend:
             )
         # It keeps the file for a change of provider, which never comes: a second copy of the weights.
         session._model_bytes = None
-        return OnnxRuntimeGraph(session)
+        return OnnxRuntimeGraph(session) if self.name == "cpu" else BoundGraph(session)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,23 +10,25 @@ from functools import partial
 from pathlib import Path
 
 from m2df_runtime.errors import InputError
-from m2df_runtime.support import read_support
+from m2df_runtime.support import Stamp, clip_stamp, read_support
 from m2df_runtime.video import FrameSource, open_source
 
 
 @dataclass(frozen=True)
 class LabelledClip:
-    """One clip, opened when it is needed.
+    """One clip, opened when it is needed; it can be sent to another process.
 
     Attributes:
         label: Class (folder) name.
         name: `class/clip`, for messages and groups.
         open: Opens the clip; raises InputError where it cannot be read.
+        key: Stands for the clip's content in caches: its place, size and time, or what it is generated from.
     """
 
     label: str
     name: str
     open: Callable[[], FrameSource]
+    key: str
 
 
 def folder_clips(folder: Path, classes: Sequence[str] | None = None) -> tuple[list[LabelledClip], tuple[str, ...]]:
@@ -40,8 +43,22 @@ def folder_clips(folder: Path, classes: Sequence[str] | None = None) -> tuple[li
     """
     found = read_support(folder)
     chosen = chosen_classes(list(found.classes), classes, str(folder))
-    clips = [LabelledClip(n, clip.name, partial(open_source, clip.path)) for n in chosen for clip in found.classes[n]]
+    clips = [
+        LabelledClip(label, clip.name, partial(open_source, clip.path), file_key(clip.path, clip.stamp))
+        for label in chosen
+        for clip in found.classes[label]
+    ]
     return clips, found.warnings
+
+
+def file_key(path: Path, stamp: Stamp | None = None) -> str:
+    """`LabelledClip.key` of a video file or frame folder; without a stamp it is taken now."""
+    place = os.path.abspath(path)
+    try:
+        stamp = stamp or clip_stamp(path)
+    except OSError:  # such as a dangling link, which opening the clip will report
+        return place
+    return f"{place}|{stamp.size}|{stamp.mtime_ns}"
 
 
 def generated_clips(per_class: int = 20, classes: Sequence[str] | None = None) -> list[LabelledClip]:
@@ -49,14 +66,11 @@ def generated_clips(per_class: int = 20, classes: Sequence[str] | None = None) -
 
     Clip `j` of an action is the same on every machine: its seed is `j`.
     """
-    from m2df_train.data.synthetic import render_action, split_actions
+    from m2df_train.data.generated import generated_clip
+    from m2df_train.data.synthetic import split_actions
 
     chosen = chosen_classes([action.name for action in split_actions("test")], classes, "the generated test actions")
-    return [
-        LabelledClip(name, f"{name}/{seed:02d}", partial(render_action, name, seed))
-        for name in chosen
-        for seed in range(per_class)
-    ]
+    return [generated_clip(name, number, seed=number) for name in chosen for number in range(per_class)]
 
 
 def chosen_classes(known: list[str], wanted: Sequence[str] | None, where: str) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from m2df_runtime.errors import InputError
 from m2df_runtime.video import open_source
 from m2df_train.data.benchmarks import Benchmark, BenchmarkClass, BenchmarkName, Split, benchmark
-from m2df_train.data.clips import LabelledClip, chosen_classes
+from m2df_train.data.clips import LabelledClip, chosen_classes, file_key
 from m2df_train.data.dataset_folder import DatasetFolder, FoundClip
 from m2df_train.data.split_files import LISTS_HINT, SplitClip, find_split_file, read_split
 
@@ -39,10 +39,18 @@ def find_clips(
         InputError: No download, no list of the split, no clip of the split, or a class that is not in it.
     """
     known = benchmark(dataset)
+    wanted = set(chosen_classes([item.folder for item in known.classes(split)], classes, f"{dataset}, {split}"))
+    if split_files is not None:
+        _read_list(split_files, known, split)  # before the download is listed, which may take minutes
+    clips = split_clips(DatasetFolder.scan(root, known), split, split_files)
+    return [clip for clip in clips if clip.label in wanted]
+
+
+def split_clips(folder: DatasetFolder, split: Split, split_files: Path | None) -> list[LabelledClip]:
+    """`find_clips` in a download that is listed already, of all classes."""
+    known = folder.known
     in_split = known.classes(split)
-    wanted = set(chosen_classes([item.folder for item in in_split], classes, f"{dataset}, {split}"))
     lines = None if split_files is None else _read_list(split_files, known, split)
-    folder = DatasetFolder.scan(root, known)
     if lines is None:
         located = [(item, clip) for item in in_split for clip in folder.of_class(item)]
         hint = f"are its clips in no class folders? {LISTS_HINT}"
@@ -50,17 +58,18 @@ def find_clips(
         located = _located(folder, in_split, lines)
         hint = "m2df-train prepare tells what it holds"
     if not located:
-        raise InputError(f"{root}: holds no clip of {dataset}, {split}", hint)
+        raise InputError(f"{folder.root}: holds no clip of {known.name}, {split}", hint)
     if lines is not None and len(located) < len(lines):
         missing = len(lines) - len(located)
-        _log.warning("%s: %d of %d videos are missing; m2df-train prepare names them", root, missing, len(lines))
+        _log.warning("%s: %d of %d videos are missing; m2df-train prepare names them", folder.root, missing, len(lines))
     absent = {item.folder for item in in_split} - {item.folder for item, _ in located}
     if absent:
-        _log.warning("%s: no clip of %d classes: %s", root, len(absent), ", ".join(sorted(absent)))
+        _log.warning("%s: no clip of %d classes: %s", folder.root, len(absent), ", ".join(sorted(absent)))
     return [
-        LabelledClip(item.folder, f"{item.folder}/{clip.path.name}", partial(open_source, clip.path))
+        LabelledClip(
+            item.folder, f"{item.folder}/{clip.path.name}", partial(open_source, clip.path), file_key(clip.path)
+        )
         for item, clip in located
-        if item.folder in wanted
     ]
 
 

@@ -1,13 +1,15 @@
-"""Generated clips for training: batches for the contrastive stage, pools of clips for episodes.
+"""Generated clips for training: batches for the contrastive stage, labelled clips for episodes.
 
-Every clip is a function of numbers alone (seed, step, position), so a run that resumes sees what it
-would have seen, whatever the number of worker processes.
+Every clip is a function of names and numbers alone (seed, step, position), so a run that resumes sees what
+it would have seen, whatever the number of worker processes.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import cv2
@@ -15,10 +17,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2df_runtime.preprocess import ClipSpec, load_clip
-from m2df_train.data.synthetic import Action, composed_action, sample_action, split_actions
+from m2df_train.data.clips import LabelledClip
+from m2df_train.data.fingerprint import generator_version
+from m2df_train.data.synthetic import (
+    Action,
+    SyntheticClip,
+    composed_action,
+    render_action,
+    sample_action,
+    split_actions,
+)
 
 # Composed actions of training and of the pool come from disjoint halves of the index space.
 POOL_OFFSET = 1 << 40
+_COMPOSED = "composed_"
 
 
 @dataclass(frozen=True)
@@ -67,14 +79,9 @@ def description(action: Action, rng: np.random.Generator) -> str:
     return action.text if rng.random() < 0.5 else action.name.replace("_", " ")
 
 
-def render(
-    action: Action, spec: ClipSpec, rng: np.random.Generator, *, random_frames: bool = True
-) -> NDArray[np.uint8]:
-    """One new clip of an action, through the same preprocessing as a user's file: uint8 [T, S, S, 3].
-
-    Without `random_frames` a sampler that has a random form uses its fixed one, as deployment does.
-    """
-    return load_clip(sample_action(action, rng), spec, rng=rng if random_frames else None)
+def render(action: Action, spec: ClipSpec, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """One new clip of an action, through the same preprocessing as a user's file: uint8 [T, S, S, 3]."""
+    return load_clip(sample_action(action, rng), spec, rng=rng)
 
 
 def pool_actions(composed: int, seed: int) -> list[Action]:
@@ -83,12 +90,30 @@ def pool_actions(composed: int, seed: int) -> list[Action]:
     return [*split_actions("train"), *(composed_action(offset + i) for i in range(composed))]
 
 
-def render_class(
-    action: Action, spec: ClipSpec, clips: int, seed: Sequence[int], *, random_frames: bool = True
-) -> NDArray[np.uint8]:
-    """`clips` clips of one action: uint8 [clips, T, S, S, 3]."""
-    rng = np.random.default_rng(list(seed))
-    return np.stack([render(action, spec, rng, random_frames=random_frames) for _ in range(clips)])
+def action_clips(actions: Sequence[Action], per_class: int) -> list[LabelledClip]:
+    """`per_class` clips of each action; clip i of an action is the same in every run, and like no other action's."""
+    return [
+        generated_clip(action.name, number, seed=_own_seed(action.name, number))
+        for action in actions
+        for number in range(per_class)
+    ]
+
+
+def generated_clip(name: str, number: int, *, seed: int) -> LabelledClip:
+    """Clip `number` of a named or composed action, made from `seed`."""
+    key = f"generated|{name}|{seed}|{generator_version()}"
+    return LabelledClip(name, f"{name}/{number:02d}", partial(_open_generated, name, seed), key)
+
+
+def _open_generated(name: str, seed: int) -> SyntheticClip:
+    if name.startswith(_COMPOSED):
+        return SyntheticClip(composed_action(int(name.removeprefix(_COMPOSED))), seed)
+    return render_action(name, seed)
+
+
+def _own_seed(name: str, number: int) -> int:
+    """A seed of this clip alone: clips of two actions made from one seed share performer and scene."""
+    return int.from_bytes(hashlib.sha256(f"{name}/{number}".encode()).digest()[:7], "big")
 
 
 def worker_options() -> dict[str, Any]:

@@ -110,7 +110,8 @@ class Backbone(nn.Module):
         return self.log_scale.exp()
 
     def encode_frames(self, frames: Tensor, clip: ClipSpec) -> Tensor:
-        """Features [..., D] of uint8 frames [..., S, S, 3] as `load_clip` returns them."""
+        """Features [..., D] of uint8 frames [..., S, S, 3] as `load_clip` returns them, on the backbone's device."""
+        frames = frames.to(self.log_scale.device)
         return self.visual(normalised_pixels(frames, clip)).unflatten(0, frames.shape[:-3])
 
 

@@ -42,13 +42,16 @@ class Attention(nn.Module):
         self.out = nn.Linear(dim, dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, queries: Tensor, memory: Tensor) -> Tensor:
-        """Queries [B, N, D] attend to memory [B, M, D] -> [B, N, D]."""
+    def weights(self, queries: Tensor, memory: Tensor) -> Tensor:
+        """How much each query attends to each memory token: [B, N, D], [B, M, D] -> [B, H, N, M], rows sum to 1."""
         q = self.q(queries).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, H, N, dh]
         k = self.k(memory).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, H, M, dh]
-        v = self.v(memory).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        scores = widen((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2))  # [B, H, N, M]
-        mixed = torch.softmax(scores, dim=-1).to(v.dtype) @ v  # [B, H, N, dh]
+        return torch.softmax(widen((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)), dim=-1)
+
+    def forward(self, queries: Tensor, memory: Tensor) -> Tensor:
+        """Queries [B, N, D] attend to memory [B, M, D] -> [B, N, D]."""
+        v = self.v(memory).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, H, M, dh]
+        mixed = self.weights(queries, memory).to(v.dtype) @ v  # [B, H, N, dh]
         return self.dropout(self.out(mixed.transpose(1, 2).flatten(2)))
 
 

@@ -83,10 +83,15 @@ class ClipFsarLossOptions(_Frozen):
 
 
 class DropoutOptions(_Frozen):
-    """Dropout rates: after the attention, inside the feed-forward, inside the global context."""
+    """Dropout rates of the fusion encoder: after the attention, inside the feed-forward."""
 
     attention: Rate = 0.2
     ffn: Rate = 0.05
+
+
+class M2dfDropoutOptions(DropoutOptions):
+    """Those, and the rate inside the global context."""
+
     context: Rate = 0.1
 
 
@@ -155,10 +160,12 @@ class M2dfOptions(_FusionOptions):
         pps: Prompt selector.
         topk_frames: Frames that count in a text-video score.
         view_weights: Weights of the local and global distances in the logits.
+        dropout: Dropout rates.
         distil: Mutual distillation.
         loss: Loss weights.
     """
 
+    dropout: M2dfDropoutOptions = M2dfDropoutOptions()
     pps: PpsOptions = PpsOptions()
     topk_frames: int = Field(default=4, ge=1)
     view_weights: tuple[Weight, Weight] = (1.0, 1.0)

@@ -61,6 +61,7 @@ def test_manifest_describes_the_model(opened, model):
     manifest = opened.manifest
     assert manifest.name == "first"
     assert (manifest.head.name, manifest.views, manifest.dim, manifest.clip.frames) == ("clip-fsar", 1, 64, 2)
+    assert manifest.merges_after  # prototype.merge: after, the default
     assert manifest.precisions == ("fp32", "fp16", "int8")
     assert manifest.source.checkpoint_sha256 is not None
     assert manifest.versions["torch"].startswith(torch.__version__.partition("+")[0])
@@ -116,6 +117,25 @@ def test_precision_beyond_its_gate_exits_1_and_leaves_the_old_bundle(project, mo
     assert "parity failed: fp16 visual graph: cosine" in done.stderr
     assert (bundle / "manifest.json").read_bytes() == before
     assert sorted(path.name for path in bundle.parent.iterdir()) == ["first", "first.zip"]
+
+
+@pytest.mark.slow
+def test_verify_finds_the_bundle_true_to_its_run(project):
+    """Every precision against PyTorch, on generated clips."""
+    arguments = ("bundles/first", "--against", "runs/first", "--backend", "cpu", "--episodes", 20, "--json")
+    done = export(project[0], "verify", *arguments)
+    *results, verdict = map(json.loads, done.stdout.splitlines())
+    found = {result["precision"]: {stage["stage"]: stage for stage in result["stages"]} for result in results}
+    assert verdict["reference"].startswith("PyTorch")
+    assert (verdict["clips"], verdict["source"]) == (40, "generated actions")
+    assert set(found) == {"fp32", "fp16", "int8"}
+    # Random weights may flip an answer on coarser numbers, which fails the episodes; the numbers are sound.
+    assert all(stage["problem"] is None for stages in found.values() for stage in stages.values())
+    assert next(result for result in results if result["precision"] == "fp32")["status"] == "passed"
+    assert found["fp32"]["features"]["alone"]["max_rel"] < 1e-5
+    # int8 leaves the head's graphs in fp32: alone they are exact, in the chain they inherit the towers' error.
+    distances = found["int8"]["distances"]
+    assert distances["alone"]["max_rel"] < 1e-5 < distances["chain"]["max_rel"]
 
 
 @pytest.mark.slow

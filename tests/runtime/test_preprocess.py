@@ -12,7 +12,15 @@ from PIL import Image
 from pydantic import ValidationError
 
 from m2df_runtime.errors import InputError
-from m2df_runtime.preprocess import ClipSpec, load_clip, motion_channels, previous_indices, scene_grey
+from m2df_runtime.preprocess import (
+    ClipSpec,
+    centred,
+    load_clip,
+    load_uncropped,
+    motion_channels,
+    previous_indices,
+    scene_grey,
+)
 from m2df_runtime.video import ArraySource
 
 SIZES = [(120, 160), (144, 176), (97, 61), (240, 320), (64, 64), (31, 200), (720, 1280)]
@@ -154,6 +162,16 @@ def test_motion_region_of_a_still_clip_is_the_centred_square() -> None:
     np.testing.assert_allclose(moving[inner].astype(int), plain[inner].astype(int), atol=1)
 
 
+@pytest.mark.parametrize("radius", range(10, 20))
+def test_a_box_that_overhangs_is_read_at_every_size(radius: int) -> None:
+    """A box of width w where 224 * w / w rounds to less than 224 must not be read beyond the padded picture."""
+    frames = np.full((60, 96, 128, 3), 180, dtype=np.uint8)
+    for index, frame in enumerate(frames):
+        cv2.ellipse(frame, (2 * index, 48), (radius, 2 * radius + 6), 0, 0, 360, (20, 20, 20), -1)
+    spec = ClipSpec(frames=2, size=224, region="motion", interpolation="bilinear")
+    assert load_clip(ArraySource(frames), spec).shape == (2, 224, 224, 3)
+
+
 def test_previous_frame_is_the_latest_that_is_old_enough() -> None:
     at_25 = np.arange(10) / 25
     assert previous_indices(at_25, np.asarray([0, 1, 2, 3, 9])).tolist() == [0, 0, 0, 1, 7]
@@ -217,6 +235,34 @@ def test_every_combination_works_on_tiny_and_short_clips(
     for size in ((1, 3), (4, 6), (47, 63), (200, 330)):
         clip = load_clip(ArraySource(texture(count, *size)), spec)
         assert clip.shape == (8, 16, 16, 3) and clip.dtype == np.uint8
+
+
+@pytest.mark.parametrize("resize", ["short", "squash"])
+@pytest.mark.parametrize("channels", ["rgb", "motion"])
+@pytest.mark.parametrize("region", ["full", "motion", (10, 5, 90, 70)])
+@pytest.mark.parametrize("antialias", [True, False])
+def test_uncropped_frames_hold_the_deployed_ones_in_their_centre(
+    resize: str, channels: str, region: str | tuple[int, int, int, int], antialias: bool
+) -> None:
+    spec = ClipSpec(
+        frames=4, size=48, short_side=57, resize=resize, channels=channels, region=region, antialias=antialias,
+        interpolation="bilinear",
+    )  # fmt: skip
+    source = ArraySource(walk(40))
+    chosen = np.asarray([5, 15, 25, 35])
+    whole = load_uncropped(source, spec, chosen)
+    across = {"full": 69, "motion": 57}.get(str(region), 73)  # 57 * 176 / 144, a square, 57 * 90 / 70
+    assert whole.shape == (4, 57, 57 if resize == "squash" else across, 3)
+    deployed = load_clip(source, spec)
+    scaled_and_cut_at_once = region == "motion" and antialias
+    np.testing.assert_allclose(centred(whole, 48).astype(int), deployed, atol=1 if scaled_and_cut_at_once else 0)
+    np.testing.assert_array_equal(load_uncropped(source, spec, chosen[[2, 0]]), whole[[2, 0]])
+
+
+def test_centre_of_odd_rests_is_rounded_to_even() -> None:
+    frames = np.arange(9 * 8).reshape(1, 9, 8, 1)
+    for size, (top, left) in {4: (2, 2), 5: (2, 2), 6: (2, 1), 8: (0, 0)}.items():  # rests of 5, 4, 3, 1 rows
+        np.testing.assert_array_equal(centred(frames, size), frames[:, top : top + size, left : left + size])
 
 
 @pytest.mark.parametrize("spec", [ClipSpec(), ClipSpec(region=(1, 2, 3, 4), short_side=256, mean=(0.0, 0.0, 0.0))])

@@ -89,6 +89,8 @@ def test_numbers_that_are_not_finite_fail_the_check(session: Session) -> None:
         ("cuda", {"fp32": 5.0, "fp16": 9.0, "int8": 2.0}, "fp16"),
         ("cuda", {"fp32": 5.0, "int8": 2.0}, "fp32"),
         ("cpu", {}, "fp32"),
+        ("openvino", {"fp32": 100.0, "fp16": 90.0, "int8": 40.0}, "fp32"),
+        ("openvino", {"fp16": 90.0, "int8": 40.0}, "fp16"),
     ],
 )
 def test_default_precision_suits_the_backend(
@@ -103,3 +105,10 @@ def test_default_precision_suits_the_backend(
     parity = {p: PrecisionParity(passed=p in milliseconds, cpu_ms=milliseconds.get(p, 1.0)) for p in precisions}
     manifest = manifest.model_copy(update={"graphs": graphs, "parity": parity})
     assert default_precision(Bundle(tiny_bundle, manifest, None), backend) == expected
+
+
+def test_openvino_that_is_not_installed_says_what_to_install(run_module, tmp_path) -> None:
+    (tmp_path / "openvino.py").write_text("raise ImportError('not here')")
+    done = run_module("m2df_runtime.cli", "--backend", "openvino", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 3
+    assert "OpenVINO cannot be used: not here (pip install 'm2df[openvino]')" in done.stderr

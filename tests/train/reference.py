@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from m2df_train.official import rename_head_keys
+from m2df_train.importing.official import rename_head_keys
 
 GRADIENT = 1e-3  # of the largest reference value of the array, float32
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
+from colour_clips import write_colour_folder
 from numpy.typing import NDArray
 
 from m2df_runtime.errors import CheckFailed, InputError
 from m2df_runtime.preprocess import ClipSpec
 from m2df_train.data.clips import clip_groups, folder_clips, generated_clips
 from m2df_train.data.episodes import EpisodeSampler
-from m2df_train.evaluate import Accuracy, encode, episode_accuracy
+from m2df_train.evaluation.evaluate import Accuracy, encode, episode_accuracy
 
 Float = NDArray[np.float32]
 T, D = 4, 6
@@ -28,6 +28,7 @@ class Nearest:
 
     bias: float = 0.0
     """Added to the score of the first class of every episode."""
+    merges_after: bool = True
 
     @dataclass(frozen=True)
     class Result:
@@ -48,6 +49,16 @@ class Nearest:
         logits = -((features[:, None] - prototypes[None, :, 0]) ** 2).sum(axis=(2, 3))  # (Q, C)
         logits[:, 0] += self.bias
         return self.Result(logits)
+
+    @contextmanager
+    def parallel(self) -> Iterator[int]:
+        yield 2
+
+    def batch_prototypes(self, features: Float, prompts: Float) -> Float:
+        return np.stack([self.prototypes(f, p[None]) for f, p in zip(features, prompts, strict=True)])
+
+    def batch_match(self, features: Float, prompts: Float, prototypes: Float) -> Float:
+        return np.stack([self.match(*one).logits for one in zip(features, prompts, prototypes, strict=True)])
 
 
 def make_features(classes: int, clips: int, spread: float, seed: int = 0) -> tuple[Float, list[str], Float]:
@@ -84,33 +95,40 @@ def test_one_answer_for_everything_is_exactly_chance():
     assert result.ci95 == pytest.approx(0.0, abs=1e-6)
 
 
-@pytest.mark.parametrize("shot", [1, 3])
-def test_agrees_with_a_plain_loop(shot):
+@pytest.mark.parametrize(("shot", "merges_after"), [(1, True), (3, True), (3, False)])
+def test_agrees_with_a_plain_loop(shot, merges_after):
     features, labels, prompts = make_features(7, 8, spread=0.4)
-    result = episode_accuracy(Nearest(), features, labels, prompts, way=3, shot=shot, query=2, episodes=200, seed=5)
-    sampler = EpisodeSampler(labels, way=3, shot=shot, query=2, seed=5)
+    options = {"way": 3, "shot": shot, "query": 2, "seed": 5}
+    result = episode_accuracy(Nearest(0.0, merges_after), features, labels, prompts, **options, episodes=200)
+    sampler = EpisodeSampler(labels, **options)
     accuracies, outcomes = [], {name: [] for name in sampler.classes}
+    confusion = {name: dict.fromkeys(sampler.classes, 0) for name in sampler.classes}
     for number in range(200):
         episode, right = sampler.episode(number), []
         prototypes = [features[row].mean(axis=0) for row in episode.support]
         for truth, row in enumerate(episode.query):
             for clip in row:
                 distances = [float(((features[clip] - p) ** 2).sum()) for p in prototypes]
-                right.append(distances.index(min(distances)) == truth)
-                outcomes[sampler.classes[episode.classes[truth]]].append(right[-1])
+                answer = distances.index(min(distances))
+                right.append(answer == truth)
+                name = sampler.classes[episode.classes[truth]]
+                outcomes[name].append(right[-1])
+                confusion[name][sampler.classes[episode.classes[answer]]] += 1
         accuracies.append(np.mean(right))
     assert result.accuracy == pytest.approx(100 * np.mean(accuracies))
     assert result.ci95 == pytest.approx(100 * 1.96 * np.std(accuracies) / np.sqrt(200))
     assert result.per_class == pytest.approx({name: 100 * np.mean(hits) for name, hits in outcomes.items()})
+    assert result.confusion == confusion
+    assert (result.way, result.shot, result.query, result.episodes) == (3, shot, 2, 200)
 
 
 def test_workers_change_nothing():
     data = make_features(7, 8, spread=0.4)
     results = [
         without_time(episode_accuracy(Nearest(), *data, way=5, shot=1, episodes=150, workers=workers))
-        for workers in (1, 3)
+        for workers in (1, 3, None)
     ]
-    assert results[0] == results[1]
+    assert results[0] == results[1] == results[2]
 
 
 def test_a_leak_between_people_disappears_with_groups():
@@ -135,25 +153,9 @@ def test_scores_that_are_not_finite_fail_the_check():
         episode_accuracy(Nearest(), *data, way=5, shot=1, episodes=0)
 
 
-def write_clip(path: Path, colour: tuple[int, int, int], frames: int = 12) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 25, (48, 32))
-    for number in range(frames):
-        frame = np.full((32, 48, 3), colour[::-1], np.uint8)
-        frame[number % 32] = 255
-        writer.write(frame)
-    writer.release()
-
-
 @pytest.fixture
 def colours(tmp_path: Path) -> Path:
-    """Three classes of one colour each, two clips by each of three people, and one clip that is none."""
-    for name, colour in {"red": (200, 0, 0), "green": (0, 200, 0), "dark blue": (0, 0, 200)}.items():
-        for person in ("anna", "ben", "carl"):
-            for take in (1, 2):
-                write_clip(tmp_path / name / f"{person}_{take}.avi", colour)
-    (tmp_path / "red" / "dora_1.avi").write_bytes(b"not a video")
-    return tmp_path
+    return write_colour_folder(tmp_path)
 
 
 def test_clips_are_encoded_once_and_broken_ones_left_out(colours, caplog):
@@ -217,72 +219,3 @@ def test_groups_come_from_the_clips_own_name():
 def test_group_patterns_that_are_refused(pattern, message):
     with pytest.raises(InputError, match=message):
         clip_groups(["red/anna_1.avi"], pattern)
-
-
-def test_the_command_on_a_bundle(colours, tiny_bundle, run_module):
-    options = ("--bundle", tiny_bundle, "--data", colours, "--way", 3, "--shot", "1,2", "--episodes", 60)
-    done = run_module("m2df_train.eval_cli", *options, "--groups", "^([a-z]+)_", "--json")
-    assert done.returncode == 0, done.stderr
-    records = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [record["shot"] for record in records] == [1, 2]
-    assert list(records[0]) == [
-        "accuracy", "ci95", "per_class", "way", "shot", "episodes", "backend", "precision",
-        "encode_seconds", "episode_seconds",
-    ]  # fmt: skip
-    assert [record["accuracy"] for record in records] == [100.0, 100.0]
-    assert set(records[0]["per_class"]) == {"red", "green", "dark blue"}
-    assert "dora_1.avi" in done.stderr
-    assert done.stderr.count("warning:") == 1
-    text = run_module("m2df_train.eval_cli", *options[:-1], 10, "--per-class", "--classes", "red,green", "--way", 2)
-    assert text.returncode == 0, text.stderr
-    assert "2-way 1-shot, 10 episodes: 100.00 ± 0.00 %" in text.stdout
-    assert "green  100.00 %" in text.stdout
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("--way", 4), "4-way episodes need 4 classes"),
-        (("--classes", "red,pink"), "no class 'pink'"),
-        (("--groups", "(x"), "not a regular expression"),
-        (("--checkpoint", "b"), "exclude each other"),
-        (("--shot", "1,many"), "not a number or a list"),
-        (("--labels", "missing.csv"), "missing.csv"),
-    ],
-)
-def test_the_command_says_what_is_wrong(options, message, colours, tiny_bundle, run_module):
-    done = run_module("m2df_train.eval_cli", "--bundle", tiny_bundle, "--data", colours, "--way", 3, *options)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
-
-
-def test_a_checkpoint_and_its_shape_of_scores(colours):
-    import torch
-
-    from m2df_runtime.bundle import SourceInfo
-    from m2df_train.checkpoint import Checkpoint
-    from m2df_train.model.backbone import load_backbone
-    from m2df_train.model.heads import build_head
-    from m2df_train.torch_scorer import CheckpointScorer
-
-    torch.manual_seed(0)
-    backbone = load_backbone("m2df-tiny")
-    spec = ClipSpec(frames=4, size=backbone.image_size)
-    head = build_head("m2df", backbone.dim, spec.frames)
-    checkpoint = Checkpoint(backbone, head, spec, "a photo of {}", {}, SourceInfo(model="m2df-tiny"))
-    threads = torch.get_num_threads()
-    scorer = CheckpointScorer(checkpoint, "cpu")
-    features = encode(scorer, folder_clips(colours)[0], spec)
-    prompts = scorer.encode_texts(["a photo of red", "a photo of green", "a photo of blue"])
-    assert features.values.shape == (18, 4, backbone.dim)
-    assert prompts.shape == (3, backbone.dim)
-    prototypes = scorer.prototypes(features.values[:2], prompts[:1])
-    assert prototypes.shape == (2, 4, backbone.dim)
-    scores = scorer.match(features.values[:5], prompts, np.stack([prototypes] * 3))
-    assert scores.logits.shape == (5, 3)
-    assert scores.distances.shape == (5, 2, 3)
-    assert torch.get_num_threads() == threads
-    result = episode_accuracy(scorer, features.values, features.labels, prompts, way=3, shot=1, episodes=5)
-    assert 0 <= result.accuracy <= 100

@@ -104,7 +104,7 @@ PUBLISHED_GLOBAL = (
 
 def m2df_head(weights: dict[str, Tensor], dtype: torch.dtype, preset: PresetName = "paper", **options) -> M2dfHead:
     """The head in evaluation mode, the most probable prompt unless the options say otherwise."""
-    values = merged(find_preset(preset).options, {"pps": {"eval": "argmax"}})
+    values = merged(find_preset(preset).values["head"]["options"], {"pps": {"eval": "argmax"}})
     built = build_head("m2df", 512, 8, merged(values, options)).eval()
     built.load_state_dict(weights, strict=True)
     assert isinstance(built, M2dfHead)
@@ -217,7 +217,8 @@ FSAR_VARIANTS = [  # options; whether probabilities are printed; logits
 def test_every_variant_of_clip_fsar(clip_fsar_weights, dtype, preset):
     episode = published_episode(dtype)
     for options, probabilities, *rows in FSAR_VARIANTS:
-        head = build_head("clip-fsar", 512, 8, merged(find_preset(preset, head="clip-fsar").options, options)).eval()
+        values = find_preset(preset, head="clip-fsar").values["head"]["options"]
+        head = build_head("clip-fsar", 512, 8, merged(values, options)).eval()
         assert isinstance(head, ClipFsarHead)
         head.load_state_dict(clip_fsar_weights, strict=True)
         out = head.to(dtype)(episode)

@@ -6,12 +6,12 @@ import torch
 from reference import Reference
 from torch import Tensor
 
+from m2df_train.importing.official import rename_head_keys
 from m2df_train.model.alignment import cosine
 from m2df_train.model.distillation import mutual_distillation
 from m2df_train.model.heads import Episode, Head, build_head
 from m2df_train.model.options import DistilOptions
 from m2df_train.model.prompts import frame_cosines, topk_frames, topk_score
-from m2df_train.official import rename_head_keys
 
 M2DF_FILES = [
     "mdmf_3w2s_q1_shuffled_smallnorm.npz",
@@ -28,7 +28,7 @@ CLIP_FSAR_FILES = [
 ]
 CONDITIONS = [(), ("t",), ("v",), ("t", "v")]  # rows of the stored distillation tables
 DIRECTIONS = ["mutual", "global_teaches", "local_teaches"]  # columns: bid, up2down, down2up
-NO_DROPOUT = {"attention": 0.0, "ffn": 0.0, "context": 0.0}
+NO_DROPOUT = {"attention": 0.0, "ffn": 0.0}
 PRECISIONS = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
 
 
@@ -53,7 +53,8 @@ def episode_of(ref: Reference, prompt_table: str, class_table: str) -> Episode:
 
 def load(ref: Reference, name: str, options: dict, train: bool) -> Head:
     """The head with the file's weights; every official weight must find its place."""
-    shape = {"depth": ref.config["transformer_depth"], "dropout": NO_DROPOUT}
+    dropout = {**NO_DROPOUT, "context": 0.0} if name == "m2df" else NO_DROPOUT
+    shape = {"depth": ref.config["transformer_depth"], "dropout": dropout}
     head = build_head(name, ref.config["D"], ref.config["frames"], {**shape, **options}).to(ref.dtype)
     head.load_state_dict(ref.head_weights(), strict=True)
     return head.train(train)

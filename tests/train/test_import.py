@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 from collections import Counter, OrderedDict
@@ -10,13 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from reference import Reference
 from safetensors.torch import load_file
 from test_heads_reference import episode_of
 
 from m2df_runtime.errors import InputError
 from m2df_train.checkpoint import load_checkpoint
-from m2df_train.importing import ImportRequest, benchmark_labels, import_official
+from m2df_train.import_cli import import_command
+from m2df_train.importing.importer import ImportRequest, benchmark_labels, import_official
 from m2df_train.model.backbone import normalised_pixels, rebuild_backbone
 from m2df_train.model.heads import deterministic_head
 
@@ -316,11 +319,24 @@ def test_all_wrong_settings_are_reported_at_once(tmp_path, towers, text_model, h
     for setting, reason in (
         ("clip.size=64", "takes 32"),
         ("prompt=x", "exactly one"),
-        ("clip.sampler=segment", "random"),
+        ("clip.sampler.eval=segment", r"clip\.sampler\.eval: segment is random"),
+        ("clip.pixel_norm=0.5", r"clip\.pixel_norm"),
         ("head.name=clip-fsar", "head"),
     ):
         with pytest.raises(InputError, match=reason):
             run_import(path, text_model, settings=[setting])
+
+
+def test_settings_stand_over_the_preset(tmp_path, towers, text_model, head_state):
+    path = write(tmp_path / "official.pt", head_state("fsar"), towers["vit"], fsar_file)
+    settings = ["clip.sampler.eval=uniform", "clip.pixel_norm={mean: [0, 0, 0], std: [2, 2, 2]}", "clip.resize=short"]
+    checkpoint, _ = run_import(path, text_model, settings=[*settings, "head.options.text_visual_fusion.mode=combine"])
+    clip = checkpoint.clip
+    assert (clip.sampler, clip.resize, clip.mean, clip.std) == ("uniform", "short", (0.0,) * 3, (2.0,) * 3)
+    assert checkpoint.head.options.text_visual_fusion.mode == "combine"
+    assert checkpoint.source.training["sampler"] == {"train": "segment", "eval": "uniform"}
+    checkpoint, _ = run_import(path, text_model, settings=["clip.pixel_norm=none"])
+    assert (checkpoint.clip.mean, checkpoint.clip.std) == ((0.0,) * 3, (1.0,) * 3)
 
 
 def test_a_text_tower_that_cannot_be_had_is_asked_for(tmp_path, towers, head_state):
@@ -376,11 +392,17 @@ def test_the_checkpoint_keeps_what_reproduces_the_logits(tmp_path, towers, text_
     assert checkpoint.labels == benchmark_labels("ucf101", "official")
     training = checkpoint.source.training
     assert (training["preset"], training["dataset"], training["shot"]) == ("official-fsar", "ucf101", 5)
-    assert (training["sampler_eval"], training["bn_mode"], training["labels"]) == ("segment", "train", "official")
+    assert (training["bn_mode"], training["shots"], training["random_test_frames"]) == ("train", 1, True)
+    assert training["sampler"] == {"train": "segment", "eval": "segment_center"}
+    assert training["data"] == {"hflip": 0.0, "labels": "official"}
+    assert training["file_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
     again = run_module("m2df_train.cli", *arguments)
     assert again.returncode == 2
     assert "holds a run already" in again.stderr
+    shown = CliRunner().invoke(import_command, [str(a) for a in arguments[1:]] + ["--out", str(tmp_path / "other")])
+    assert "frames: 8, segment_center (the repository draws one at random of each segment)" in shown.stdout
+    assert "pixels: squash 256 bilinear, no antialias, crop 32, mean 0.45 0.45 0.45, std 0.225" in shown.stdout
 
 
 def test_the_command_says_what_became_of_the_keys(tmp_path, towers, text_model, head_state, run_module):
@@ -435,7 +457,7 @@ def test_an_official_file_runs_in_the_runtime_with_the_official_logits(
     from m2df_runtime.preprocess import load_clip
     from m2df_runtime.session import Session
     from m2df_runtime.video import open_source
-    from m2df_train.torch_scorer import CheckpointScorer
+    from m2df_train.evaluation.torch_scorer import CheckpointScorer
 
     path = write(tmp_path / "official.pt", head_state(method), towers["vit"], container)
     run, bundle = tmp_path / "runs" / "official", tmp_path / "bundle"

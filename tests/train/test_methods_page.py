@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from m2df_runtime.preprocess import CLIP_MEAN, CLIP_STD
 from m2df_train.model.heads import HEAD_OPTIONS, head_options
 from m2df_train.presets import find_preset
 
@@ -39,12 +38,18 @@ def shown(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def options_of(name: str, head: str | None = None, **variant) -> dict:
+    """Options of the head under a preset, defaults filled in."""
+    preset = find_preset(name, head=head, **variant)
+    return head_options(preset.head, preset.values["head"]["options"]).model_dump(mode="json")
+
+
 @pytest.mark.parametrize(
     ("column", "name", "head"),
     [(0, "paper", "m2df"), (1, "official-m2df", "m2df"), (2, "paper", "clip-fsar"), (3, "official-fsar", "clip-fsar")],
 )
 def test_the_table_of_options_is_complete_and_right(column, name, head):
-    options = flat(head_options(head, find_preset(name, head=head).options).model_dump(mode="json"))
+    options = flat(options_of(name, head))
     cells = {option: row[column] for option, row in table(4).items()}
     assert set(options) == {option for option, cell in cells.items() if cell != "–"}
     for option, value in options.items():
@@ -53,14 +58,44 @@ def test_the_table_of_options_is_complete_and_right(column, name, head):
         assert plain == shown(value), option
 
 
-def test_the_table_of_pixels_and_frames_is_right():
-    presets = [find_preset(name) for name in ("paper", "official-m2df", "official-fsar")]
-    rows = table(3)
-    for key in ("frames", "size", "resize", "short_side", "interpolation", "antialias", "sampler"):
-        assert [cell.split(";")[0] for cell in rows[f"clip.{key}"]] == [shown(p.clip[key]) for p in presets], key
-    assert [c.split(";")[0] for c in rows["episodic.sampler"]] == [p.training.sampler_train for p in presets]
-    assert [p.clip["mean"] == list(CLIP_MEAN) for p in presets] == [c.startswith("CLIP") for c in rows["clip.mean"]]
-    assert [p.clip["std"] == list(CLIP_STD) for p in presets] == [c.startswith("CLIP") for c in rows["clip.mean"]]
+@pytest.mark.parametrize(("column", "name"), [(0, "paper"), (1, "official-m2df"), (2, "official-fsar")])
+def test_the_table_of_clips_and_training_is_complete_and_right(column, name):
+    values = flat({key: value for key, value in find_preset(name).values.items() if key != "head"})
+    values |= {"data.hflip_query": "as `data.hflip`", "data.query_colour": "off"}
+    values["train.shots"] = {"test": "as in the tests"}.get(find_preset(name).shots, 1)
+    values.pop("train.schedule.factor", None)
+    cells = {option: row[column].split(";")[0] for option, row in table(3).items()}
+    assert cells == {option: shown(value) for option, value in values.items()}
+
+
+def test_what_a_cell_says_of_a_variant_is_right():
+    def value(option, name, **variant):
+        preset = find_preset(name, **variant)
+        return (flat(preset.values) | flat(options_of(name, **variant)))[option]
+
+    mixed = {**table(4), **table(3)}
+    said = {option: [cell.split("; ")[1] for cell in row if ";" in cell] for option, row in mixed.items()}
+    said = {option: cells for option, cells in said.items() if cells}
+    kinetics, odd = {"dataset": "kinetics100"}, {"dataset": "ucf101", "shot": 5}
+    assert said.pop("data.hflip") == [f"{value('data.hflip', 'paper', dataset='ssv2-full'):g} for SSv2"]
+    assert said.pop("data.hflip_query") == [f"{value('data.hflip_query', 'official-fsar', **kinetics)} for Kinetics"]
+    assert said.pop("data.query_colour") == ["on for Kinetics"]
+    assert find_preset("official-fsar", **kinetics).values["data"]["query_colour"] is not None
+    for option in ("clip.sampler.train", "clip.sampler.eval"):
+        assert said.pop(option) == [f"{value(option, 'official-fsar', **kinetics)} for Kinetics"]
+    norm = find_preset("official-fsar", **odd).values["clip"]["pixel_norm"]
+    assert said.pop("clip.pixel_norm") == [f"mean {norm['mean'][0]} and std {norm['std'][0]} for UCF101 at 5 shots"]
+    assert said.pop("train.weight_decay") == [
+        f"{value('train.weight_decay', 'paper', head='clip-fsar')} with clip-fsar"
+    ]
+    assert said.pop("train.schedule.kind") == [
+        f"{value('train.schedule.kind', 'paper', head='clip-fsar')} with clip-fsar"
+    ]
+    assert said.pop("prototype.merge") == [f"{value('prototype.merge', 'official-fsar', **odd)} at 5 shots"]
+    single = shown(value("otam.bidirectional", "official-m2df", **kinetics))
+    assert said.pop("otam.bidirectional") == [f"{single} for Kinetics at 1 shot"]
+    assert said.pop("loss.lambda_text") == ["V of the dataset"] * 2
+    assert said == {}
 
 
 def test_every_file_and_option_it_names_exists():

@@ -19,7 +19,7 @@ from m2df_runtime.errors import InputError
 from m2df_runtime.labels import LabelRules
 from m2df_train.data.benchmarks import SPLITS, benchmark
 from m2df_train.data.datasets import find_clips
-from m2df_train.eval_cli import over_benchmark_texts
+from m2df_train.evaluation.subject import over_texts
 from m2df_train.prepare import check_download
 
 # Two classes of every split of UCF101, two videos each.
@@ -339,13 +339,14 @@ def test_find_clips_without_any(tmp_path, clip, lists):
 
 
 def test_texts_of_the_benchmark_stand_under_the_models_own():
-    rules = over_benchmark_texts(LabelRules("{}!", {"ride_bike": "ride_bike", "mine": "my own"}), "hmdb51")
+    rules = LabelRules("{}!", {"ride_bike": "ride_bike", "mine": "my own"})
+    rules = over_texts(rules, benchmark("hmdb51").texts())
     assert [rules.prompt(name) for name in ("ride_bike", "shoot_bow", "mine")] == [
         "ride_bike!",
         "shoot bow!",
         "my own!",
     ]
-    rules = over_benchmark_texts(LabelRules(), "ssv2-full")
+    rules = over_texts(LabelRules(), benchmark("ssv2-full").texts())
     assert rules.text("Tipping something over") == "Tipping [something] over"
 
 
@@ -464,8 +465,8 @@ def test_eval_on_a_benchmark(tmp_path, lists, tiny_bundle, run_module):
     ("options", "expected"),
     [
         (("--dataset", "ucf101"), "--dataset needs --data"),
-        (("--data", "x", "--split", "val"), "--split and --split-files need --dataset"),
-        (("--data", "x", "--split-files", "y"), "--split and --split-files need --dataset"),
+        (("--data", "x", "--split", "validation"), "--split needs --dataset, or the --checkpoint of a training run"),
+        (("--data", "x", "--split-files", "y"), "--split-files needs --dataset"),
         (("--data", "x", "--dataset", "ucf"), "'ucf' is not one of 'hmdb51', 'ucf101'"),
     ],
 )

@@ -1,116 +1,178 @@
-"""Presets, their place under a recipe, and options from the command line over it."""
+"""The option table of the method, row by row: every option has its place in a recipe and its value in every preset."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import re
 from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import yaml
 from PIL import Image
 
 from m2df_runtime.errors import InputError
 from m2df_runtime.preprocess import CLIP_MEAN, CLIP_STD, ClipSpec, load_clip
 from m2df_runtime.video import ArraySource
 from m2df_train import import_cli
-from m2df_train.data.benchmarks import BenchmarkName
-from m2df_train.data.generated import render_class
-from m2df_train.data.synthetic import sample_action, split_actions
-from m2df_train.model.heads import build_head, head_options
-from m2df_train.overrides import merged, override
+from m2df_train.data.benchmarks import BENCHMARKS, BenchmarkName
+from m2df_train.model.heads import head_options
 from m2df_train.presets import PresetName, find_preset
-from m2df_train.recipe import RECIPES, dump_recipe, load_recipe
+from m2df_train.recipe import Recipe, load_recipe
+from m2df_train.recipe_sections import ClipRecipe
 
-DATASETS = get_args(BenchmarkName)
-SSV2 = ("ssv2-full", "ssv2-small")
+PRESETS = get_args(PresetName)
+KINETICS_COLOUR = {"brightness": 0.5, "contrast": 0.5, "saturation": 0.5, "hue": 0.25, "grey": 0.3}
 
-
-def at(options: Any, path: str) -> Any:
-    for key in path.split("."):
-        options = options[key]
-    return options
-
-
-# Method section 9, row by row: option, paper, official-m2df, official-fsar; None where the table has a dash.
-OPTION_TABLE = [
-    ("topk_frames", 4, 4, None),
-    ("pps.train", "sample", "sample", None),
-    ("pps.eval", "argmax", "sample", None),
-    ("pps.temperature", 200.0, 200.0, None),
-    ("otam.lambda", 0.5, 0.5, 0.5),
-    ("otam.bidirectional", True, True, True),
-    ("cos_eps", 0.01, 0.01, 0.01),
-    ("view_weights", [1.0, 1.0], [1.0, 1.0], None),
-    ("distil.text_token", "prompt", "first_frame", None),
-    ("distil.detach_teacher", True, False, None),
-    ("distil.detach_weights", True, False, None),
-    ("loss.reduction", "sum", "sum", "mean"),
-    ("loss.lambda_text", 0.0, 0.0, 1.5),
-    ("loss.lambda_ce", 1.0, 1.0, 1.0),
-    ("loss.lambda_distil", 1.0, 1.0, None),
+# Method section 9: its option, the key in a recipe, values of paper, official-m2df and official-fsar for 5 test
+# shots of HMDB51 (paper with the head of CLIP-FSAR where CLIP-M2DF has no such option); None for a dash.
+TABLE = [
+    ("`frames`", "clip.frames", 8, 8, 8),
+    ("`sampler.train / eval`", "clip.sampler.train", "segment", "linspace", "segment"),
+    ("`sampler.train / eval`", "clip.sampler.eval", "segment_center", "linspace", "segment_center"),
+    ("`resize`", "clip.resize", "short", "short", "squash"),
+    ("`resize`", "clip.short_side", 256, 256, 256),
+    ("`resize`", "clip.interpolation", "bilinear", "bilinear", "bilinear"),
+    ("`resize`", "clip.antialias", True, True, False),
+    ("`pixel_norm`", "clip.pixel_norm", "clip", "none", "clip"),
+    ("`hflip`", "data.hflip", 0.5, 0.5, 0.0),
+    ("`hflip`", "data.hflip_query", None, None, None),
+    ("`prompt`", "prompt", "a photo of {}", "a photo of {}", "a photo of {}"),
+    ("`labels`", "data.labels", "paper", "official", "official"),
+    ("`topk_frames`", "head.options.topk_frames", 4, 4, None),
+    ("`pps.train / eval`", "head.options.pps.train", "sample", "sample", None),
+    ("`pps.train / eval`", "head.options.pps.eval", "argmax", "sample", None),
+    ("`pps.temperature`", "head.options.pps.temperature", 200.0, 200.0, None),
+    ("`otam.lambda`", "head.options.otam.lambda", 0.5, 0.5, 0.5),
+    ("`otam.bidirectional`", "head.options.otam.bidirectional", True, True, True),
+    ("`cos_eps`", "head.options.cos_eps", 0.01, 0.01, 0.01),
+    ("`view_weights`", "head.options.view_weights", [1.0, 1.0], [1.0, 1.0], None),
+    ("`distil.direction`", "head.options.distil.direction", "mutual", "global_teaches", None),
+    ("`distil.conditions`", "head.options.distil.conditions", ["t", "v"], ["t"], None),
+    ("`distil.text_token`", "head.options.distil.text_token", "prompt", "first_frame", None),
+    ("`distil.detach_teacher/weights`", "head.options.distil.detach_teacher", True, False, None),
+    ("`distil.detach_teacher/weights`", "head.options.distil.detach_weights", True, False, None),
+    ("`loss.reduction`", "head.options.loss.reduction", "sum", "sum", "mean"),
+    ("`loss.lambda_text / ce / distil`", "head.options.loss.lambda_text", 0.0, 0.0, 1.2),
+    ("`loss.lambda_text / ce / distil`", "head.options.loss.lambda_ce", 1.0, 1.0, 1.0),
+    ("`loss.lambda_text / ce / distil`", "head.options.loss.lambda_distil", 1.0, 1.0, None),
+    ("`prototype.merge`", "head.options.prototype.merge", "after", None, "before"),
+    ("`text_visual_fusion.beta`", "head.options.text_visual_fusion.mode", "off", None, "off"),
+    ("`text_visual_fusion.beta`", "head.options.text_visual_fusion.beta", 0.9, None, 0.9),
+    ("`bn_mode` (RN50)", "tuning.bn_mode", "frozen", "mixed", "train"),
+    ("`train.shots`", "train.shots", [5], [5], [1]),
 ]
+# Options of CLIP-FSAR's head alone; CLIP-M2DF always averages shots after its encoders (method section 2.7).
+OF_CLIP_FSAR = ("head.options.prototype", "head.options.text_visual_fusion")
 
 
-@pytest.mark.parametrize("row", OPTION_TABLE, ids=[row[0] for row in OPTION_TABLE])
-def test_head_options_are_those_of_the_methods_table(row):
-    path, *values = row
-    for name, expected in zip(get_args(PresetName), values, strict=True):
-        if expected is not None:
-            preset = find_preset(name)
-            resolved = head_options(preset.head, preset.options).model_dump(mode="json")
+def recipe(name: str, **preset: Any) -> Recipe:
+    """A benchmark's recipe under a preset in its variant: head, dataset, shot."""
+    head = preset.get("head") or ("clip-fsar" if name == "official-fsar" else "m2df")
+    file = f"{preset.get('dataset', 'hmdb51')}/{head}-rn50-{preset.get('shot', 1)}shot"
+    return load_recipe(file, ["data.root=x", f"preset.name={name}"])
+
+
+def at(resolved: Recipe, path: str) -> Any:
+    """A value of a recipe, the head's defaults filled in."""
+    values = resolved.model_dump(mode="json")
+    options = head_options(resolved.head.name, resolved.head.options)
+    values["head"]["options"] = options.model_dump(mode="json")
+    for key in path.split("."):
+        values = values[key]
+    return values
+
+
+@pytest.mark.parametrize("row", TABLE, ids=[row[1] for row in TABLE])
+def test_every_option_of_the_methods_table_has_its_value_in_every_preset(row):
+    _, path, *values = row
+    fsar = path.startswith(OF_CLIP_FSAR)
+    for name, expected in zip(PRESETS, values, strict=True):
+        if fsar and name == "official-m2df":
+            assert expected is None
+        elif expected is not None or not path.startswith("head."):
+            resolved = recipe(name, shot=5, head="clip-fsar" if fsar else None)
             assert at(resolved, path) == expected, name
+
+
+def test_no_option_of_the_methods_table_is_left_out(shared_dir):
+    section = (shared_dir / "docs" / "method.md").read_text(encoding="utf-8").split("## 9. Option schema")[1]
+    rows = re.findall(r"^\| (`.*?) \|", section.split("\n---")[0], re.M)
+    assert rows == list(dict.fromkeys(row[0] for row in TABLE))
+
+
+def variants(name: str, path: str, head: str | None = None) -> dict[tuple[str, int], Any]:
+    return {(d, k): at(recipe(name, dataset=d, shot=k, head=head), path) for d in BENCHMARKS for k in (1, 5)}
+
+
+def test_values_that_depend_on_the_dataset_and_the_shots():
+    def only(where: Any, value: Any, elsewhere: Any) -> dict[tuple[str, int], Any]:
+        return {(d, k): value if where(d, k) else elsewhere for d in BENCHMARKS for k in (1, 5)}
+
+    def kinetics(dataset: str, shot: int) -> bool:
+        return dataset == "kinetics100"
+
+    assert variants("paper", "data.hflip") == only(lambda d, k: d.startswith("ssv2"), 0.0, 0.5)
+    assert set(variants("official-m2df", "data.hflip").values()) == {0.5}
+    assert set(variants("official-fsar", "data.hflip").values()) == {0.0}
+    assert variants("official-fsar", "data.hflip_query") == only(kinetics, 0.5, None)
+    assert variants("official-fsar", "data.query_colour") == only(kinetics, KINETICS_COLOUR, None)
+    assert variants("official-fsar", "clip.sampler.train") == only(kinetics, "dense_clip", "segment")
+    assert variants("official-fsar", "clip.sampler.eval") == only(kinetics, "dense_clip", "segment_center")
+    single = {d: find_preset("official-fsar", dataset=d).random_test_frames for d in BENCHMARKS}
+    assert single == {d: d != "kinetics100" for d in BENCHMARKS}
+    path = "head.options.otam.bidirectional"
+    assert variants("official-m2df", path) == only(lambda d, k: kinetics(d, k) and k == 1, False, True)
+    assert set(variants("official-fsar", path).values()) == {True}
+    assert variants("official-fsar", "head.options.prototype.merge") == only(lambda d, k: k == 5, "before", "after")
+    odd = {"mean": [0.45] * 3, "std": [0.225] * 3}
+    assert variants("official-fsar", "clip.pixel_norm") == only(lambda d, k: (d, k) == ("ucf101", 5), odd, "clip")
+    weights = {"hmdb51": 1.2, "ucf101": 1.5, "kinetics100": 1.5, "ssv2-full": 3.0, "ssv2-small": 3.0}
+    for name in ("paper", "official-fsar"):
+        found = variants(name, "head.options.loss.lambda_text", "clip-fsar")
+        assert found == {(d, k): weights[d] for d, k in found}
+    for name, trained in (
+        ("paper", {1: [1], 5: [5]}),
+        ("official-m2df", {1: [1], 5: [5]}),
+        ("official-fsar", {1: [1], 5: [1]}),
+    ):
+        assert all(shots == trained[k] for (_, k), shots in variants(name, "train.shots").items()), name
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_train_as_published(name):
+    """Method section 4: what holds on every dataset. The weight decay is the one that acts."""
+    for head, decay, schedule in (("m2df", 0.0, "constant"), ("clip-fsar", 1e-3, "steps")):
+        if name == "paper" or find_preset(name).head == head:
+            values = find_preset(name, head=head).values
+            train = values["train"]
+            assert (train["way"], train["queries"], train["per_update"], train["optimizer"]) == (5, 5, 16, "adam")
+            assert (train["weight_decay"], train["schedule"]["kind"]) == (decay, schedule)
+            assert values["tuning"]["strategy"] == "full"
 
 
 def test_the_papers_preset_is_what_heads_do_without_options():
     for head in ("m2df", "clip-fsar", "training-free"):
-        preset = find_preset("paper", head=head)
-        assert head_options(head, preset.options) == head_options(head)
-    assert (
-        find_preset("paper").options["distil"] | {"direction": "mutual", "conditions": ["t", "v"]}
-        == (find_preset("paper").options["distil"])
-    )
+        assert head_options(head, find_preset("paper", head=head).values["head"]["options"]) == head_options(head)
 
 
-def test_pixels_and_frames_are_those_of_the_methods_table():
-    paper, m2df, fsar = (ClipSpec(**find_preset(name).clip) for name in get_args(PresetName))
-    assert {spec.frames for spec in (paper, m2df, fsar)} == {8}
-    assert {(spec.size, spec.short_side, spec.interpolation) for spec in (paper, m2df, fsar)} == {
-        (224, 256, "bilinear")
-    }
-    assert (paper.resize, paper.antialias, paper.sampler) == ("short", True, "segment_center")
-    assert (m2df.resize, m2df.antialias, m2df.sampler) == ("short", True, "linspace")
-    assert (fsar.resize, fsar.antialias, fsar.sampler) == ("squash", False, "segment_center")
-    assert (paper.mean, paper.std) == (fsar.mean, fsar.std) == (CLIP_MEAN, CLIP_STD)
-    assert (m2df.mean, m2df.std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+def deployed(name: str) -> ClipSpec:
+    return ClipRecipe.model_validate(find_preset(name).values["clip"]).deployed
 
 
-def test_rows_that_depend_on_the_dataset():
-    for dataset in DATASETS:
-        for shot in (1, 5):
-            paper, m2df, fsar = (find_preset(n, dataset=dataset, shot=shot) for n in get_args(PresetName))
-            kinetics = dataset == "kinetics100"
-            assert paper.training.hflip == (0.0 if dataset in SSV2 else 0.5)
-            assert (m2df.training.hflip, fsar.training.hflip) == (0.5, 0.0)
-            assert fsar.training.hflip_query == (0.5 if kinetics else None)
-            assert fsar.clip["sampler"] == ("dense_clip" if kinetics else "segment_center")
-            assert fsar.training.sampler_eval == ("dense_clip" if kinetics else "segment")
-            assert m2df.options["otam"]["bidirectional"] == (not (kinetics and shot == 1))
-            assert fsar.options["otam"]["bidirectional"]
-            assert fsar.options["prototype"]["merge"] == ("before" if shot == 5 else "after")
-            odd = (dataset, shot) == ("ucf101", 5)
-            assert fsar.clip["std"] == ([0.225] * 3 if odd else list(CLIP_STD))
-    weights = [find_preset("official-fsar", dataset=d).options["loss"]["lambda_text"] for d in DATASETS]
-    assert weights == [1.2, 1.5, 1.5, 3.0, 3.0]
-    assert [find_preset(n).training.bn_mode for n in get_args(PresetName)] == ["frozen", "mixed", "train"]
-    assert [find_preset(n).training.labels for n in get_args(PresetName)] == ["paper", "official", "official"]
-    assert [find_preset(n).training.shots for n in get_args(PresetName)] == ["test", "test", 1]
+def test_what_pixel_norm_means():
+    assert [deployed(name).mean for name in PRESETS] == [CLIP_MEAN, (0.0, 0.0, 0.0), CLIP_MEAN]
+    assert [deployed(name).std for name in PRESETS] == [CLIP_STD, (1.0, 1.0, 1.0), CLIP_STD]
+
+
+def test_training_differs_from_deployment_in_its_frames_alone():
+    clip = ClipRecipe(size=64, pixel_norm="none")
+    assert (clip.training.sampler, clip.deployed.sampler) == ("segment", "segment_center")
+    assert clip.training.model_copy(update={"sampler": "segment_center"}) == clip.deployed
 
 
 def test_resize_for_towers_of_other_sizes():
-    sides = {name: [find_preset(name, size=s).clip["short_side"] for s in (56, 336)] for name in get_args(PresetName)}
+    sides = {name: [find_preset(name, size=s).values["clip"]["short_side"] for s in (56, 336)] for name in PRESETS}
     assert sides == {"paper": [64, 384], "official-m2df": [256, 384], "official-fsar": [256, 384]}
 
 
@@ -128,7 +190,7 @@ def pictures(height: int, width: int) -> np.ndarray:
 @pytest.mark.parametrize("shape", [(240, 320), (720, 400), (256, 456)])
 def test_official_m2df_pixels_are_pillows_bilinear_resize_and_a_centre_crop(shape):
     frames = pictures(*shape)
-    spec = ClipSpec(**find_preset("official-m2df").clip)
+    spec = deployed("official-m2df")
     height, width = shape
     size = (256, int(256 * height / width)) if width < height else (int(256 * width / height), 256)
     left, top = round((size[0] - 224) / 2), round((size[1] - 224) / 2)
@@ -142,7 +204,7 @@ def test_official_m2df_pixels_are_pillows_bilinear_resize_and_a_centre_crop(shap
 @pytest.mark.parametrize("shape", [(240, 320), (720, 400), (256, 456)])
 def test_official_fsar_pixels_are_a_tensor_resize_to_a_square_up_to_rounding(shape):
     frames = pictures(*shape)
-    spec = ClipSpec(**find_preset("official-fsar").clip)
+    spec = deployed("official-fsar")
     tensor = torch.from_numpy(frames).permute(0, 3, 1, 2).float()
     squashed = F.interpolate(tensor, (256, 256), mode="bilinear", align_corners=False, antialias=False)
     expected = squashed[:, :, 16:240, 16:240].permute(0, 2, 3, 1).numpy()
@@ -150,143 +212,15 @@ def test_official_fsar_pixels_are_a_tensor_resize_to_a_square_up_to_rounding(sha
     assert np.abs(load_clip(ArraySource(frames, 25.0), spec) - expected).max() <= 1.0
 
 
-def write(path: Path, **changes: Any) -> str:
-    data = yaml.safe_load((RECIPES / "demo.yaml").read_text())
-    data = {key: value for key, value in merged(data, changes).items() if value is not None}
-    path.write_text(yaml.safe_dump(data))
-    return str(path)
-
-
-@pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.yaml")))
-def test_a_recipe_without_preset_means_what_its_file_says(name):
-    data = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
-    recipe = load_recipe(name).model_dump(mode="json")
-    assert recipe["head"] == data["head"]
-    assert {key: recipe["clip"][key] for key in data["clip"]} == data["clip"]
-    assert recipe["clip"]["short_side"] is None
-    assert recipe["preset"] is recipe["episodic"]["sampler"] is None
-
-
-def test_a_presets_values_stand_under_the_recipes_own(tmp_path):
-    recipe = load_recipe(write(tmp_path / "r.yaml", preset="official-m2df", head={"options": {"cos_eps": 0.02}}))
-    options = head_options(recipe.head.name, recipe.head.options)
-    assert options.cos_eps == 0.02
-    assert options.pps.eval == "expectation"  # the recipe's
-    assert options.distil.text_token == "first_frame"  # the preset's
-    assert recipe.clip.sampler == "uniform"
-    assert recipe.clip.mean == (0.45, 0.5, 0.5)
-    assert recipe.clip.short_side == 256
-    assert recipe.episodic.sampler == "linspace"
-    resolved = tmp_path / "resolved.yaml"
-    resolved.write_text(dump_recipe(recipe))
-    assert load_recipe(str(resolved)) == recipe
-
-
-def test_a_preset_fills_in_what_a_recipe_leaves_out(tmp_path):
-    variant = {"name": "official-fsar", "dataset": "kinetics100", "shot": 5}
-    recipe = load_recipe(write(tmp_path / "r.yaml", preset=variant, head=None, clip=None, prompt=None))
-    assert recipe.head.name == "clip-fsar"
-    assert recipe.head.options["prototype"]["merge"] == "before"
-    assert (recipe.clip.resize, recipe.clip.antialias, recipe.clip.sampler) == ("squash", False, "dense_clip")
-    assert recipe.episodic.shots == (1,)
-    assert recipe.evaluation.shots == (5,)
-    assert build_head(recipe.head.name, 64, 8, recipe.head.options).options.loss.lambda_text == 1.5
-
-
-@pytest.mark.parametrize(
-    ("preset", "tested", "trained"),
-    [("paper", [5], (5,)), ({"name": "official-m2df", "shot": 5}, None, (5,)), ("paper", None, (1, 5))],
-)
-def test_training_shots_follow_the_tests(tmp_path, preset, tested, trained):
-    evaluation = {"shots": tested} if tested else {}
-    assert load_recipe(write(tmp_path / "r.yaml", preset=preset, evaluation=evaluation)).episodic.shots == trained
-
-
-def test_the_command_line_stands_over_the_recipe_with_typed_values():
-    settings = ["head.options.otam.lambda=0.1", "episodic.way=10", "episodic.shots=[1, 3]", "clip.antialias=false"]
-    recipe = load_recipe("demo", [*settings, "preset=official-m2df", "pretrained=null"])
-    assert head_options(recipe.head.name, recipe.head.options).otam.lam == 0.1
-    assert recipe.episodic.way == 10
-    assert recipe.episodic.shots == (1, 3)
-    assert recipe.clip.antialias is False
-    assert recipe.head.options["topk_frames"] == 4
-    assert load_recipe("demo", ["episodic.way=7", "episodic.way=8"]).episodic.way == 8
-
-
-def test_options_mean_what_they_say_in_yaml():
-    settings = ["head={name: clip-fsar}", "head.options.text_visual_fusion.mode=off"]
-    recipe = load_recipe("demo", settings)
-    assert head_options(recipe.head.name, recipe.head.options).text_visual_fusion.mode == "off"
-    assert load_recipe("demo", ["head.options.pps.eval=none"]).head.options["pps"]["eval"] == "none"
-    with pytest.raises(InputError, match=r"text_visual_fusion\.mode"):
-        load_recipe("demo", [settings[0], "head.options.text_visual_fusion.mode=on"])
-
-
-def test_all_errors_of_file_preset_and_command_line_are_reported_at_once(tmp_path):
-    path = write(tmp_path / "r.yaml", preset="official-fsar", episodic={"wey": 3})
-    settings = [
-        "head.options.otam.lamda=1",
-        "head.options.pps.evil=1",
-        "seed",
-        "seed.x=1",
-        "seed=[1",
-        "evaluation.way=x",
-    ]
-    with pytest.raises(InputError) as error:
-        load_recipe(path, settings)
-    for expected in (
-        "r.yaml: ",
-        "episodic.wey: Extra inputs",
-        "head.options.otam.lamda: Extra inputs",
-        "head.options.pps.evil: Extra inputs",
-        "--set seed: write it as KEY.KEY=VALUE",
-        "--set seed.x=1: seed is a value",
-        "--set seed=[1: the value is not YAML",
-        "evaluation.way",
-        "preset official-fsar is for the head clip-fsar, not m2df",
-    ):
-        assert expected in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("preset", "problem"),
-    [("offical", "preset.name"), ({"name": "paper", "shot": 3}, "preset.shot"), ({"datset": 1}, "preset.datset")],
-)
-def test_what_is_no_preset_is_refused(tmp_path, preset, problem):
-    with pytest.raises(InputError, match=problem):
-        load_recipe(write(tmp_path / "r.yaml", preset=preset))
-
-
-def test_random_frames_are_for_training_alone():
-    assert load_recipe("demo", ["episodic.sampler=segment"]).episodic.sampler == "segment"
-    with pytest.raises(InputError, match=r"clip: sampler segment is random.*episodic\.sampler"):
-        load_recipe("demo", ["clip.sampler=segment"])
-
-
-def test_clips_to_measure_on_have_the_frames_of_deployment():
-    spec = ClipSpec(frames=4, size=64, sampler="linspace", interpolation="bilinear")
-    action = split_actions("train")[0]
-    fixed = load_clip(sample_action(action, np.random.default_rng([3, 4])), spec)
-    np.testing.assert_array_equal(render_class(action, spec, 1, (3, 4), random_frames=False)[0], fixed)
-    assert not np.array_equal(render_class(action, spec, 1, (3, 4))[0], fixed)
-
-
-def test_settings_never_change_what_they_are_applied_to():
-    data = {"a": {"b": 1}, "c": None}
-    assert override(data, ["a.b=2", "c.d=3"]) == ({"a": {"b": 2}, "c": {"d": 3}}, [])
-    assert data == {"a": {"b": 1}, "c": None}
-    assert merged(data, {"a": {"x": [1]}}) == {"a": {"b": 1, "x": [1]}, "c": None}
-
-
-def test_the_command_reports_wrong_settings_in_one_line(tmp_path, run_module):
-    result = run_module("m2df_train.cli", "--set", "episodic.wey=1", "--set", "clip.siz=1", cwd=tmp_path)
-    assert result.returncode == 2
-    assert "episodic.wey" in result.stderr
-    assert "clip.siz" in result.stderr
-    assert len(result.stderr.splitlines()) == 1
-
-
 def test_the_import_command_offers_what_there_is():
     datasets = next(option for option in import_cli.import_command.params if option.name == "dataset")
     assert tuple(datasets.type.choices) == get_args(BenchmarkName)
     assert tuple(name for name in get_args(PresetName) if name != "paper") == import_cli.PRESETS
+
+
+@pytest.mark.parametrize("setting", ["preset=official-fsar", "preset.name=official-fsar"])
+def test_another_preset_keeps_the_shots_of_the_recipe(setting: str) -> None:
+    recipe = load_recipe("ucf101/clip-fsar-rn50-5shot", [setting, "data.root=x"])
+    assert (recipe.preset.name, recipe.preset.shot) == ("official-fsar", 5)
+    assert recipe.head.options["prototype"]["merge"] == "before"
+    assert recipe.evaluation.shots == (5,)

@@ -46,7 +46,7 @@ def test_clip_describes_its_frames() -> None:
         assert clip.times.shape == (clip.n_frames,)
         assert np.allclose(np.diff(clip.times), 1 / clip.fps)
         assert 25 <= clip.fps <= 30
-        assert 120 <= clip.width <= 176 and 96 <= clip.height <= 144
+        assert 112 <= clip.width <= 192 and 96 <= clip.height <= 156
 
 
 def test_reading_outside_the_clip_is_refused() -> None:

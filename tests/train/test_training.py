@@ -1,29 +1,39 @@
-"""Training: recipes, checkpoints, the contrastive and episodic stages, and the command end to end."""
+"""Training: checkpoints, the contrastive and episodic stages, and the command end to end."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from m2df_runtime.bundle import SourceInfo
-from m2df_runtime.errors import InputError
+from m2df_runtime.errors import EnvironmentMissing, InputError
 from m2df_train.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint, save_checkpoint
-from m2df_train.contrastive import cosine_schedule, supervised_contrastive, train_contrastive
+from m2df_train.data.episodes import EpisodeSampler
 from m2df_train.data.features import FeaturePool
-from m2df_train.data.generated import ContrastiveBatches, pool_actions, render_class
+from m2df_train.data.generated import ContrastiveBatches, pool_actions
 from m2df_train.data.synthetic import split_actions
-from m2df_train.episodic import accuracy, make_episode, train_head
 from m2df_train.model.backbone import Backbone, load_backbone, normalised_pixels
 from m2df_train.model.heads import build_head
+from m2df_train.progress import Silent
 from m2df_train.recipe import Recipe, dump_recipe, load_recipe
+from m2df_train.recipe_sections import Evaluation, TrainStage, TuningRecipe
+from m2df_train.training.contrastive import supervised_contrastive, train_contrastive
+from m2df_train.training.episode_source import FeatureEpisodes, texts_of_episode
+from m2df_train.training.episodic import EpisodicStage, Hooks, Update
+from m2df_train.training.interrupt import Interrupted, Stop
+from m2df_train.training.measure import accuracies
+from m2df_train.training.processes import Processes
+from m2df_train.training.tuning import TrainedModel, TunedBackbone
 
 
 def small_recipe(**contrastive: int) -> Recipe:
@@ -32,8 +42,8 @@ def small_recipe(**contrastive: int) -> Recipe:
     data["name"] = "small"
     data["clip"]["frames"] = 4
     data["contrastive"] |= {"steps": 4, "classes": 3, "clips": 2, "frames": 2, "warmup": 1} | contrastive
-    data["episodic"] |= {"episodes": 8, "per_update": 4, "composed": 0, "clips": 3, "queries": 1, "validate_every": 4}
-    data["episodic"] |= {"way": 3, "shots": [1, 2]}
+    data["data"] |= {"composed": 0, "clips": 3}
+    data["train"] |= {"episodes": 8, "per_update": 4, "way": 3, "shots": [1, 2], "queries": 1, "validate_every": 4}
     data["evaluation"] = {"way": 3, "shots": [1], "clips": 2, "validation_episodes": 4, "test_episodes": 5}
     return Recipe.model_validate(data)
 
@@ -44,50 +54,6 @@ def backbone() -> Backbone:
     return load_backbone("m2df-tiny")
 
 
-def test_shipped_recipes_are_valid_and_start_with_their_command() -> None:
-    import m2df_train.recipe as module
-
-    for path in sorted(module.RECIPES.glob("*.yaml")):
-        assert path.read_text().startswith(f"# m2df-train --recipe {path.stem}")
-        recipe = load_recipe(path.stem)
-        build_head(recipe.head.name, 128, recipe.clip.frames, recipe.head.options)
-
-
-def test_all_problems_of_a_recipe_are_reported_at_once(tmp_path: Path) -> None:
-    data = yaml.safe_load(dump_recipe(small_recipe()))
-    data["contrastive"]["learnig_rate"] = 1
-    data["episodic"]["way"] = 1
-    del data["model"]
-    path = tmp_path / "broken.yaml"
-    path.write_text(yaml.safe_dump(data))
-    with pytest.raises(InputError) as error:
-        load_recipe(str(path))
-    for expected in ("broken.yaml", "contrastive.learnig_rate", "episodic.way", "model"):
-        assert expected in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("section", "values", "message"),
-    [
-        ("episodic", {"clips": 2}, "episodic: clips 2: 2 shots and 1 queries need 3"),
-        ("episodic", {"shots": []}, "episodic: shots \\[\\]: name at least one"),
-        ("evaluation", {"shots": [0]}, "evaluation: shots \\[0\\]: name at least one"),
-        ("evaluation", {"shots": [1, 5]}, "evaluation: clips 2: 5 shots"),
-        ("evaluation", {"way": 1}, "evaluation.way"),
-        (None, {"prompt": "a {photo} of {}"}, "prompt: .* exactly one"),
-    ],
-)
-def test_what_would_fail_after_hours_is_refused_at_once(
-    tmp_path: Path, section: str | None, values: dict[str, object], message: str
-) -> None:
-    data = yaml.safe_load(dump_recipe(small_recipe()))
-    (data[section] if section else data).update(values)
-    path = tmp_path / "r.yaml"
-    path.write_text(yaml.safe_dump(data))
-    with pytest.raises(InputError, match=message):
-        load_recipe(str(path))
-
-
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
@@ -96,36 +62,11 @@ def test_what_would_fail_after_hours_is_refused_at_once(
     ],
 )
 def test_a_recipe_that_does_not_fit_its_model_leaves_no_run(tmp_path: Path, setting: str, message: str) -> None:
-    from m2df_train.progress import StageProgress
-    from m2df_train.trainer import train
+    from m2df_train.training.trainer import train
 
     with pytest.raises(InputError, match=message):
-        train(load_recipe("demo", [setting]), tmp_path / "run", StageProgress())
+        train(load_recipe("demo", [setting]), tmp_path / "run", Silent(), Processes())
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("content", ["a: [", "- 1\n- 2\n", ""])
-def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, content: str) -> None:
-    path = tmp_path / "r.yaml"
-    path.write_text(content)
-    with pytest.raises(InputError, match=r"r\.yaml"):
-        load_recipe(str(path))
-
-
-def test_head_options_of_a_recipe_are_checked_before_anything_is_trained(tmp_path: Path) -> None:
-    data = yaml.safe_load(dump_recipe(small_recipe()))
-    data["head"]["options"]["ppss"] = 1
-    path = tmp_path / "r.yaml"
-    path.write_text(yaml.safe_dump(data))
-    with pytest.raises(InputError, match="ppss"):
-        load_recipe(str(path))
-
-
-def test_resolved_recipe_reads_back_as_itself(tmp_path: Path) -> None:
-    recipe = small_recipe()
-    path = tmp_path / "recipe.yaml"
-    path.write_text(dump_recipe(recipe))
-    assert load_recipe(str(path)) == recipe
 
 
 def test_unknown_models_and_other_tokenizers_are_refused() -> None:
@@ -136,7 +77,7 @@ def test_unknown_models_and_other_tokenizers_are_refused() -> None:
 
 
 def test_pixels_are_normalised_as_the_clip_specification_says(backbone: Backbone) -> None:
-    clip = small_recipe().clip
+    clip = small_recipe().clip.deployed
     frames = torch.randint(0, 256, (2, 3, 64, 64, 3), dtype=torch.uint8)
     expected = (frames.numpy().reshape(6, 64, 64, 3) / 255 - np.array(clip.mean)) / np.array(clip.std)
     np.testing.assert_allclose(normalised_pixels(frames, clip), expected.transpose(0, 3, 1, 2), atol=1e-5)
@@ -149,7 +90,7 @@ def test_checkpoint_gives_back_the_same_model(backbone: Backbone, tmp_path: Path
     torch.manual_seed(1)
     head = build_head("m2df", backbone.dim, recipe.clip.frames, recipe.head.options).eval()
     source = SourceInfo(model="m2df-tiny", recipe="small", seed=0, measured={"a": 1})
-    saved = Checkpoint(backbone, head, recipe.clip, recipe.prompt, {"wave": "a person waving"}, source)
+    saved = Checkpoint(backbone, head, recipe.clip.deployed, recipe.prompt, {"wave": "a person waving"}, source)
     save_checkpoint(tmp_path / "run" / "best.safetensors", saved)
     assert newest_checkpoint(tmp_path) == tmp_path / "run" / "best.safetensors"
     loaded = load_checkpoint(tmp_path / "run")
@@ -194,7 +135,9 @@ def test_checkpoint_whose_header_fits_no_model_is_refused(
 ) -> None:
     recipe, path = small_recipe(), tmp_path / "best.safetensors"
     head = build_head("training-free", backbone.dim, recipe.clip.frames)
-    save_checkpoint(path, Checkpoint(backbone, head, recipe.clip, recipe.prompt, {}, SourceInfo(model="m2df-tiny")))
+    save_checkpoint(
+        path, Checkpoint(backbone, head, recipe.clip.deployed, recipe.prompt, {}, SourceInfo(model="m2df-tiny"))
+    )
     with safe_open(path, framework="pt") as opened:
         header = json.loads(opened.metadata()["m2df"]) | edit
     save_file({"x": torch.zeros(1)}, path, metadata={"m2df": json.dumps(header)})
@@ -204,7 +147,7 @@ def test_checkpoint_whose_header_fits_no_model_is_refused(
 
 
 def test_batches_depend_on_their_number_alone_and_have_distinct_texts() -> None:
-    spec = small_recipe().clip.model_copy(update={"frames": 2, "sampler": "segment"})
+    spec = small_recipe().clip.deployed.model_copy(update={"frames": 2, "sampler": "segment"})
     batches = ContrastiveBatches(spec, steps=9, classes=6, clips=2, composed=0.5, seed=3)
     first, again, other = batches[5], batches[5], batches[6]
     np.testing.assert_array_equal(first.clips, again.clips)
@@ -219,26 +162,12 @@ def test_no_training_source_holds_a_validation_or_test_action() -> None:
     assert not held_out & {a.text for a in pool_actions(50, seed=0)}
 
 
-def test_rendered_clips_differ_from_each_other() -> None:
-    clips = render_class(split_actions("train")[0], small_recipe().clip, 3, (1, 2))
-    assert clips.shape == (3, 4, 64, 64, 3)
-    assert not np.array_equal(clips[0], clips[1])
-
-
 def test_supervised_contrastive_loss_in_closed_form() -> None:
     # Orthogonal classes of two equal clips at scale s: each anchor has one positive at s and two negatives at 0.
     scale = 3.0
     similarities = scale * torch.tensor([[1.0, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]])
     loss = supervised_contrastive(similarities, torch.tensor([0, 0, 1, 1]))
     assert loss.item() == pytest.approx(-math.log(math.exp(scale) / (math.exp(scale) + 2)), rel=1e-6)
-
-
-def test_learning_rate_warms_up_and_ends_at_zero() -> None:
-    rates = [cosine_schedule(step, 100, 10) for step in range(101)]
-    assert rates[0] == pytest.approx(0.1)
-    assert rates[10] == pytest.approx(1.0)
-    assert rates[55] == pytest.approx(0.5)
-    assert rates[100] == pytest.approx(0.0)
 
 
 def test_a_stopped_contrastive_stage_goes_on_to_the_same_weights(tmp_path: Path) -> None:
@@ -251,13 +180,13 @@ def test_a_stopped_contrastive_stage_goes_on_to_the_same_weights(tmp_path: Path)
         def report(done: int, losses: dict[str, float]) -> None:
             assert all(math.isfinite(value) for value in losses.values())
             if done == stop_at:
-                raise KeyboardInterrupt
+                os.kill(os.getpid(), signal.SIGINT)
 
         train_contrastive(backbone, recipe, state, report)
         return backbone
 
     whole = trained(tmp_path / "whole.pt")
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted, match="stopped after 2 of 4 steps"):
         trained(tmp_path / "stopped.pt", stop_at=2)
     resumed = trained(tmp_path / "stopped.pt")
     for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
@@ -280,50 +209,72 @@ def separable_pool(classes: int, clips: int, seed: int) -> FeaturePool:
     features = torch.cat([signal, nuisance], dim=-1) + 0.2 * torch.randn(classes, clips, 4, 32, generator=generator)
     labels = tuple(f"class {c}" for c in range(classes) for _ in range(clips))
     texts = torch.randn(classes, 32, generator=generator)
-    return FeaturePool(features.flatten(0, 1), labels, texts)
+    return FeaturePool(features.flatten(0, 1).unsqueeze(1), labels, texts)
 
 
-def test_the_episodic_stage_learns_and_resumes_exactly(tmp_path: Path) -> None:
-    recipe = small_recipe()
-    stage = recipe.episodic.model_copy(
-        update={"episodes": 320, "validate_every": 80, "way": 5, "queries": 2, "learning_rate": 2e-3}
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_episodic_stage_learns(tmp_path: Path, backbone: Backbone, precision: Literal["fp32", "bf16"]) -> None:
+    stage = TrainStage(
+        episodes=320, per_update=4, queries=2, optimizer="adamw", learning_rate=2e-3, validate_every=80, clip_norm=10.0
     )
-    evaluation = recipe.evaluation.model_copy(update={"validation_episodes": 60, "way": 5})
     pool, validation = separable_pool(30, 8, 0), separable_pool(8, 8, 1)
+    processes = Processes(precision)
+    torch.manual_seed(5)
+    model = TrainedModel(
+        build_head("m2df", 32, 4, {"ffn_dim": 32}), TunedBackbone(backbone, TuningRecipe(strategy="frozen"))
+    )
+    samplers = [EpisodeSampler(pool.labels, way=5, shot=1, query=2, seed=2)]
+    found: dict[int, float] = {}
+    updates: list[Update] = []
 
-    def trained(state: Path, stop_at: int | None = None) -> tuple[float, float, dict[str, torch.Tensor]]:
-        torch.manual_seed(5)
-        head = build_head("m2df", 32, 4, {"ffn_dim": 32})
-        before = accuracy(head, validation, evaluation)
+    def validate(stop: Stop) -> dict[int, float]:
+        evaluation = Evaluation(shots=(1,))
+        results = accuracies(
+            model.head, validation, evaluation, split="validation", episodes=60, seed=1, device=processes.device
+        )
+        return {result.shot: result.accuracy / 100 for result in results}
 
-        def report(done: int, loss: float, measured: float | None) -> None:
-            if done == stop_at:
-                raise KeyboardInterrupt
-
-        after = train_head(head, pool, validation, stage, evaluation, seed=2, state_file=state, report=report)
-        return before, after, head.state_dict()
-
-    before, after, weights = trained(tmp_path / "whole.pt")
-    assert after > before + 0.1
-    with pytest.raises(KeyboardInterrupt):
-        trained(tmp_path / "stopped.pt", stop_at=160)
-    _, resumed_after, resumed = trained(tmp_path / "stopped.pt")
-    assert resumed_after == after
-    for name, value in weights.items():
-        torch.testing.assert_close(resumed[name], value, rtol=0, atol=0, msg=name)
+    saved: list[str] = []
+    hooks = Hooks(validate, saved.append, updates.append, lambda done, values, best: found.update({done: values[1]}))
+    source = FeatureEpisodes(pool, samplers, 0.0, processes.device)
+    EpisodicStage(model, source, stage, processes, hooks, seed=2, state_file=tmp_path / "state.pt").run()
+    assert list(found) == [0, 80, 160, 240, 320]
+    assert found[320] > found[0] + 0.1
+    assert saved.count("last.safetensors") == 5
+    assert updates[-1].losses["total"] < updates[0].losses["total"]
+    assert [update.done for update in updates] == list(range(4, 324, 4))
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters)
 
 
-def test_an_episode_carries_its_clips_and_labels() -> None:
-    from m2df_train.data.episodes import EpisodeSampler
+def test_fp16_without_a_gpu_is_refused() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(EnvironmentMissing, match="fp16 needs a GPU"):
+        Processes("fp16")
 
+
+def test_an_episode_shows_its_clips_one_of_their_views_and_its_labels() -> None:
     pool = separable_pool(6, 5, 3)
-    drawn = EpisodeSampler(pool.labels, way=3, shot=2, query=2, seed=1).episode(4)
-    episode = make_episode(pool, drawn, pool.texts)
+    two = FeaturePool(torch.cat([pool.features, pool.features + 100], dim=1), pool.labels, pool.texts)
+    sampler = EpisodeSampler(pool.labels, way=3, shot=2, query=2, seed=1)
+    source = FeatureEpisodes(two, [sampler], 0.0, torch.device("cpu"))
+    episode = [prepared() for prepared in source.stream(range(5))][4]
+    drawn = sampler.episode(4)
     assert episode.support_features.shape == (6, 4, 32)
     assert episode.support_labels.tolist() == [0, 0, 1, 1, 2, 2]
     torch.testing.assert_close(episode.class_prompts, pool.texts[torch.from_numpy(drawn.classes)])
-    for row, clip in enumerate(drawn.query.ravel()):
-        torch.testing.assert_close(episode.query_features[row], pool.features[clip])
+    clips = [*drawn.support.ravel(), *drawn.query.ravel()]
+    shown = [(two.features[clip] - value).abs().amax(dim=(1, 2)).argmin().item() for clip, value in
+             zip(clips, [*episode.support_features, *episode.query_features], strict=True)]  # fmt: skip
+    for clip, view, value in zip(clips, shown, [*episode.support_features, *episode.query_features], strict=True):
+        torch.testing.assert_close(value, two.features[clip, view], rtol=0, atol=0)
+    assert set(shown) == {0, 1}
+
+
+def test_shuffled_texts_are_a_share_of_the_episodes() -> None:
+    texts = torch.arange(40.0).unsqueeze(1)
+    shuffled = [not torch.equal(texts_of_episode(texts, 0.3, 0, number), texts) for number in range(1000)]
+    assert 0.25 < sum(shuffled) / 1000 < 0.35
 
 
 @pytest.mark.slow
@@ -335,9 +286,10 @@ def test_the_command_trains_reports_and_resumes(tmp_path: Path, run_module) -> N
     assert first.returncode == 0, first.stderr
     result = json.loads(first.stdout)
     assert Path(result["checkpoint"]).is_file()
-    assert set(result["generated"]) == {"3-way 1-shot"} == set(result["generated_training_free"])
+    assert set(result["test"]) == {"3-way 1-shot"} == set(result["test_training_free"]) == set(result["validation"])
     assert load_recipe(str(out / "recipe.yaml")) == small_recipe()
-    assert load_checkpoint(out).source.measured["generated"] == result["generated"]
+    assert load_checkpoint(out).source.measured["test"] == result["test"]
+    assert not [name for name in load_checkpoint(out).labels if name.startswith("composed")]
 
     refused = run_module("m2df_train.cli", "--recipe", str(recipe), "--out", str(out))
     assert refused.returncode == 2
@@ -345,7 +297,7 @@ def test_the_command_trains_reports_and_resumes(tmp_path: Path, run_module) -> N
 
     resumed = run_module("m2df_train.cli", "--recipe", str(recipe), "--out", str(out), "--resume")
     assert resumed.returncode == 0, resumed.stderr
-    assert "accuracy on unseen generated actions" in resumed.stdout
+    assert "accuracy on test classes, which are in no training" in resumed.stdout
     assert "chance 33.3 %" in resumed.stdout
 
 

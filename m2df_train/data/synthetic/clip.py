@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from m2df_train.data.synthetic.body import Camera, Look, draw, person_shapes, sample_look
 from m2df_train.data.synthetic.kinematics import JOINT, POSITION_CHANNELS, Array, Skeleton, Track, solve_scene
 from m2df_train.data.synthetic.motion import Style
-from m2df_train.data.synthetic.props import prop_shapes
+from m2df_train.data.synthetic.moves import follow, step_aside, wander, warped
+from m2df_train.data.synthetic.props import HAND_HELD, prop_shapes
 from m2df_train.data.synthetic.scene import MARGIN, Film, Image, background, sample_film, smooth_path
 from m2df_train.data.synthetic.table import Action
 
@@ -101,8 +102,9 @@ class SyntheticClip:
             lead = idle[0] / (1 + idle.sum())
             spare = self.n_frames / self.fps - pace
             self._phase = np.clip((self.times - max(spare, 0.0) * lead / max(lead + idle[1], 1e-6)) / pace, 0.0, 1.0)
-        self.width = int(rng.integers(120, 177))
-        self.height = int(rng.integers(96, 145))
+            self._phase = warped(self._phase, rng)
+        self.width = int(rng.integers(112, 193))
+        self.height = int(rng.integers(96, 157))
 
     def read(self, indices: Sequence[int] | NDArray[np.int64]) -> Image:
         """Render frames.
@@ -186,8 +188,13 @@ class SyntheticClip:
         for track, look in zip(tracks, looks, strict=True):
             track.body = look.body
         _sway(tracks, self.times, rng)
+        if len(tracks) == 1 and not self.action.travels and rng.random() < 0.15:
+            step_aside(tracks, self.times, rng)
+        if not any(track.prop for track in tracks) and rng.random() < 0.12:  # what is held does not make the action
+            tracks[0].prop = str(rng.choice(HAND_HELD))
         people = solve_scene(tracks)
-        camera = Camera(self._yaw(rng), float(rng.uniform(0, 18)), float(rng.uniform(4, 14)))
+        tilt = rng.uniform(0, 18) if rng.random() < 0.8 else rng.uniform(18, 35)
+        camera = Camera(self._yaw(rng), float(tilt), float(rng.uniform(4, 14)))
         flip = -1.0 if self.action.mirrorable and rng.random() < 0.5 else 1.0
         scale, origin, pan = self._frame(rng, people, camera, flip)
         zoom = np.ones(self.n_frames)
@@ -203,19 +210,18 @@ class SyntheticClip:
             offset, pan = np.round(offset), np.round(pan)
         middle = np.array([self.width / 2, self.height / 2])
         shift = middle - (offset + middle) / zoom[:, None] + MARGIN
+        moved = pan - pan.min(axis=0)
         view = None
         if zooms:
             view = np.zeros((self.n_frames, 2, 3))
             view[:, 0, 0] = view[:, 1, 1] = 1 / zoom
-            view[:, 0, 2], view[:, 1, 2] = shift[:, 0] + pan - pan.min(), shift[:, 1]
-        corner = np.round(np.stack([MARGIN + pan - pan.min() - offset[:, 0], MARGIN - offset[:, 1]], -1)).astype(
-            np.int64
-        )
-        horizon = origin[0, 1] - rng.uniform(-0.03, 0.3) * self.height + MARGIN
-        wide = self.width + 2 * MARGIN + int(np.ptp(pan))
-        origin = middle + zoom[:, None] * (origin - np.stack([pan, 0 * pan], -1) - middle) + offset
+            view[:, :, 2] = shift + moved
+        corner = np.round(MARGIN + moved - offset).astype(np.int64)
+        horizon = origin[0, 1] - pan[:, 1].min() - rng.uniform(-0.03, 0.3) * self.height + MARGIN
+        wide, high = (int(v) + 2 * MARGIN for v in middle * 2 + np.ptp(pan, axis=0))
+        origin = middle + zoom[:, None] * (origin - pan - middle) + offset
         film = sample_film(rng, self.n_frames, self.height, self.width)
-        backdrop = film.expose(background(rng, self.height + 2 * MARGIN, wide, horizon))
+        backdrop = film.expose(background(rng, high, wide, horizon))
         looks = [_exposed(look, film) for look in looks]
         return _Stage(
             people,
@@ -237,7 +243,7 @@ class SyntheticClip:
         """Turn of the scene: 0 shows a person from the right side, walking to the right; -90 from the front."""
         view = self.action.view
         if view == "any":
-            return float(rng.choice([-90, -90, -60, -35, 0]) + rng.normal(0, 18))
+            return float(rng.choice([-90, -90, -60, -35, 0, 45, 90]) + rng.normal(0, 18))
         centre, spread = {"front": (-90.0, 20.0), "side": (0.0, 16.0), "pair": (0.0, 17.0)}[view]
         if self.action.travels and view == "side":
             spread = 12.0
@@ -250,22 +256,21 @@ class SyntheticClip:
         """Choose size and place of the people in the image.
 
         Returns:
-            Pixels per body height [n], image position [n, 2] of the world origin, and pan of the background [n].
+            Pixels per body height [n], image position [n, 2] of the world origin, and pan of the background [n, 2].
         """
         joints = np.stack([p.joints for p in people])
         xy = camera.project(joints)[0] * np.array([flip, 1.0])
-        low = xy.min(axis=(0, 1, 2)) - np.array([0.05, 0.07])
-        high = xy.max(axis=(0, 1, 2)) + np.array([0.05, 0.03])
         w, h = self.width, self.height
-        pan = np.zeros(self.n_frames)
         scale = h * rng.uniform(0.3, 0.92)
-        follow = self.action.travels and rng.random() < 0.3
-        if follow:
-            path = xy[:, :, JOINT["pelvis"], 0].mean(axis=0)
-            path = np.polyval(np.polyfit(self.times, path, 3), self.times)
-            pan = rng.uniform(0.7, 1.0) * (path - path.mean())
-            moved = xy[..., 0] - pan[:, None]
-            low[0], high[0] = moved.min() - 0.05, moved.max() + 0.05
+        middle = xy[:, :, JOINT["pelvis"], 0].mean(axis=0)
+        pan = np.zeros((self.n_frames, 2))
+        if np.ptp(middle) > 0.25 and rng.random() < 0.4:
+            pan = follow(middle, self.times, rng)
+        elif rng.random() < 0.25:
+            pan = wander(self.times, rng)
+        moved = xy - pan[:, None]
+        low = moved.min(axis=(0, 1, 2)) - np.array([0.05, 0.07])
+        high = moved.max(axis=(0, 1, 2)) + np.array([0.05, 0.03])
         tight = rng.uniform(0.95, 1.15) if rng.random() < 0.2 or self.action.travels else 0.97
         size = high - low
         scale = min(scale, tight * w / size[0], (1.06 if rng.random() < 0.1 else 0.98) * h / size[1])

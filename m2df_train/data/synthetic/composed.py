@@ -12,7 +12,7 @@ from m2df_train.data.synthetic.motion import Style, hold
 from m2df_train.data.synthetic.parts import ARMS, LEGS, PATHS, TRUNKS, apply_arm, apply_legs, limb_curve
 from m2df_train.data.synthetic.table import Action, View
 
-PAIRS = 0.2  # share of two-person compositions
+PAIRS = 0.25  # share of two-person compositions
 # Compositions that repeat a named action: (right arm, left arm, legs or path).
 _NAMED = frozenset(
     {
@@ -115,7 +115,7 @@ def _draw(rng: np.random.Generator) -> Recipe:
         arm_tempo=float(rng.choice([1.0, 1.0, 2.0, 0.5])),
         trunk_tempo=float(rng.choice([1.0, 1.0, 0.5])),
         offset=float(rng.choice([0.0, 0.25, 0.5, 0.75])),
-        periodic=bool(path) or bool(rng.random() < 0.75),
+        periodic=bool(path) or bool(rng.random() < 0.6),
     )
 
 

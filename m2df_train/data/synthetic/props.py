@@ -20,6 +20,7 @@ _HELD: dict[str, tuple[float, float, float]] = {
     "ball": (0.0, 0.065, 0.0),
     "ball_small": (0.0, 0.025, 0.0),
 }
+HAND_HELD = ("cup", "racket", "ball_small")  # by the right hand, in the way of nothing
 
 
 def prop_shapes(name: str, xy: Array, order: float, scale: float, colour: Sequence[float]) -> list[Shape]:

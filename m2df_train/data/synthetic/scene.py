@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2df_train.data.synthetic.kinematics import Array
+from m2df_train.data.synthetic.places import Canvas, furnish
 
 Image = NDArray[np.uint8]
-Canvas = NDArray[np.float32]
 MARGIN = 12  # pixels of background outside the frame, room for camera shake
 _BANK = np.random.default_rng(20240229).standard_normal((640, 640, 3)).astype(np.float32)
 
@@ -94,6 +94,7 @@ def background(rng: np.random.Generator, height: int, width: int, horizon: float
     y = int(np.clip(horizon, 0, height))
     if rng.random() < 0.75 and 0 < y < height:
         out[y:] = _surface(rng, height - y, width)
+    furnish(out, rng, y)
     if rng.random() < 0.55:
         _clutter(out, rng, y)
     if rng.random() < 0.5:

@@ -114,6 +114,11 @@ class Head(nn.Module, ABC):
         self.frames = frames
         self.options = options
 
+    @property
+    @abstractmethod
+    def merges_after(self) -> bool:
+        """Whether ``prototypes`` of several clips are the mean of those of each clip alone, in evaluation mode."""
+
     @abstractmethod
     def prototypes(self, features: Tensor, prompt: Tensor) -> Tensor:
         """Prototypes of one class, independent of queries and other classes: [K, T, D], [1, D] -> [V, T, D]."""

@@ -53,11 +53,16 @@ class ClipFsarHead(Head):
         tokens = self.fusion(torch.cat([frames, prompts.unsqueeze(1)], dim=1))
         return tokens[:, :-1]
 
+    @property
+    def merges_after(self) -> bool:
+        """As ``prototype.merge`` says."""
+        return self.options.prototype.merge == "after"
+
     def prototypes(self, features: Tensor, prompt: Tensor) -> Tensor:
         """Shots averaged before or after the encoder: [K, T, D], [1, D] -> [1, T, D]."""
-        if self.options.prototype.merge == "before":
-            return self.encode_support(features.mean(dim=0, keepdim=True), prompt)
-        return self.encode_support(features, prompt.expand(features.shape[0], -1)).mean(dim=0, keepdim=True)
+        if self.merges_after:
+            return self.encode_support(features, prompt.expand(features.shape[0], -1)).mean(dim=0, keepdim=True)
+        return self.encode_support(features.mean(dim=0, keepdim=True), prompt)
 
     def match(self, features: Tensor, prompts: Tensor, prototypes: Tensor) -> Match:
         """Match queries with classes; the text enters the logits as ``text_visual_fusion`` says."""

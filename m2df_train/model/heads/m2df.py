@@ -91,6 +91,11 @@ class M2dfHead(Head):
             scores, prompts, mode, temperature=pps.temperature, detach_probs=pps.detach_probs, uniforms=uniforms
         )
 
+    @property
+    def merges_after(self) -> bool:
+        """Shots are merged after fusion (method 2.7)."""
+        return True
+
     def prototypes(self, features: Tensor, prompt: Tensor) -> Tensor:
         """Mean over the shots of the fused frame tokens: [K, T, D], [1, D] -> [2, T, D]."""
         tokens = self.tokens(features, prompt.expand(features.shape[0], -1))

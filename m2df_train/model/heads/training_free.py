@@ -28,6 +28,11 @@ class TrainingFreeHead(Head):
     def __init__(self, dim: int, frames: int, options: TrainingFreeOptions | None = None) -> None:
         super().__init__(dim, frames, options or TrainingFreeOptions())
 
+    @property
+    def merges_after(self) -> bool:
+        """There is nothing that encodes prototypes: their mean is all."""
+        return True
+
     def prototypes(self, features: Tensor, prompt: Tensor) -> Tensor:
         """Mean over the shots: [K, T, D] -> [1, T, D]; the text ``prompt`` [1, D] takes no part."""
         return features.mean(dim=0, keepdim=True)

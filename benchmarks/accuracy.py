@@ -1,0 +1,202 @@
+"""Episode accuracy of a bundle beside hand-made descriptors on the same episodes of the same clips.
+
+    python -m benchmarks.accuracy --data clips --groups '_(person[0-9]+)_' --name people
+
+All subjects see the same motion crops and answer the same queries, so their difference is paired: its interval is
+much narrower than those of the two accuracies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.latency import bundle_hash
+from benchmarks.record import RESULTS, environment, write
+from m2df_runtime.bundle import Bundle, newest_bundle
+from m2df_runtime.console import main_entry, progress
+from m2df_runtime.errors import InputError
+from m2df_runtime.labels import LabelRules, read_labels
+from m2df_runtime.preprocess import load_clip
+from m2df_runtime.session import Session
+from m2df_train.data.clips import LabelledClip, clip_groups, folder_clips
+from m2df_train.data.episodes import EpisodeIndices, EpisodeSampler
+
+Float = NDArray[np.float32]
+# From an episode to the class each query is given, int64 [W * Q], queries in the order of their classes.
+Answer = Callable[[EpisodeIndices], NDArray[np.int64]]
+MODEL = "bundle"
+
+
+def bundle_answers(session: Session, clips: Sequence[LabelledClip], texts: dict[str, str]) -> Answer:
+    """Encode the clips with a bundle and answer by its support and query graphs."""
+    spec, text = session.bundle.manifest.clip, session.bundle.manifest.text
+    rules = LabelRules(text.prompt, {**text.labels, **texts})
+    names = list(dict.fromkeys(clip.label for clip in clips))
+    prompts = session.encode_texts([rules.prompt(name) for name in names])
+    with progress("encoding", len(clips)) as advance:
+        features = []
+        for clip in clips:
+            features.append(session.encode_clips(load_clip(clip.open(), spec)[None])[0])
+            advance(1)
+    values = np.stack(features)  # (N, T, D)
+
+    def answer(episode: EpisodeIndices) -> NDArray[np.int64]:
+        pairs = zip(episode.classes.tolist(), episode.support, strict=True)
+        prototypes = np.stack([session.prototypes(values[chosen], prompts[c : c + 1]) for c, chosen in pairs])
+        return session.match(values[episode.query.ravel()], prompts[episode.classes], prototypes).logits.argmax(axis=1)
+
+    return answer
+
+
+def descriptor_answers(clips: Sequence[LabelledClip]) -> dict[str, Answer]:
+    """Answers of every hand-made descriptor by name: the class whose mean is nearest."""
+    from benchmarks.descriptors import HISTORY_CLIP, HOG_CLIP, Descriptor, describe
+
+    with progress("describing", len(clips)) as advance:
+        pixels = []
+        for clip in clips:
+            pixels.append([load_clip(clip.open(), spec) for spec in (HOG_CLIP, HISTORY_CLIP)])
+            advance(1)
+
+    def answer_of(descriptor: Descriptor) -> Answer:
+        values = descriptor.clips
+        return lambda episode: descriptor.distances(
+            values[episode.query.ravel()], values[episode.support].mean(axis=1)
+        ).argmin(axis=1)
+
+    described = describe(np.stack([a for a, _ in pixels]), np.stack([b for _, b in pixels]))
+    return {name: answer_of(descriptor) for name, descriptor in described.items()}
+
+
+def compare(answers: dict[str, Answer], sampler: EpisodeSampler, episodes: int) -> dict[str, dict[str, object]]:
+    """Accuracy of every subject in percent, and the bundle's lead over it, each with a 95 % interval's half width."""
+    correct: dict[str, list[float]] = {name: [] for name in answers}
+    with progress(f"{sampler.way}-way {sampler.shot}-shot", episodes) as advance:
+        for episode in sampler.episodes(episodes):
+            truth = np.repeat(np.arange(sampler.way), sampler.query)
+            for name, answer in answers.items():
+                correct[name].append(float(np.mean(answer(episode) == truth)))
+            advance(1)
+    scores = {name: np.asarray(values) for name, values in correct.items()}
+    out: dict[str, dict[str, object]] = {name: _interval(values) for name, values in scores.items()}
+    for name, values in scores.items():
+        if name != MODEL:
+            out[name]["bundle_leads_by"] = _interval(scores[MODEL] - values)
+    return out
+
+
+def _interval(values: NDArray[np.float64]) -> dict[str, object]:
+    half = 1.96 * float(values.std()) / math.sqrt(len(values))
+    return {"accuracy": round(100 * float(values.mean()), 2), "ci95": round(100 * half, 2)}
+
+
+def data_hash(folder: Path, clips: Sequence[LabelledClip]) -> str:
+    """Hash of the names and bytes of all files of the clips' classes, whatever the order they are listed in."""
+    total = hashlib.sha256()
+    for label in sorted({clip.label for clip in clips}):
+        for path in sorted(p for p in (folder / label).rglob("*") if p.is_file()):
+            total.update(path.relative_to(folder).as_posix().encode())
+            total.update(hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()
+
+
+def _numbers(_ctx: click.Context, _parameter: click.Parameter, value: Sequence[str]) -> tuple[int, ...]:
+    parts = [part for text in value for part in text.split(",")]
+    if not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise click.BadParameter(f"{','.join(value)!r} is not a number or a list such as 1,5")
+    return tuple(dict.fromkeys(map(int, parts)))
+
+
+@click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
+@click.option("--bundle", "bundle_path", type=click.Path(path_type=Path), help="Bundle [newest, else the shipped one].")
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="Folder of class folders.")
+@click.option("--name", help="What to file the result under [name of the data folder].")
+@click.option("--classes", help="Only these classes, separated by commas.")
+@click.option("--labels", type=click.Path(path_type=Path), help="CSV with columns class,text.")
+@click.option("--groups", metavar="REGEX", help="First capture group in a clip's name: never both support and query.")
+@click.option("--way", type=click.IntRange(2), default=5)
+@click.option("--shot", multiple=True, default=("1", "5"), callback=_numbers)
+@click.option("--query", type=click.IntRange(1), default=1)
+@click.option("--episodes", type=click.IntRange(1), default=1000)
+@click.option("--seed", type=click.IntRange(0), default=0)
+@click.option("--out", type=click.Path(path_type=Path), help="JSON file [benchmarks/results/accuracy.json].")
+def cli(
+    bundle_path: Path | None,
+    data: Path,
+    name: str | None,
+    classes: str | None,
+    labels: Path | None,
+    groups: str | None,
+    way: int,
+    shot: tuple[int, ...],
+    query: int,
+    episodes: int,
+    seed: int,
+    out: Path | None,
+) -> None:
+    """Compare a bundle with hand-made descriptors, episode by episode."""
+    before, target = environment(), out or RESULTS / "accuracy.json"
+    filed = _earlier(target)
+    clips, _ = folder_clips(data, classes.split(",") if classes else None)
+    sides = clip_groups([clip.name for clip in clips], groups) if groups else None
+    samplers = [
+        EpisodeSampler([clip.label for clip in clips], way=way, shot=k, query=query, seed=seed, groups=sides)
+        for k in shot
+    ]
+    bundle = Bundle.open(bundle_path or newest_bundle())
+    session = Session(bundle)
+    answers = {MODEL: bundle_answers(session, clips, read_labels(labels) if labels else {})}
+    answers |= descriptor_answers(clips)
+    results = {f"{way}-way {s.shot}-shot": compare(answers, s, episodes) for s in samplers}
+    record = {
+        "results": results,
+        "settings": {
+            "classes": list(samplers[0].classes), "clips": len(clips), "groups": groups, "query": query,
+            "episodes": episodes, "seed": seed, "chance": round(100 / way, 2),
+        },
+        "data_sha256": data_hash(data, clips),
+        "bundle": {
+            "name": bundle.manifest.name, "sha256": bundle_hash(bundle), "recipe": bundle.manifest.source.recipe,
+            "backend": session.backend, "precision": session.precision,
+        },
+        "command": shlex.join(["python", "-m", "benchmarks.accuracy", *(_last_part(part) for part in sys.argv[1:])]),
+        "environment": before,
+    }  # fmt: skip
+    for shots, subjects in results.items():
+        for subject, values in subjects.items():
+            lead = values.get("bundle_leads_by")
+            beside = f"   bundle leads by {lead['accuracy']} ± {lead['ci95']}" if isinstance(lead, dict) else ""
+            click.echo(f"{shots}  {subject:26} {values['accuracy']:6.2f} ± {values['ci95']}{beside}")
+    click.echo(f"written: {write('accuracy', {**filed, name or data.resolve().name: record}, target)}")
+
+
+def _last_part(argument: str) -> str:
+    """An argument without the folders of this machine."""
+    return Path(argument).name if Path(argument).exists() else argument
+
+
+def _earlier(path: Path) -> dict[str, object]:
+    """What earlier runs on other data have filed in the same file."""
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: holds no results of this benchmark", "name another file with --out")
+    return found
+
+
+if __name__ == "__main__":
+    main_entry(cli)

@@ -1,0 +1,252 @@
+"""The process of one engine: takes the clips through every stage and leaves what each gave in a folder.
+
+A stage's file appears when the stage is done, so where a process ended shows which one ended it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2df_export.verify.stages import Stage
+from m2df_runtime.bundle import Bundle
+from m2df_runtime.console import guarded
+from m2df_runtime.errors import InputError
+from m2df_runtime.labels import LabelRules
+from m2df_runtime.preprocess import ClipSpec, load_clip
+from m2df_runtime.sampling import sample_indices
+from m2df_runtime.session import QueryScores, Session
+from m2df_runtime.video import open_source
+from m2df_train.evaluation.bundle_scorer import BundleScorer
+from m2df_train.evaluation.episode_run import Answers, episode_answers
+from m2df_train.evaluation.scorer import EpisodeScorer
+
+Float = NDArray[np.float32]
+
+REQUEST, INFO, ANSWERS = "request.json", "info.json", "answers.npz"
+_BATCH = 4  # clips per run of the visual graph
+_SHOTS = 2  # support clips of a class's prototypes, where it has as many and a query beside them
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a process does.
+
+    Attributes:
+        kind: `bundle` or `checkpoint`.
+        path: Of the model.
+        backend: Engine; a checkpoint runs in PyTorch on the CPU.
+        precision: Of the graphs.
+        clips: Class, name and path of every clip, in blocks of classes.
+        reference: Folder of the reference's results; None for the reference itself.
+        way: Classes per episode.
+        episodes: Number of 1-shot episodes; 0 for none.
+        seed: Of the episodes.
+    """
+
+    kind: str
+    path: str
+    backend: str
+    precision: str
+    clips: tuple[tuple[str, str, str], ...]
+    reference: str | None
+    way: int
+    episodes: int
+    seed: int
+
+    def write(self, folder: Path) -> None:
+        """Leave it where the process finds it."""
+        (folder / REQUEST).write_text(json.dumps(dataclasses.asdict(self)), encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> Request:
+        """What `write` wrote."""
+        data = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
+        return cls(**{**data, "clips": tuple(tuple(clip) for clip in data["clips"])})
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A model opened: `walk` runs single stages, `episodes` opens the same for many episodes at once."""
+
+    stages: Any  # a Session or a CheckpointScorer
+    engine: str
+    spec: ClipSpec
+    rules: LabelRules
+
+
+def stage_file(folder: Path, stage: Stage) -> Path:
+    """Where a process leaves the results of a stage."""
+    return folder / f"{stage}.npz"
+
+
+def read_stage(folder: Path, stage: Stage) -> dict[str, NDArray[Any]] | None:
+    """What a process left of a stage; None where it did not come so far."""
+    path = stage_file(folder, stage)
+    if not path.exists():
+        return None
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+def read_answers(folder: Path) -> Answers | None:
+    """A process's answers to the episodes, or None."""
+    path = folder / ANSWERS
+    if not path.exists():
+        return None
+    with np.load(path, allow_pickle=False) as data:
+        names = tuple(data["names"].tolist())
+        return Answers(names, data["classes"], data["query"], data["predicted"], int(data["shot"]), {}, 0.0)
+
+
+class _Walk:
+    """One engine's way through the stages; the reference's results, where there are any, are the other inputs."""
+
+    def __init__(self, folder: Path, request: Request) -> None:
+        self._folder = folder
+        self._request = request
+        self._reference = None if request.reference is None else Path(request.reference)
+
+    def run(self) -> None:
+        model = self._open()
+        info = {"engine": model.engine, "clip": model.spec.model_dump(mode="json")}
+        (self._folder / INFO).write_text(json.dumps(info), encoding="utf-8")
+        decoded, pixels, kept = self._read(model.spec)
+        self._save("decode", digests=np.array(decoded), names=np.array([name for _, name, _ in kept]))
+        digests = np.array([hashlib.sha256(clip.tobytes()).hexdigest() for clip in pixels])
+        # Pixels are large: only the reference's are needed as inputs.
+        self._save("pixels", digests=digests, **({} if self._reference else {"chain": np.stack(pixels)}))
+        labels = [label for label, _, _ in kept]
+        features, prompts = self._stages(model, np.stack(pixels), labels)
+        if self._request.episodes:
+            self._episodes(model, features, prompts, labels)
+
+    def _open(self) -> _Model:
+        request = self._request
+        if request.kind == "checkpoint":
+            import torch
+
+            from m2df_train.checkpoint import load_checkpoint
+            from m2df_train.evaluation.torch_scorer import CheckpointScorer
+
+            checkpoint = load_checkpoint(Path(request.path))
+            rules = LabelRules(checkpoint.prompt, checkpoint.labels)
+            return _Model(CheckpointScorer(checkpoint, "cpu"), f"PyTorch {torch.__version__}", checkpoint.clip, rules)
+        session = Session(Bundle.open(request.path), backend=request.backend, precision=request.precision)  # type: ignore[arg-type]
+        manifest = session.bundle.manifest
+        rules = LabelRules(manifest.text.prompt, manifest.text.labels)
+        return _Model(session, session.description, manifest.clip, rules)
+
+    def _read(self, spec: ClipSpec) -> tuple[list[str], list[NDArray[np.uint8]], list[tuple[str, str, str]]]:
+        """Digests of the decoded frames, the pixels, and the clips that could be read."""
+        decoded, pixels, kept = [], [], []
+        for clip in self._request.clips:
+            try:
+                source = open_source(Path(clip[2]))
+                chosen = sample_indices(
+                    spec.sampler, source.n_frames, spec.frames, fps=source.fps, times=source.times, rng=None
+                )
+                digest = hashlib.sha256(source.read(chosen).tobytes()).hexdigest()
+                loaded = load_clip(source, spec)
+            except InputError:
+                if self._reference is not None:
+                    raise  # the reference could read it
+                continue
+            decoded.append(digest)
+            pixels.append(loaded)
+            kept.append(clip)
+        if not kept:
+            raise InputError("no clip can be read")
+        return decoded, pixels, kept
+
+    def _stages(self, model: _Model, pixels: NDArray[np.uint8], labels: list[str]) -> tuple[Float, Float]:
+        """Features [M, T, D] and prompts [C, D] of the engine's own chain; every stage is saved."""
+        run = model.stages
+        support, query = _roles(labels)
+        features = _encode(run, pixels)
+        given = self._given("pixels", pixels)
+        alone = features if np.array_equal(given, pixels) else _encode(run, given)
+        self._save("features", chain=features, alone=alone)
+        texts = [model.rules.prompt(name) for name in dict.fromkeys(labels)]
+        prompts = run.encode_texts(texts)
+        self._save("prompts", chain=prompts, alone=prompts, texts=np.array(texts))
+        prototypes = _prototypes(run, features, prompts, support)
+        others = self._given("features", features), self._given("prompts", prompts)
+        alone = prototypes if self._reference is None else _prototypes(run, *others, support)
+        self._save("prototypes", chain=prototypes, alone=alone)
+        self._scores(
+            run.match(features[query], prompts, prototypes),
+            run.match(others[0][query], others[1], self._given("prototypes", prototypes)),
+        )
+        return features, prompts
+
+    def _scores(self, chain: QueryScores, alone: QueryScores) -> None:
+        self._save("selection", chain=chain.selected, alone=alone.selected)
+        self._save("distances", chain=chain.distances, alone=alone.distances)
+        self._save("scores", chain=chain.logits, alone=alone.logits)
+
+    def _episodes(self, model: _Model, features: Float, prompts: Float, labels: list[str]) -> None:
+        request = self._request
+        scorer: EpisodeScorer = model.stages
+        if isinstance(model.stages, Session):
+            session = model.stages
+            scorer = BundleScorer(session.bundle, request.backend, session.precision)  # type: ignore[arg-type]
+        answers = episode_answers(
+            scorer, features, labels, prompts, way=request.way, shot=1, episodes=request.episodes, seed=request.seed
+        )
+        columns = {"classes": answers.classes, "query": answers.query, "predicted": answers.predicted}
+        _write(self._folder / ANSWERS, {"names": np.array(answers.names), "shot": np.array(answers.shot), **columns})
+
+    def _given(self, stage: Stage, own: NDArray[Any]) -> NDArray[Any]:
+        """The reference's output of a stage; its own for the reference itself."""
+        found = None if self._reference is None else read_stage(self._reference, stage)
+        return own if found is None else found["chain"]
+
+    def _save(self, stage: Stage, **arrays: NDArray[Any]) -> None:
+        _write(stage_file(self._folder, stage), arrays)
+
+
+def _write(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write under another name first: a process that crashes leaves no half of a stage."""
+    partial = path.with_suffix(".partial.npz")
+    np.savez(partial, **arrays)  # type: ignore[arg-type]  # its keyword arguments are arrays, not only allow_pickle
+    partial.rename(path)
+
+
+def _roles(labels: list[str]) -> tuple[list[list[int]], list[int]]:
+    """Support clips of every class, one or two of its first ones, and all other clips as queries."""
+    support: list[list[int]] = []
+    for label in dict.fromkeys(labels):
+        places = [place for place, name in enumerate(labels) if name == label]
+        support.append(places[: min(_SHOTS, len(places) - 1)])
+    chosen = {place for places in support for place in places}
+    return support, [place for place in range(len(labels)) if place not in chosen]
+
+
+def _encode(run: Any, pixels: NDArray[np.uint8]) -> Float:  # noqa: ANN401 - see `_Model.stages`
+    parts = [run.encode_clips(pixels[first : first + _BATCH]) for first in range(0, len(pixels), _BATCH)]
+    return np.concatenate(parts)
+
+
+def _prototypes(run: Any, features: Float, prompts: Float, support: list[list[int]]) -> Float:  # noqa: ANN401 - too
+    """Prototypes [C, V, T, D] of every class."""
+    classes = zip(support, prompts, strict=True)
+    return np.stack([run.prototypes(features[places], prompt[None]) for places, prompt in classes])
+
+
+def main(folder: Path) -> int:
+    """Do what the folder's request says; exit codes and error lines are those of the commands."""
+    return guarded(_Walk(folder, Request.read(folder)).run)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

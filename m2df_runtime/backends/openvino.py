@@ -1,0 +1,113 @@
+"""OpenVINO on the CPU.
+
+It computes in fp32 whatever the file holds: left to itself it takes bfloat16 where the processor knows it,
+which is further from the model than any precision a bundle was checked in.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2df_runtime.backends import Graph, Tensor, Tensors
+from m2df_runtime.errors import EnvironmentMissing, InputError, first_line
+from m2df_runtime.onnx_file import has_external_data
+
+if TYPE_CHECKING:
+    from m2df_runtime.bundle import Bundle, GraphName, Precision
+
+DEVICE = "CPU"
+INSTALL = "pip install 'm2df[openvino]'"
+
+
+def import_openvino() -> Any:  # noqa: ANN401 - an optional module has no static type
+    """The `openvino` module.
+
+    Raises:
+        EnvironmentMissing: It is not installed, or its libraries do not load.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise EnvironmentMissing(f"OpenVINO cannot be used: {first_line(error)}", INSTALL) from None
+    return openvino
+
+
+class OpenVINOGraph:
+    """One compiled model; every thread gets its own request, as a request runs once at a time."""
+
+    def __init__(self, compiled: Any) -> None:  # noqa: ANN401
+        self._compiled = compiled
+        self._outputs = [output.get_any_name() for output in compiled.outputs]
+        self._local = threading.local()
+
+    def run(self, inputs: Tensors) -> dict[str, NDArray[np.float32]]:
+        """See `Graph.run`."""
+        if not hasattr(self._local, "request"):
+            self._local.request = self._compiled.create_infer_request()
+        contiguous = {name: np.ascontiguousarray(value) for name, value in inputs.items()}
+        results = self._local.request.infer(contiguous, share_inputs=True)
+        return {name: results[name] for name in self._outputs}
+
+    def run_resident(self, inputs: Tensors) -> dict[str, Tensor]:
+        """See `Graph.run_resident`."""
+        return dict(self.run(inputs))
+
+
+class OpenVINOBackend:
+    """OpenVINO's CPU device.
+
+    Args:
+        threads: Threads it computes on; None lets it take the machine's cores.
+
+    Raises:
+        EnvironmentMissing: OpenVINO is not installed, or has no CPU device here.
+    """
+
+    def __init__(self, threads: int | None = None) -> None:
+        module = import_openvino()
+        self.name = "openvino"
+        self._core = module.Core()
+        try:
+            processor = str(self._core.get_property(DEVICE, "FULL_DEVICE_NAME")).strip()
+        except RuntimeError as error:
+            raise EnvironmentMissing(f"OpenVINO has no CPU device here: {first_line(error)}", INSTALL) from None
+        version = module.__version__.partition("-")[0]
+        self.description = f"OpenVINO {version} {DEVICE} ({processor})"
+        self._options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+        if threads is not None:
+            self._options["INFERENCE_NUM_THREADS"] = threads
+
+    def open(self, bundle: Bundle, graph: GraphName, precision: Precision) -> Graph:
+        """See `Backend.open`.
+
+        Raises:
+            InputError: The file is not the one that was exported, or OpenVINO refuses it.
+        """
+        info = bundle.graph_file(graph, precision)
+        model, label = bundle.file(info), f"{bundle.path}: {info.path}"
+        if has_external_data(model):
+            raise InputError(f"{label} keeps data outside the file, where no hash covers it")
+        return self.load(model, label)
+
+    def resident(self, array: NDArray[Any]) -> Tensor:
+        """See `Backend.resident`."""
+        return array
+
+    def load(self, model: bytes | Path, label: str) -> Graph:
+        """Load a graph from its file or bytes; `label` names it in error messages.
+
+        Raises:
+            InputError: OpenVINO refuses the graph.
+        """
+        try:
+            read = self._core.read_model(model if isinstance(model, bytes) else os.fspath(model))
+            compiled = self._core.compile_model(read, DEVICE, self._options)
+        except Exception as error:  # its errors are RuntimeError mostly, and not by contract
+            raise InputError(f"{label}: OpenVINO cannot load the graph: {first_line(error)}") from None
+        return OpenVINOGraph(compiled)

@@ -1,0 +1,1 @@
+"""Evaluation: models as scorers, episodes from features, comparison and tables."""

@@ -1,0 +1,1 @@
+"""Training: stages, tuning strategies, the loop over episodes and what a run writes."""

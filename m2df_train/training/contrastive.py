@@ -1,0 +1,165 @@
+"""The contrastive stage: a small CLIP from nothing, on generated clips and their descriptions.
+
+Three terms at one learned temperature: clips against the batch's texts (CLIP's objective, with all clips
+of an action sharing its text), and clips against each other (supervised contrastive), once by the mean of
+their frames and once by their frames' best partners. The last two are what few-shot matching on frame
+features asks of the image tower, without and with an alignment of frames.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from m2df_runtime.preprocess import ClipSpec
+from m2df_train.data.generated import Batch, ContrastiveBatches, worker_options
+from m2df_train.model.backbone import Backbone, import_open_clip
+from m2df_train.recipe_sections import Schedule
+from m2df_train.training.interrupt import Interrupted, deaf_children, stoppable
+from m2df_train.training.schedule import rate_factor, set_rate
+from m2df_train.training.state import Part, load_state, save_state
+
+if TYPE_CHECKING:
+    from m2df_train.recipe import Recipe
+
+SAVE_EVERY = 50
+LOOKS = 2  # updates per batch, each with other frames: drawing a clip costs twice what an update with it does
+SHARPNESS = 10.0  # of the soft choice of a frame's partner: cosines 0.1 apart count 1 : 2.7
+MAX_LOGIT_SCALE = math.log(100.0)  # CLIP's own bound
+
+
+def train_contrastive(
+    backbone: Backbone, recipe: Recipe, state_file: Path, report: Callable[[int, dict[str, float]], None]
+) -> None:
+    """Train both towers in place; continues from `state_file` where an earlier run stopped.
+
+    Args:
+        backbone: Freshly created CLIP.
+        recipe: Its `contrastive` section is used.
+        state_file: Weights and optimizer are kept here every 50 steps.
+        report: Called after every step with the number of finished steps and the losses.
+
+    Raises:
+        Interrupted: Someone asked to stop; the state is written.
+    """
+    stage = recipe.contrastive
+    assert stage is not None
+    backbone.train()
+    backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.AdamW(_groups(backbone, stage.learning_rate, stage.weight_decay))
+    parts: dict[str, Part] = {"backbone": backbone, "optimizer": optimizer}
+    first = done = int(load_state(state_file, parts).get("done", 0))
+    tokenize = import_open_clip().get_tokenizer("ViT-B-32")
+    schedule = Schedule(kind="cosine", warmup=stage.warmup)
+    with stoppable() as stop:
+        with deaf_children():
+            batches = iter(_loader(recipe, first))
+        for step, batch in enumerate(batches, start=first):
+            if stop.requested:
+                break
+            torch.manual_seed(recipe.seed * 1_000_003 + step)
+            set_rate(optimizer, rate_factor(schedule, step, 1, stage.steps))
+            for look in range(LOOKS):
+                losses = contrastive_losses(backbone, recipe.clip.deployed, look_at(batch, look), tokenize)
+                _step(backbone, optimizer, losses["text"] + losses["clips"] + losses["frames"])
+            done = step + 1
+            report(done, {name: value.item() for name, value in losses.items()})
+            if done % SAVE_EVERY == 0:
+                save_state(state_file, parts, {"done": done})
+    if done > first:
+        save_state(state_file, parts, {"done": done})
+    if done < stage.steps:
+        raise Interrupted(f"stopped after {done} of {stage.steps} steps of the contrastive stage")
+    backbone.eval()
+
+
+def look_at(batch: Batch, look: int) -> Batch:
+    """Every `LOOKS`th frame of a batch from frame `look` on, mirrored the second time; texts name no side."""
+    clips = batch.clips[:, look::LOOKS]  # (N, T, S, S, 3)
+    return replace(batch, clips=np.ascontiguousarray(clips[..., ::-1, :] if look % 2 else clips))
+
+
+def _step(backbone: Backbone, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(backbone.parameters(), 5.0)
+    optimizer.step()
+    with torch.no_grad():
+        backbone.log_scale.clamp_(0.0, MAX_LOGIT_SCALE)
+
+
+def contrastive_losses(
+    backbone: Backbone, clip: ClipSpec, batch: Batch, tokenize: Callable[[list[str]], Tensor]
+) -> dict[str, Tensor]:
+    """Mean losses of one batch: `text` (clip-text, both ways), `clips` (by mean frames) and `frames` (by partners)."""
+    features = backbone.encode_frames(torch.from_numpy(batch.clips), clip)  # (N, T, D)
+    clips = F.normalize(features.mean(dim=1), dim=-1)  # (N, D)
+    texts = F.normalize(backbone.encode_text(tokenize(list(batch.texts)).to(features.device)), dim=-1)  # (P, D)
+    classes = torch.from_numpy(batch.classes).to(features.device)
+    scale = backbone.logit_scale
+    logits = scale * clips @ texts.T  # (N, P)
+    member = F.one_hot(classes, len(batch.texts)).to(logits.dtype)  # (N, P)
+    text_to_clip = -((member / member.sum(dim=0)) * logits.log_softmax(dim=0)).sum(dim=0).mean()
+    return {
+        "text": 0.5 * (F.cross_entropy(logits, classes) + text_to_clip),
+        "clips": supervised_contrastive(scale * clips @ clips.T, classes),
+        "frames": supervised_contrastive(scale * partner_similarities(features), classes),
+    }
+
+
+def partner_similarities(features: Tensor) -> Tensor:
+    """Mean cosine of each clip's frames with their best partners in another clip: [N, T, D] -> [N, N], symmetric.
+
+    The best partner is chosen softly, by a log-mean-exp over the other clip's frames.
+    """
+    count, frames = features.shape[:2]
+    unit = F.normalize(features, dim=-1).flatten(0, 1)  # (N * T, D)
+    cosines = (unit @ unit.T).unflatten(1, (count, frames)).unflatten(0, (count, frames))  # (N, T, N, T)
+    best = ((SHARPNESS * cosines).logsumexp(dim=3) - math.log(frames)) / SHARPNESS  # (N, T, N)
+    one_way = best.mean(dim=1)  # (N, N)
+    return 0.5 * (one_way + one_way.T)
+
+
+def supervised_contrastive(similarities: Tensor, classes: Tensor) -> Tensor:
+    """Mean negative log-probability of a clip's own class among all other clips.
+
+    Args:
+        similarities: Scaled cosines [N, N]; the diagonal is ignored.
+        classes: [N]; each class has at least two clips.
+    """
+    own = torch.eye(len(classes), dtype=torch.bool, device=classes.device)
+    log_p = similarities.masked_fill(own, -torch.inf).log_softmax(dim=1)  # (N, N)
+    positive = (classes[:, None] == classes[None, :]) & ~own
+    return -(log_p.masked_fill(~positive, 0.0).sum(dim=1) / positive.sum(dim=1)).mean()
+
+
+def _groups(module: torch.nn.Module, rate: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Weights decay; biases, norms, scales and embeddings do not."""
+    decayed = [p for n, p in module.named_parameters() if p.ndim > 1 and "embedding" not in n]
+    ids = {id(p) for p in decayed}
+    rest = [p for p in module.parameters() if id(p) not in ids]
+    kinds = ((decayed, weight_decay), (rest, 0.0))
+    return [{"params": params, "base_rate": rate, "weight_decay": decay} for params, decay in kinds]
+
+
+def _loader(recipe: Recipe, first: int) -> DataLoader[Any]:
+    stage = recipe.contrastive
+    assert stage is not None
+    batches = ContrastiveBatches(
+        recipe.clip.deployed.model_copy(update={"frames": LOOKS * stage.frames, "sampler": "segment"}),
+        steps=stage.steps,
+        classes=stage.classes,
+        clips=stage.clips,
+        composed=stage.composed,
+        seed=recipe.seed,
+    )
+    return DataLoader(batches, sampler=range(first, stage.steps), **worker_options())  # type: ignore[arg-type]

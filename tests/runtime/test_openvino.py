@@ -1,0 +1,68 @@
+"""OpenVINO computes what ONNX Runtime does, from the same files."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from m2df_runtime.bundle import Bundle, demo_bundle, demo_queries
+from m2df_runtime.errors import InputError
+from m2df_runtime.preprocess import load_clip
+from m2df_runtime.session import Session, probe_backend
+from m2df_runtime.video import open_source
+
+pytest.importorskip("openvino", reason="needs OpenVINO: pip install 'm2df[openvino]'")
+
+
+def test_demo_bundle_gives_what_onnx_runtime_does() -> None:
+    """Real clips through all four graphs; the bound is fp16's, as ONNX Runtime really computes in it."""
+    bundle = Bundle.open(demo_bundle())
+    ours, other = Session(bundle, backend="openvino", threads=1), Session(bundle, backend="cpu", threads=1)
+    assert (ours.backend, ours.precision) == ("openvino", "fp16")
+    paths = sorted(demo_queries().iterdir())
+    clips = np.stack([load_clip(open_source(path), bundle.manifest.clip) for path in paths])
+    features, prompts = other.encode_clips(clips), other.encode_texts([path.stem for path in paths])
+    close(ours.encode_clips(clips), features, 2e-3)
+    close(ours.encode_texts([path.stem for path in paths]), prompts, 2e-3)
+    prototypes = np.stack([other.prototypes(features[:2], prompt[None]) for prompt in prompts])
+    close(np.stack([ours.prototypes(features[:2], prompt[None]) for prompt in prompts]), prototypes, 1e-3)
+    for queries in (len(features), 1):
+        actual, expected = (s.match(features[:queries], prompts, prototypes) for s in (ours, other))
+        close(actual.distances, expected.distances, 3e-4)
+        close(actual.logits, expected.logits, 3e-4)
+        close(actual.selected, expected.selected, 1e-3)
+
+
+def test_threads_share_a_graph(tiny_bundle: Path) -> None:
+    session = Session(Bundle.open(tiny_bundle), backend="openvino", threads=1)
+    shape = (4, *session.bundle.manifest.graphs["visual"].inputs[0].shape[1:])
+    batches = np.random.default_rng(0).integers(0, 256, (16, 1, *shape), dtype=np.uint8)
+    expected = [session.encode_clips(batch) for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        for actual, wanted in zip(pool.map(session.encode_clips, batches), expected, strict=True):
+            np.testing.assert_array_equal(actual, wanted)
+
+
+def test_graph_it_cannot_load_is_refused() -> None:
+    from m2df_runtime.backends.openvino import OpenVINOBackend
+
+    with pytest.raises(InputError, match=r"here\.onnx: OpenVINO cannot load the graph"):
+        OpenVINOBackend().load(b"not a graph", "here.onnx")
+
+
+def test_commands_take_it(run_module) -> None:
+    done = run_module("m2df_runtime.cli", "--backend", "openvino", "--json")
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {record["backend"] for record in records} == {"openvino"}
+    assert all(Path(record["query"]).stem == record["predictions"][0]["label"] for record in records)
+    assert probe_backend("openvino").startswith("OpenVINO ")
+
+
+def close(actual: np.ndarray, expected: np.ndarray, bound: float) -> None:
+    """Within a share of the largest value."""
+    assert np.abs(actual - expected).max() <= bound * np.abs(expected).max()

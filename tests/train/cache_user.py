@@ -1,0 +1,46 @@
+"""What tests run in processes of their own: encode a folder of clips as slowly as asked.
+
+python cache_user.py CLIPS CACHE SECONDS WORKERS ENCODER
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2df_runtime.preprocess import ClipSpec
+from m2df_train.data.augment import Augmentation, TrainingLoader
+from m2df_train.data.clips import folder_clips
+from m2df_train.data.feature_cache import Encoded, FeatureCache
+
+SPEC = ClipSpec(frames=4, size=32, short_side=36, sampler="segment", interpolation="bilinear")
+LOADER = TrainingLoader(Augmentation(SPEC, crop=True, hflip=0.5, hflip_query=0.5, query_colour=None), seed=0)
+VIEWS = 3
+
+
+def encoder(clips: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """[B, T, S, S, 3] to [B, T, 6]: mean and deviation of each colour, exact in any batch."""
+    values = clips.reshape(*clips.shape[:2], -1, 3).astype(np.float64)
+    return np.concatenate([values.mean(axis=2), values.std(axis=2)], axis=-1).astype(np.float32)
+
+
+def encode(clips: Path, cache: Path, seconds: float = 0.0, workers: int = 0, *, works: bool = True) -> Encoded:
+    """Encode all clips of a folder; the encoder waits before each call, or fails where it must not be called."""
+
+    def wait(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        if not works:
+            raise AssertionError("a clip was encoded again")
+        time.sleep(seconds)
+        print("encoded", flush=True)
+        return encoder(pixels)
+
+    store = FeatureCache(cache, 1 << 30)
+    return store.encode(wait, "model", folder_clips(clips)[0], LOADER, views=VIEWS, workers=workers, batch=4)
+
+
+if __name__ == "__main__":
+    encode(Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]))

@@ -1,0 +1,392 @@
+"""Caches of features and frames: real clips, kills, several processes, full disks and bounds."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import cache_user
+import numpy as np
+import pytest
+from cache_user import LOADER, SPEC, VIEWS, encode, encoder
+from numpy.typing import NDArray
+from tiny_bundle import write_clip
+
+from m2df_runtime.errors import EnvironmentMissing, InputError
+from m2df_runtime.preprocess import load_clip
+from m2df_runtime.video import open_source
+from m2df_train.data.augment import DeployedLoader
+from m2df_train.data.clips import folder_clips
+from m2df_train.data.feature_cache import FeatureCache, identity_of
+from m2df_train.data.frame_cache import FrameCache, StoredFrames
+from m2df_train.data.workers import ordered_map
+
+ROOT = Path(__file__).parents[2]
+COLOURS = ("red", "green", "blue")
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of four videos."""
+    folder = tmp_path_factory.mktemp("clips")
+    for colour in COLOURS:
+        for number in range(4):
+            write_clip(folder / colour / f"{number}.mp4", colour, seed=number, frames=8)
+    return folder
+
+
+@pytest.fixture
+def clips(written: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(written, tmp_path / "clips"))
+
+
+@pytest.fixture(scope="module")
+def expected(written: Path) -> NDArray[np.float32]:
+    """Features of all clips, without any cache: [12, views, T, 6]."""
+    found = folder_clips(written)[0]
+    return np.stack([encoder(np.concatenate([LOADER(clip, [view]) for view in range(VIEWS)])) for clip in found])
+
+
+def size_of(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def store_of(cache: Path) -> Path:
+    (identity,) = cache.iterdir()
+    return identity
+
+
+# --- features ---------------------------------------------------------------------------------------------------------
+
+
+def test_features_are_encoded_once(clips, tmp_path, expected):
+    first = encode(clips, tmp_path / "cache")
+    np.testing.assert_array_equal(first.values, expected)
+    assert first.values.dtype == np.float32 and first.kept == tuple(range(12)) and first.skipped == ()
+    again = encode(clips, tmp_path / "cache", works=False)
+    assert again.values.tobytes() == first.values.tobytes()
+    assert isinstance(again.values.base, np.memmap) or isinstance(again.values, np.memmap)
+    again.values[:] = 0  # in memory alone
+    np.testing.assert_array_equal(encode(clips, tmp_path / "cache", works=False).values, expected)
+    np.testing.assert_array_equal(encode(clips, tmp_path / "other").values, expected)
+
+
+def test_another_model_or_content_is_encoded_anew(clips, tmp_path, expected):
+    encode(clips, tmp_path / "cache")
+    write_clip(clips / "green" / "1.mp4", "green", seed=77, frames=8)
+    calls: list[int] = []
+
+    def counting(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        calls.append(len(pixels))
+        return encoder(pixels)
+
+    cache, found = FeatureCache(tmp_path / "cache", 1 << 30), folder_clips(clips)[0]
+    values = cache.encode(counting, "model", found, LOADER, views=VIEWS, workers=0).values
+    assert sum(calls) == VIEWS
+    changed = [clip.name for clip in found].index("green/1.mp4")
+    rest = np.delete(np.arange(12), changed)
+    np.testing.assert_array_equal(values[rest], expected[rest])
+    assert not np.array_equal(values[changed], expected[changed])
+    cache.encode(counting, "another model", found, LOADER, views=VIEWS, workers=0)
+    assert sum(calls) == VIEWS + 12 * VIEWS
+
+
+def test_more_views_or_clips_cost_only_themselves(clips, tmp_path, expected):
+    cache, found = FeatureCache(tmp_path, 1 << 30), folder_clips(clips)[0]
+    cache.encode(encoder, "model", found[:5], LOADER, views=VIEWS, workers=0)
+    done: list[int] = []
+    encoded = cache.encode(encoder, "model", found[::-1], LOADER, views=VIEWS, workers=0, advance=done.append)
+    np.testing.assert_array_equal(encoded.values, expected[::-1])
+    assert done[0] == 5 and sum(done) == 12
+    one = cache.encode(partial(pytest.fail, "encoded again"), "model", found, LOADER, workers=0)
+    np.testing.assert_array_equal(one.values, expected[:, :1])
+
+
+def test_an_unreadable_clip_is_named_and_left_out(clips, tmp_path, expected, caplog):
+    (clips / "blue" / "2.mp4").write_bytes((clips / "blue" / "2.mp4").read_bytes()[:300])
+    (clips / "red" / "0.mp4").write_bytes(b"not a video at all")
+    for cached in (False, True):  # the second time the others are there already
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "m2df_train"):
+            encoded = encode(clips, tmp_path / "cache", works=not cached)
+        names = [clip.name for clip in folder_clips(clips)[0]]
+        broken = [names.index("blue/2.mp4"), names.index("red/0.mp4")]
+        assert encoded.kept == tuple(n for n in range(12) if n not in broken)
+        np.testing.assert_array_equal(encoded.values, expected[list(encoded.kept)])
+        assert len(encoded.skipped) == 2 and len(caplog.records) == 2
+        assert "blue/2.mp4" in encoded.skipped[0] and "red/0.mp4" in caplog.text
+
+
+def test_nothing_readable_is_an_error(clips, tmp_path):
+    for file in clips.rglob("*.mp4"):
+        file.write_bytes(b"nothing")
+    with pytest.raises(InputError, match="none of the 12 clips can be read"):
+        encode(clips, tmp_path / "cache")
+    with pytest.raises(InputError, match="no clips"):
+        FeatureCache(None, 0).encode(encoder, "model", [], LOADER, workers=0)
+
+
+@pytest.mark.parametrize("folder", [None, "cache"])
+def test_worker_processes_change_nothing(clips, tmp_path, expected, folder):
+    (clips / "green" / "3.mp4").write_bytes(b"broken")
+    cache = FeatureCache(folder and tmp_path / folder, 1 << 30)
+    found = folder_clips(clips)[0]
+    encoded = cache.encode(encoder, "model", found, LOADER, views=VIEWS, workers=2)  # 36 reads: two workers
+    np.testing.assert_array_equal(encoded.values, expected[list(encoded.kept)])
+    assert len(encoded.kept) == 11 and not FeatureCache(None, 1).lasting
+
+
+def test_a_killed_run_goes_on_where_it_was_and_two_run_at_once(clips, tmp_path, expected):
+    """SIGKILL in the middle, then two processes on one cache, then everything is there."""
+    for _ in range(2):  # 36 clips of 3 views
+        for colour in COLOURS:
+            for file in sorted((clips / colour).iterdir()):
+                shutil.copy(file, file.with_name(f"{len(list((clips / colour).iterdir()))}.mp4"))
+    whole = encode(clips, tmp_path / "reference").values
+    killed = start(clips, tmp_path / "cache", seconds=0.25, workers=1)
+    assert killed.stdout is not None
+    for _ in range(8):
+        killed.stdout.readline()
+    workers = children(killed.pid)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
+    safe = sum(index.read_text().count("\n") for index in store_of(tmp_path / "cache").glob("*.index"))
+    assert 0 < safe < whole.shape[0] * VIEWS
+    both = [start(clips, tmp_path / "cache", seconds=0.0, workers=0) for _ in range(2)]
+    calls = [process.communicate()[0].count("encoded") for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert max(calls) <= -(-(whole.shape[0] * VIEWS - safe + VIEWS) // 4)
+    np.testing.assert_array_equal(encode(clips, tmp_path / "cache", works=False).values, whole)
+
+
+def start(clips: Path, cache: Path, *, seconds: float, workers: int) -> subprocess.Popen[str]:
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, cache_user.__file__, str(clips), str(cache), str(seconds), str(workers)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": paths})
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def wait_for(condition: object, seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 34, 36, 100, 300])
+def test_a_cut_off_index_or_table_is_read_as_far_as_it_goes(clips, tmp_path, expected, keep):
+    encode(clips, tmp_path / "cache")
+    for suffix in ("index", "rows"):
+        (file,) = (tmp_path / "cache").rglob(f"*.{suffix}")
+        whole = file.read_bytes()
+        file.write_bytes(whole[:keep])
+        np.testing.assert_array_equal(encode(clips, tmp_path / "cache").values, expected)
+        for added in {*(tmp_path / "cache").rglob("*.*")} - {
+            file,
+            file.with_suffix(".rows"),
+            file.with_suffix(".index"),
+        }:
+            added.unlink()
+        file.write_bytes(whole)
+    file.with_suffix(".index").write_bytes(b"\xff" * keep)
+    np.testing.assert_array_equal(encode(clips, tmp_path / "cache").values, expected)
+
+
+def test_identities_not_used_for_longest_give_way(clips, tmp_path, expected):
+    found = folder_clips(clips)[0]
+    FeatureCache(tmp_path / "one", 1 << 30).encode(encoder, "a", found, LOADER, views=VIEWS, workers=0)
+    one = size_of(tmp_path / "one")
+    cache = FeatureCache(tmp_path / "cache", int(2.5 * one))
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "somebody's").mkdir()
+
+    def used(name: str) -> bool:
+        calls: list[int] = []
+
+        def count(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+            calls.append(1)
+            return encoder(pixels)
+
+        values = cache.encode(count, name, found, LOADER, views=VIEWS, workers=0).values
+        np.testing.assert_array_equal(values, expected)
+        time.sleep(0.02)  # file times are those of the system's ticks
+        return not calls
+
+    assert [used(name) for name in "abacab"] == [False, False, True, False, True, False]
+    assert size_of(tmp_path / "cache") == 2 * one
+    assert (tmp_path / "cache" / "somebody's").is_dir()
+
+
+@pytest.mark.parametrize("bound", [100, 500, 3000])
+def test_more_than_the_bound_stays_in_memory(clips, tmp_path, expected, caplog, bound):
+    found = folder_clips(clips)[0]
+    cache = FeatureCache(tmp_path / "cache", bound)
+    for _ in range(2):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "m2df_train"):
+            encoded = cache.encode(encoder, "model", found, LOADER, views=VIEWS, workers=0, batch=1)
+        np.testing.assert_array_equal(encoded.values, expected)
+        (record,) = caplog.records
+        assert "full; raise data.cache_gb" in record.getMessage()
+        assert bound - 140 < size_of(tmp_path / "cache") <= bound  # a row and its line take 132 bytes
+
+
+@contextmanager
+def file_size_limit(count: int) -> Iterator[None]:
+    """No file may grow beyond so many bytes: writing fails in the middle, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (count, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("limit", [0, 100, 1000])
+def test_a_full_disk_ends_the_keeping_but_not_the_work(clips, tmp_path, expected, caplog, capsys, limit):
+    # `capsys` takes warnings in memory; a file for them would meet the limit too.
+    found = folder_clips(clips)[0]
+    frames = FrameCache(tmp_path / "frames", 1 << 30)
+    with caplog.at_level(logging.WARNING, "m2df_train"), file_size_limit(limit):
+        values = FeatureCache(tmp_path / "cache", 1 << 30).encode(
+            encoder, "model", found, LOADER, views=VIEWS, workers=0
+        )
+        pixels = DeployedLoader(SPEC.model_copy(update={"sampler": "uniform"}), frames)(found[0], [0])[0]
+    np.testing.assert_array_equal(values.values, expected)
+    assert pixels.shape == (4, 32, 32, 3) and not list(tmp_path.glob("frames/*.frames"))
+    assert [record.getMessage().partition(":")[2][:30] for record in caplog.records] == [
+        " features cannot be kept: File",
+        " no more frames are kept: File",
+    ]
+    np.testing.assert_array_equal(encode(clips, tmp_path / "cache").values, expected)
+
+
+def test_an_identity_tells_its_parts_apart():
+    parts = [("a", "b"), ("ab",), ("a", "b", ""), ("b", "a")]
+    assert len({identity_of(*part) for part in parts}) == len(parts)
+
+
+def warn(number: int) -> int:
+    logging.getLogger("m2df_runtime.video_file").warning("clip.mp4: damaged")
+    return os.kill(os.getpid(), signal.SIGKILL) or 0 if number == 30 else number
+
+
+def test_a_worker_says_a_thing_once_and_may_be_killed(capfd):
+    results = ordered_map(warn, range(40), 1)
+    assert [next(results) for _ in range(10)] == list(range(10))
+    with pytest.raises(EnvironmentMissing, match="was killed"):
+        list(results)
+    assert capfd.readouterr().err == "warning: clip.mp4: damaged\n"
+
+
+def test_workers_load_no_pytorch():
+    code = "import sys, m2df_train.data.sources, m2df_train.data.feature_cache, m2df_train.data.augment; "
+    code += "import m2df_train.data.generated; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+# --- frames -----------------------------------------------------------------------------------------------------------
+
+
+def stored(seed: int, count: int = 4) -> StoredFrames:
+    rng = np.random.default_rng(seed)
+    frames = rng.integers(0, 256, (count, 20, 30, 3), dtype=np.uint8)
+    return StoredFrames(frames, np.arange(count) * 2, np.arange(2 * count) / 30, 29.97)
+
+
+def assert_same(found: StoredFrames, expected: StoredFrames) -> None:
+    for name in ("frames", "at", "times"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    assert found.fps == expected.fps
+
+
+def never() -> StoredFrames:
+    raise AssertionError("made again")
+
+
+def test_frames_are_read_back_as_they_were(tmp_path):
+    cache = FrameCache(tmp_path, 1 << 30)
+    for key, count in (("a", 4), ("b", 1)):
+        assert_same(cache.frames(key, "r", lambda count=count: stored(1, count)), stored(1, count))
+        found = cache.frames(key, "r", never)
+        assert_same(found, stored(1, count))
+        assert isinstance(found.frames, np.memmap)
+    assert_same(cache.frames("a", "another", lambda: stored(2)), stored(2))
+    assert_same(FrameCache(tmp_path, 1 << 30).frames("a", "r", never), stored(1))
+
+
+@pytest.mark.parametrize("keep", [0, 5, 130, 400, 2000])
+def test_a_damaged_file_is_made_again(tmp_path, keep):
+    cache = FrameCache(tmp_path, 1 << 30)
+    cache.frames("a", "r", lambda: stored(1))
+    (file,) = tmp_path.glob("*.frames")
+    file.write_bytes(file.read_bytes()[:keep])
+    assert_same(cache.frames("a", "r", lambda: stored(1)), stored(1))
+    assert_same(cache.frames("a", "r", never), stored(1))
+
+
+def test_frames_keep_to_the_bound(tmp_path):
+    FrameCache(tmp_path / "one", 1 << 30).frames("a", "r", lambda: stored(1))
+    (one,) = (file.stat().st_size for file in (tmp_path / "one").glob("*.frames"))
+    folder = tmp_path / "cache"
+    old = FrameCache(folder, 3 * one)
+    for seed in range(5):
+        assert_same(old.frames(str(seed), "r", lambda seed=seed: stored(seed)), stored(seed))
+    for seed in range(3):  # the first ones stay: all were used by this run
+        old.frames(str(seed), "r", never)
+    with pytest.raises(AssertionError, match="made again"):
+        old.frames("4", "r", never)
+    (left,) = (folder / ".left.tmp",)
+    left.write_bytes(b"of a killed process")
+    for number, file in enumerate([*sorted(folder.glob("*.frames")), left]):
+        os.utime(file, (1e9 + number, 1e9 + number))
+    new = FrameCache(folder, 3 * one)
+    new.frames("1", "r", never)  # used by the new run
+    for seed in (10, 11, 12):
+        new.frames(str(seed), "r", lambda seed=seed: stored(seed))
+    for key in ("1", "10", "11"):
+        new.frames(key, "r", never)
+    assert len(list(folder.glob("*.frames"))) == 3 and not left.exists()
+
+
+def kept_frames(cache: FrameCache, seed: int) -> bytes:
+    return cache.frames(str(seed % 8), "r", partial(stored, seed % 8)).frames.tobytes()
+
+
+def test_processes_share_frames_within_the_bound(tmp_path):
+    FrameCache(tmp_path / "one", 1 << 30).frames("a", "r", lambda: stored(1))
+    (one,) = (file.stat().st_size for file in (tmp_path / "one").glob("*.frames"))
+    cache = FrameCache(tmp_path / "cache", 5 * one)
+    found = list(ordered_map(partial(kept_frames, cache), range(40), 2))
+    assert found == [stored(seed % 8).frames.tobytes() for seed in range(40)]
+    assert 4 <= len(list((tmp_path / "cache").glob("*.frames"))) <= 6  # one more, by two processes at once
+
+
+def test_a_vanished_folder_is_made_again(tmp_path):
+    cache = FrameCache(tmp_path / "cache", 1 << 30)
+    cache.frames("a", "r", lambda: stored(1))
+    shutil.rmtree(tmp_path / "cache")
+    assert_same(cache.frames("a", "r", lambda: stored(1)), stored(1))
+    assert_same(cache.frames("a", "r", never), stored(1))
+
+
+def test_deployed_clips_are_those_of_the_runtime(clips, tmp_path):
+    spec = SPEC.model_copy(update={"sampler": "uniform", "region": "motion", "channels": "motion"})
+    for clip in folder_clips(clips)[0][:3]:
+        expected = load_clip(open_source(clips / clip.name), spec)
+        for cache in (None, FrameCache(tmp_path / "cache", 1 << 30)):
+            np.testing.assert_array_equal(DeployedLoader(spec, cache)(clip, [0])[0], expected)
