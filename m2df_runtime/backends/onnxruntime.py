@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from m2df_runtime.backends import DeviceTensor, Graph, Tensor, Tensors
 from m2df_runtime.errors import EnvironmentMissing, InputError, first_line
-from m2df_runtime.onnx_file import has_external_data
+from m2df_runtime.onnx_file import graph_model
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -128,11 +128,7 @@ class OnnxRuntimeBackend:
             InputError: The file is not the one that was exported, or ONNX Runtime refuses it.
             EnvironmentMissing: The provider asked for could not be initialised.
         """
-        info = bundle.graph_file(graph, precision)
-        model, label = bundle.file(info), f"{bundle.path}: {info.path}"
-        if has_external_data(model):
-            raise InputError(f"{label} keeps data outside the file, where no hash covers it")
-        return self.load(model, label)
+        return self.load(*graph_model(bundle, graph, precision))
 
     def resident(self, array: NDArray[Any]) -> Tensor:
         """See `Backend.resident`."""

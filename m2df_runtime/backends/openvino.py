@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from m2df_runtime.backends import Graph, Tensor, Tensors
 from m2df_runtime.errors import EnvironmentMissing, InputError, first_line
-from m2df_runtime.onnx_file import has_external_data
+from m2df_runtime.onnx_file import graph_model
 
 if TYPE_CHECKING:
     from m2df_runtime.bundle import Bundle, GraphName, Precision
@@ -89,11 +89,7 @@ class OpenVINOBackend:
         Raises:
             InputError: The file is not the one that was exported, or OpenVINO refuses it.
         """
-        info = bundle.graph_file(graph, precision)
-        model, label = bundle.file(info), f"{bundle.path}: {info.path}"
-        if has_external_data(model):
-            raise InputError(f"{label} keeps data outside the file, where no hash covers it")
-        return self.load(model, label)
+        return self.load(*graph_model(bundle, graph, precision))
 
     def resident(self, array: NDArray[Any]) -> Tensor:
         """See `Backend.resident`."""
