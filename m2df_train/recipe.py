@@ -94,6 +94,8 @@ class Recipe(Section):
                 check_clips(clips, stage.shots, stage.queries)
             except ValueError as error:
                 raise nested_problem(section, str(error)) from None
+        if self.contrastive is not None and self.contrastive.varied and self.clip.channels != "motion":
+            raise nested_problem("contrastive", "varied looks are made for clip.channels: motion")
         if self.data.root is None and self.evaluation.clips is None:
             raise nested_problem("evaluation", "generated actions need clips, the number of clips per action")
         return self

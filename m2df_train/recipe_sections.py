@@ -213,7 +213,10 @@ class TuningRecipe(Section):
 class ContrastiveStage(Section):
     """Training of a small CLIP from nothing on generated clips and their descriptions."""
 
-    steps: int = Field(gt=0)
+    steps: int = Field(gt=0, description="batches of clips")
+    looks: int = Field(default=2, gt=0, description="updates per batch, each with other frames or a mirrored scene")
+    varied: bool = Field(default=False, description="each look with another crop, light and strength of motion")
+    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="bf16: both towers under autocast")
     classes: int = Field(gt=1, description="actions per batch")
     clips: int = Field(gt=1, description="clips per action and batch")
     frames: int = Field(default=4, gt=0, description="frames per clip, one drawn at random from each part of it")

@@ -85,9 +85,14 @@ def render(action: Action, spec: ClipSpec, rng: np.random.Generator) -> NDArray[
 
 
 def pool_actions(composed: int, seed: int) -> list[Action]:
-    """All named training actions and `composed` composed ones that no contrastive batch draws."""
-    offset = POOL_OFFSET + seed * 1_000_003
-    return [*split_actions("train"), *(composed_action(offset + i) for i in range(composed))]
+    """All named training actions and `composed` that no contrastive batch draws, each with a text of its own."""
+    chosen = {action.text: action for action in split_actions("train")}
+    wanted, index = len(chosen) + composed, POOL_OFFSET + seed * 1_000_003
+    while len(chosen) < wanted:
+        action = composed_action(index)
+        chosen.setdefault(action.text, action)
+        index += 1
+    return list(chosen.values())
 
 
 def action_clips(actions: Sequence[Action], per_class: int) -> list[LabelledClip]:

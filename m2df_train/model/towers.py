@@ -14,8 +14,8 @@ from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
 
 SIZE = 64
-STEM = (16, 24)
-STAGES = (48, 96, 160)
+STEM = (24, 32)
+STAGES = (64, 128, 192)
 STRIDE = 16
 
 

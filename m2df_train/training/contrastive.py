@@ -10,21 +10,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from m2df_runtime.preprocess import ClipSpec
 from m2df_train.data.generated import Batch, ContrastiveBatches, worker_options
 from m2df_train.model.backbone import Backbone, import_open_clip
 from m2df_train.recipe_sections import Schedule
 from m2df_train.training.interrupt import Interrupted, deaf_children, stoppable
+from m2df_train.training.looks import PHASES, look_at, vary
 from m2df_train.training.schedule import rate_factor, set_rate
 from m2df_train.training.state import Part, load_state, save_state
 
@@ -32,7 +30,6 @@ if TYPE_CHECKING:
     from m2df_train.recipe import Recipe
 
 SAVE_EVERY = 50
-LOOKS = 2  # updates per batch, each with other frames: drawing a clip costs twice what an update with it does
 SHARPNESS = 10.0  # of the soft choice of a frame's partner: cosines 0.1 apart count 1 : 2.7
 MAX_LOGIT_SCALE = math.log(100.0)  # CLIP's own bound
 
@@ -68,8 +65,8 @@ def train_contrastive(
                 break
             torch.manual_seed(recipe.seed * 1_000_003 + step)
             set_rate(optimizer, rate_factor(schedule, step, 1, stage.steps))
-            for look in range(LOOKS):
-                losses = contrastive_losses(backbone, recipe.clip.deployed, look_at(batch, look), tokenize)
+            for look in range(stage.looks):
+                losses = _losses_of(backbone, recipe, look_at(batch, look), step * stage.looks + look, tokenize)
                 _step(backbone, optimizer, losses["text"] + losses["clips"] + losses["frames"])
             done = step + 1
             report(done, {name: value.item() for name, value in losses.items()})
@@ -82,10 +79,18 @@ def train_contrastive(
     backbone.eval()
 
 
-def look_at(batch: Batch, look: int) -> Batch:
-    """Every `LOOKS`th frame of a batch from frame `look` on, mirrored the second time; texts name no side."""
-    clips = batch.clips[:, look::LOOKS]  # (N, T, S, S, 3)
-    return replace(batch, clips=np.ascontiguousarray(clips[..., ::-1, :] if look % 2 else clips))
+def _losses_of(
+    backbone: Backbone, recipe: Recipe, batch: Batch, update: int, tokenize: Callable[[list[str]], Tensor]
+) -> dict[str, Tensor]:
+    stage = recipe.contrastive
+    assert stage is not None
+    clips = torch.from_numpy(batch.clips)
+    if stage.varied:
+        clips = vary(clips, torch.Generator().manual_seed(recipe.seed * 1_000_003 + update))
+    with torch.autocast("cpu", torch.bfloat16, enabled=stage.precision == "bf16"):
+        features = backbone.encode_frames(clips, recipe.clip.deployed).float()  # (N, T, D)
+        texts = backbone.encode_text(tokenize(list(batch.texts)).to(features.device)).float()  # (P, D)
+    return contrastive_losses(features, texts, torch.from_numpy(batch.classes), backbone.logit_scale)
 
 
 def _step(backbone: Backbone, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
@@ -97,17 +102,19 @@ def _step(backbone: Backbone, optimizer: torch.optim.Optimizer, loss: Tensor) ->
         backbone.log_scale.clamp_(0.0, MAX_LOGIT_SCALE)
 
 
-def contrastive_losses(
-    backbone: Backbone, clip: ClipSpec, batch: Batch, tokenize: Callable[[list[str]], Tensor]
-) -> dict[str, Tensor]:
-    """Mean losses of one batch: `text` (clip-text, both ways), `clips` (by mean frames) and `frames` (by partners)."""
-    features = backbone.encode_frames(torch.from_numpy(batch.clips), clip)  # (N, T, D)
+def contrastive_losses(features: Tensor, texts: Tensor, classes: Tensor, scale: Tensor) -> dict[str, Tensor]:
+    """Mean losses of one batch: `text` (clip-text, both ways), `clips` (by mean frames) and `frames` (by partners).
+
+    Args:
+        features: Frames of N clips [N, T, D].
+        texts: One for each class of the batch [P, D].
+        classes: Class 0..P-1 of each clip [N].
+        scale: What cosines are multiplied with, a scalar.
+    """
     clips = F.normalize(features.mean(dim=1), dim=-1)  # (N, D)
-    texts = F.normalize(backbone.encode_text(tokenize(list(batch.texts)).to(features.device)), dim=-1)  # (P, D)
-    classes = torch.from_numpy(batch.classes).to(features.device)
-    scale = backbone.logit_scale
-    logits = scale * clips @ texts.T  # (N, P)
-    member = F.one_hot(classes, len(batch.texts)).to(logits.dtype)  # (N, P)
+    logits = scale * clips @ F.normalize(texts, dim=-1).T  # (N, P)
+    classes = classes.to(features.device)
+    member = F.one_hot(classes, len(texts)).to(logits.dtype)  # (N, P)
     text_to_clip = -((member / member.sum(dim=0)) * logits.log_softmax(dim=0)).sum(dim=0).mean()
     return {
         "text": 0.5 * (F.cross_entropy(logits, classes) + text_to_clip),
@@ -155,7 +162,7 @@ def _loader(recipe: Recipe, first: int) -> DataLoader[Any]:
     stage = recipe.contrastive
     assert stage is not None
     batches = ContrastiveBatches(
-        recipe.clip.deployed.model_copy(update={"frames": LOOKS * stage.frames, "sampler": "segment"}),
+        recipe.clip.deployed.model_copy(update={"frames": PHASES * stage.frames, "sampler": "segment"}),
         steps=stage.steps,
         classes=stage.classes,
         clips=stage.clips,
