@@ -1,6 +1,6 @@
 # make demo         recognise the shipped clips with the shipped model, on a CPU
 # make test         lint, types and the whole test suite
-# make bench        latency, start-up and evaluation speed of the newest bundle, to benchmarks/results/
+# make bench        CPU benchmarks, tables and plots, to benchmarks/results/ (leave the machine alone meanwhile)
 # make demo-bundle  train and export the shipped model again
 # make clean        remove the environment, caches and what the targets above wrote
 #
@@ -48,9 +48,13 @@ test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ""
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/python -m benchmarks.latency
+	$(BIN)/python -m benchmarks.latency --model ViT-B-16-quickgelu --rounds 8 --warmup 1
+	$(BIN)/python -m benchmarks.latency --bundle $(BUNDLE)
+	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.evaluation
+	$(BIN)/python -m benchmarks.training --updates 4
+	$(BIN)/python -m benchmarks.report
 
 # A run that was stopped goes on where it was. The export writes a directory and its zip; the zip is what ships.
 demo-bundle: $(VENV)/.installed-dev

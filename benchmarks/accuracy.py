@@ -20,8 +20,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.latency import bundle_hash
-from benchmarks.record import RESULTS, environment, write
+from benchmarks.record import RESULTS, Machine, bundle_hash, write
 from m2df_runtime.bundle import Bundle, newest_bundle
 from m2df_runtime.console import main_entry, progress
 from m2df_runtime.errors import InputError
@@ -145,7 +144,7 @@ def cli(
     out: Path | None,
 ) -> None:
     """Compare a bundle with hand-made descriptors, episode by episode."""
-    before, target = environment(), out or RESULTS / "accuracy.json"
+    machine, target = Machine(), out or RESULTS / "accuracy.json"
     filed = _earlier(target)
     clips, _ = folder_clips(data, classes.split(",") if classes else None)
     sides = clip_groups([clip.name for clip in clips], groups) if groups else None
@@ -170,7 +169,7 @@ def cli(
             "backend": session.backend, "precision": session.precision,
         },
         "command": shlex.join(["python", "-m", "benchmarks.accuracy", *(_last_part(part) for part in sys.argv[1:])]),
-        "environment": before,
+        "environment": machine.environment(),
     }  # fmt: skip
     for shots, subjects in results.items():
         for subject, values in subjects.items():

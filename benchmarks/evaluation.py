@@ -19,8 +19,8 @@ from time import perf_counter, process_time
 import click
 import numpy as np
 
-from benchmarks.latency import bundle_hash
-from benchmarks.record import environment, write
+from benchmarks.models import random_model
+from benchmarks.record import Machine, bundle_hash, write
 from m2df_runtime.bundle import Bundle, newest_bundle
 from m2df_runtime.console import main_entry, progress
 from m2df_runtime.errors import InputError
@@ -79,18 +79,11 @@ def bundle_subject(path: Path | None) -> Subject:
 
 def random_subject(model: str) -> Subject:
     """An open_clip model of random weights with the CLIP-M2DF head, in PyTorch on the CPU."""
-    from m2df_runtime.bundle import SourceInfo
-    from m2df_train.checkpoint import Checkpoint
     from m2df_train.evaluation.torch_scorer import CheckpointScorer
-    from m2df_train.model.backbone import load_backbone
-    from m2df_train.model.heads import build_head
 
-    backbone = load_backbone(model)
-    spec = ClipSpec(frames=8, size=backbone.image_size)
-    head = build_head("m2df", backbone.dim, spec.frames)
-    checkpoint = Checkpoint(backbone, head, spec, "a photo of {}", {}, SourceInfo(model=model))
+    checkpoint = random_model(model)
     name = f"{model}, random weights, PyTorch fp32"
-    return Subject(name, None, CheckpointScorer(checkpoint, "cpu"), spec, LabelRules())
+    return Subject(name, None, CheckpointScorer(checkpoint, "cpu"), checkpoint.clip, LabelRules())
 
 
 def written_clips(folder: Path) -> list[LabelledClip]:
@@ -209,7 +202,7 @@ def cli(
     out: Path | None,
 ) -> None:
     """Time an evaluation from features against one that encodes every episode's clips."""
-    before = environment()
+    machine = Machine()
     subject = random_subject(model) if model else bundle_subject(bundle)
     with tempfile.TemporaryDirectory() as folder:
         clips = folder_clips(data)[0] if data else written_clips(Path(folder))
@@ -220,7 +213,7 @@ def cli(
         "results": found,
         "model": {"name": subject.name, "sha256": subject.sha256},
         "settings": {**options, "clips": len(clips), "frames": subject.spec.frames, "size": subject.spec.size},
-        "environment": before,
+        "environment": machine.environment(),
     }
     for result in found:
         click.echo(

@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gpu_engines import measure
-from benchmarks.record import environment, write
+from benchmarks.models import FRAMES, OPSET, SEED, export, random_model
+from benchmarks.record import Machine, write
 from m2df_runtime.errors import CheckFailed, EnvironmentMissing, InputError, M2dfError
 
-MODEL, FRAMES, WAY = "ViT-B-16", 8, 5
+MODEL, WAY = "ViT-B-16", 5
 VIT, DEMO = "vit-b-16", "demo"
-OPSET_OF_DEMO = 18  # TensorRT 8 reads up to 16, and leaves the shipped bundle out
 CLIP_GFLOP = 281.0  # ViT-B/16, 8 frames of 224 x 224
 LEAST_COSINE = 0.9995
 TARGETS = {"p50_ms": 1.0, "faster_than_eager": 3.0, "faster_than_compile": 2.0, "matmul_share": 0.5}
@@ -48,36 +48,18 @@ def need() -> None:
         )
 
 
-def model() -> Any:  # noqa: ANN401 - PyTorch is imported only here
-    """ViT-B/16 with the M2DF head and seeded random weights."""
-    import torch
-
-    from m2df_runtime.bundle import SourceInfo
-    from m2df_runtime.preprocess import ClipSpec
-    from m2df_train.checkpoint import Checkpoint
-    from m2df_train.model.backbone import load_backbone
-    from m2df_train.model.heads import build_head
-
-    torch.manual_seed(0)
-    backbone = load_backbone(MODEL)
-    head = build_head("m2df", backbone.dim, FRAMES, {}).eval()
-    clip = ClipSpec(frames=FRAMES, size=backbone.image_size, mean=backbone.mean, std=backbone.std)
-    return Checkpoint(backbone, head, clip, "a photo of {}", {}, SourceInfo(model=MODEL, seed=0), None)
-
-
 def prepare(work: Path, version: str) -> None:
     """Export both subjects for this TensorRT, with reference outputs of PyTorch and of ONNX Runtime."""
     from m2df_export.graphs import graph_specs
-    from m2df_export.pipeline import ExportOptions, export_bundle
     from m2df_runtime.bundle import Bundle, demo_bundle
     from m2df_train.model.heads import deterministic_head
 
-    opset = 16 if version.startswith("8.") else OPSET_OF_DEMO
-    checkpoint = model()
-    export_bundle(checkpoint, ExportOptions(work / VIT, ("fp32", "fp16"), opset, verify=False))
+    opset = 16 if version.startswith("8.") else OPSET
+    checkpoint = random_model(MODEL)
+    bundle = export(checkpoint, work / VIT, ("fp32", "fp16"), opset)
     specs = graph_specs(checkpoint.backbone, deterministic_head(checkpoint.head), checkpoint.clip)
-    reference(Bundle.open(work / VIT), torch_runner(specs))
-    if opset == OPSET_OF_DEMO:
+    reference(bundle, torch_runner(specs))
+    if opset == OPSET:  # that of the shipped bundle
         with zipfile.ZipFile(demo_bundle()) as archive:
             archive.extractall(work / DEMO)
         reference(Bundle.open(work / DEMO), None)
@@ -164,7 +146,7 @@ def _torch_chain(arrays: dict[str, Any]) -> Callable[..., Callable[[], object]]:
     from m2df_export.graphs import CENTRE, STEP, graph_specs
     from m2df_train.model.heads import deterministic_head
 
-    checkpoint = model()
+    checkpoint = random_model(MODEL)
     specs = graph_specs(checkpoint.backbone, deterministic_head(checkpoint.head), checkpoint.clip)
     visual: Any = specs["visual"].module.cuda()
     visual.backbone.half()
@@ -223,9 +205,9 @@ def merge(work: Path, facts: str, out: Path | None) -> None:
         "others": others,
         "ratios": ratios(engines[VIT], others),
         "targets": TARGETS,
-        "settings": {"model": MODEL, "head": "m2df", "frames": FRAMES, "way": WAY, "weights": "random, seed 0"},
+        "settings": {"model": MODEL, "head": "m2df", "frames": FRAMES, "way": WAY, "weights": f"random, seed {SEED}"},
         "engine_environment": json.loads(facts),
-        "environment": environment(),
+        "environment": Machine().environment(),
     }, out)  # fmt: skip
     print(f"written: {path}")
     failed = [f"{name}: {record['failed']}" for name, record in engines.items() if "failed" in record]

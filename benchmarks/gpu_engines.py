@@ -30,6 +30,7 @@ from m2df_runtime.errors import M2dfError
 CLIPS = (1, 1, 64)
 ROUNDS, WARMUP = 300, 50
 BATCH_ROUNDS = 20
+COMPARED_RUNS = 4  # enough for a CUDA graph to be recorded and replayed
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ def check_subject(folder: Path) -> dict[str, Any]:
         for kind, backend in backends.items():
             graphs[kind][name] = backend.load(built.plan, fact, f"{folder.name} {name}")
     with np.load(folder / "reference.npz", allow_pickle=False) as reference:
-        record["cosine"] = compare(graphs["no-cuda-graphs"], dict(reference))
+        cosines = [compare(loaded, dict(reference)) for loaded in graphs.values()]
+        record["cosine"] = {name: min(found[name] for found in cosines) for name in manifest["graphs"]}
         for kind, backend in backends.items():
             record["milliseconds"][kind] = time_chain(backend, graphs[kind], dict(reference))
         record["throughput"] = throughput(graphs["no-cuda-graphs"]["visual"], reference["visual/frames"], frames)
@@ -94,7 +96,7 @@ def compare(graphs: dict[str, TensorRTGraph], reference: dict[str, Any]) -> dict
     for name, graph in graphs.items():
         inputs = {k.partition("/")[2]: v for k, v in reference.items() if k.startswith(f"{name}/")}
         worst = 1.0
-        for output, value in graph.run(inputs).items():
+        for output, value in [item for _ in range(COMPARED_RUNS) for item in graph.run(inputs).items()]:
             a, b = value.astype(np.float64), reference[f"{name}:{output}"].astype(np.float64)
             norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
             worst = min(worst, float(((a * b).sum(-1) / np.maximum(norms, 1e-12)).min()))
@@ -167,8 +169,8 @@ def main(arguments: list[str]) -> int:
         for folder in sorted(path.parent for path in work.glob("*/manifest.json")):
             try:
                 record = check_subject(folder)
-            except M2dfError as error:
-                record = {"failed": str(error)}
+            except Exception as error:  # whatever the driver throws, the other subjects are still measured
+                record = {"failed": f"{type(error).__name__}: {error}"}
             (folder / "tensorrt.json").write_text(json.dumps(record, indent=2))
         return 0
     except M2dfError as error:

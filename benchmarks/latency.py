@@ -1,203 +1,149 @@
-"""Latency per stage of one query, every backend and precision of a bundle beside PyTorch eager.
+"""Latency of one query, stage by stage: m2df on every backend in every precision, beside what one would use instead.
 
-    python -m benchmarks.latency --bundle bundles/mine --checkpoint runs/mine
+    python -m benchmarks.latency                                 the shipped bundle
+    python -m benchmarks.latency --bundle B --checkpoint C       a bundle, and its model in PyTorch
+    python -m benchmarks.latency --model ViT-B-16-quickgelu      random weights, exported for the purpose
 
-All subjects take turns within a round, in a new random order each time, so that a machine that slows
-down slows all of them; what to read first is the ratios.
+Every engine has a process of its own, all do the same work, and they take turns in a new random order each round,
+so that a machine that slows down slows all of them: what to read first is the ratios. An engine whose answer is
+not the model's is reported as failed.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+import re
+import tempfile
 from pathlib import Path
-from time import perf_counter
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
-from numpy.typing import NDArray
 
-from benchmarks.record import environment, percentiles, write
-from m2df_runtime.bundle import MANIFEST_NAME, Bundle, demo_queries, newest_bundle, sha256_bytes, sha256_file
-from m2df_runtime.console import main_entry, progress
-from m2df_runtime.errors import EnvironmentMissing, InputError
-from m2df_runtime.matcher import TimedSource
-from m2df_runtime.preprocess import ClipSpec, load_clip
+from benchmarks.chain import Work
+from benchmarks.engines import EAGER, EngineSpec, Float, ours, peers
+from benchmarks.interleaved import run
+from benchmarks.models import export, random_model
+from benchmarks.record import Machine, bundle_hash, write
+from m2df_runtime.bundle import Bundle, demo_queries, demo_support, newest_bundle, sha256_file
+from m2df_runtime.console import main_entry
+from m2df_runtime.errors import CheckFailed, InputError
+from m2df_runtime.labels import LabelRules
 from m2df_runtime.session import Session
+from m2df_runtime.support import read_support
 from m2df_runtime.video import list_clips
-from m2df_train.evaluation.scorer import Scorer
+from m2df_train.evaluation.scorer import cores
 
-STAGES = ("decode", "preprocess", "visual", "support", "query", "total")
-# A query costs these; the support side is computed once per class and kept.
-PER_QUERY = ("decode", "preprocess", "visual", "query")
-EAGER = "torch-eager"
-
-Result = TypeVar("Result")
+if TYPE_CHECKING:
+    from m2df_train.model.heads import HeadName
 
 
-@dataclass(frozen=True)
-class Subject:
-    """One way to run the model, and its samples in milliseconds per stage."""
+def work_of(bundle: Bundle, query: Path | None, support: Path, way: int, shot: int) -> tuple[Work, Float]:
+    """The work, and the embeddings [C, D] of the classes' prompts.
 
-    name: str
-    scorer: Scorer
-    samples: dict[str, list[float]] = field(default_factory=lambda: {stage: [] for stage in STAGES})
-
-    def add(self, stages: dict[str, float]) -> None:
-        """Keep one round."""
-        for stage, value in stages.items():
-            self.samples[stage].append(value)
-        self.samples["total"].append(sum(stages[stage] for stage in PER_QUERY))
-
-
-@dataclass(frozen=True)
-class Work:
-    """What one round computes: a clip against W classes of K clips each."""
-
-    clip: Path
-    spec: ClipSpec
-    way: int
-    shot: int
-    dim: int
-
-    def load(self) -> tuple[NDArray[np.uint8], dict[str, float]]:
-        """The clip's pixels [1, T, S, S, 3], and the time to decode and to preprocess."""
-        start = perf_counter()
-        source = TimedSource(self.clip)
-        pixels = load_clip(source, self.spec)
-        total = 1000 * (perf_counter() - start)
-        decode = 1000 * source.seconds
-        return pixels[None], {"decode": decode, "preprocess": total - decode}
-
-    def infer(self, scorer: Scorer, pixels: NDArray[np.uint8]) -> dict[str, float]:
-        """Time of the visual, support (one class) and query graphs. Features of the support are random."""
-        rng = np.random.default_rng(0)
-        shots = rng.standard_normal((self.shot, self.spec.frames, self.dim), dtype=np.float32)
-        prompts = rng.standard_normal((self.way, self.dim), dtype=np.float32)
-        features, visual = _timed(lambda: scorer.encode_clips(pixels))
-        prototypes, support = _timed(lambda: scorer.prototypes(shots, prompts[:1]))
-        classes = np.repeat(prototypes[None], self.way, axis=0)
-        _, query = _timed(lambda: scorer.match(features, prompts, classes))
-        return {"visual": visual, "support": support, "query": query}
+    Raises:
+        InputError: The support folder holds too few classes or clips.
+    """
+    classes = list(read_support(support).classes.items())[:way]
+    clips = tuple(tuple(clip.path for clip in found[:shot]) for _, found in classes)
+    if len(clips) < way or min(map(len, clips)) < shot:
+        raise InputError(f"{support}: less than {way} classes of {shot} clips", "take a smaller --way or --shot")
+    rules = LabelRules(bundle.manifest.text.prompt, bundle.manifest.text.labels)
+    prompts = Session(bundle, backend="cpu").encode_texts([rules.prompt(label) for label, _ in classes])
+    return Work(query or list_clips(demo_queries()).clips[0], clips, bundle.manifest.clip), prompts
 
 
-def _timed(run: Callable[[], Result]) -> tuple[Result, float]:
-    start = perf_counter()
-    result = run()
-    return result, 1000 * (perf_counter() - start)
+def engines(
+    bundle: Bundle, source: str | Path | None, threads: int, only: str | None
+) -> tuple[list[EngineSpec], dict[str, str]]:
+    """What to measure, the reference for all answers first, and why backends are missing.
+
+    The reference is PyTorch in fp32, else the bundle's best precision in ONNX Runtime.
+
+    Raises:
+        InputError: `only` leaves nothing.
+    """
+    reference = EAGER if source is not None else f"m2df cpu {bundle.manifest.precisions[0]}"
+    own, missing = ours(bundle, threads)
+    found = sorted([*peers(bundle, source, threads), *own], key=lambda spec: spec.name != reference)
+    kept = [spec for spec in found if only is None or re.search(only, spec.name)]
+    if not kept:
+        raise InputError(f"no engine's name matches {only!r}", f"there are: {', '.join(spec.name for spec in found)}")
+    return kept, {name: reason for name, reason in missing.items() if only is None or re.search(only, name)}
 
 
-def subjects(bundle: Bundle, checkpoint: Path | None, threads: int) -> Iterator[Subject]:
-    """The bundle in each precision on each backend of this machine, and the checkpoint in PyTorch."""
-    if checkpoint is not None:
-        import torch
-
-        from m2df_train.checkpoint import load_checkpoint
-        from m2df_train.evaluation.torch_scorer import CheckpointScorer
-
-        torch.set_num_threads(threads)
-        loaded = load_checkpoint(checkpoint)
-        if (loaded.backbone.dim, loaded.clip) != (bundle.manifest.dim, bundle.manifest.clip):
-            raise InputError(f"{checkpoint}: not the model of {bundle.path}", "export this checkpoint")
-        yield Subject(EAGER, CheckpointScorer(loaded))
-    backends: tuple[Literal["cuda", "cpu"], ...] = ("cuda", "cpu")
-    for backend in backends:
-        for precision in bundle.manifest.precisions:
-            try:
-                session = Session(bundle, backend=backend, precision=precision, threads=threads)
-            except EnvironmentMissing as error:
-                click.echo(f"left out: {backend}: {error}", err=True)
-                break
-            yield Subject(f"onnxruntime-{backend}-{precision}", session)
-
-
-def measure(work: Work, found: Sequence[Subject], rounds: int, warmup: int) -> None:
-    """Fill the subjects' samples."""
-    order = list(found)
-    shuffled = random.Random(0)
-    with progress("rounds", rounds + warmup) as advance:
-        for number in range(-warmup, rounds):
-            pixels, loading = work.load()
-            shuffled.shuffle(order)
-            for subject in order:
-                stages = {**loading, **work.infer(subject.scorer, pixels)}
-                if number >= 0:
-                    subject.add(stages)
-            advance(1)
-
-
-def ratios(found: Sequence[Subject]) -> dict[str, dict[str, float]]:
-    """How many times faster than PyTorch eager each subject is, median of the ratios of the same round."""
-    eager = next((subject for subject in found if subject.name == EAGER), None)
-    if eager is None:
-        return {}
-    return {
-        f"{EAGER} / {subject.name}": {
-            stage: round(float(np.median(np.divide(eager.samples[stage], subject.samples[stage]))), 3)
-            for stage in ("visual", "support", "query", "total")
-        }
-        for subject in found
-        if subject is not eager
-    }
+def show(record: dict[str, Any]) -> None:
+    """Print the main figures."""
+    for peer, beside in record["ratios"].items():
+        for name, stages in beside.items():
+            click.echo(f"{peer} / {name}: " + ", ".join(f"{s} {v['median']:.2f}" for s, v in stages.items()))
+    for name, engine in record["engines"].items():
+        if "ms" in engine:
+            total = engine["ms"]["total"]
+            click.echo(f"{name}: total p50 {total['p50']:.2f} ms, p95 {total['p95']:.2f} ms")
 
 
 @click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
-@click.option("--bundle", "bundle_path", type=click.Path(path_type=Path), help="Bundle [newest, else the shipped one].")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="Its checkpoint, to time PyTorch eager beside it.")
-@click.option("--clip", type=click.Path(path_type=Path), help="Query clip [the first demo query].")
-@click.option("--way", type=click.IntRange(1), default=5)
+@click.option("--bundle", type=click.Path(path_type=Path), help="Bundle [newest, else the shipped one].")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Its checkpoint, to time PyTorch beside it.")
+@click.option("--model", help="In place of both an open_clip model with random weights and an untrained head.")
+@click.option("--head", type=click.Choice(["m2df", "clip-fsar", "training-free"]), default="m2df", help="For --model.")
+@click.option("--query", type=click.Path(path_type=Path), help="Query clip [the first of the demo].")
+@click.option("--support", type=click.Path(path_type=Path, file_okay=False), help="Support folder [the demo's].")
+@click.option("--way", type=click.IntRange(2), default=5)
 @click.option("--shot", type=click.IntRange(1), default=1)
-@click.option("--threads", type=click.IntRange(1), default=1, help="Threads of each engine; above 1 pools compete.")
+@click.option("--threads", type=click.IntRange(1), help="Threads of each engine, but for defaults [all cores].")
+@click.option("--only", metavar="REGEX", help="Engines to measure, by name [all].")
 @click.option("--rounds", type=click.IntRange(2), default=100)
-@click.option("--warmup", type=click.IntRange(0), default=10)
-@click.option("--out", type=click.Path(path_type=Path), help="JSON file [benchmarks/results/latency.json].")
+@click.option("--warmup", type=click.IntRange(1), default=3, help="Rounds before those that count.")
+@click.option("--out", type=click.Path(path_type=Path), help="JSON file [benchmarks/results/latency-<model>.json].")
 def cli(
-    bundle_path: Path | None,
+    bundle: Path | None,
     checkpoint: Path | None,
-    clip: Path | None,
+    model: str | None,
+    head: HeadName,
+    query: Path | None,
+    support: Path | None,
     way: int,
     shot: int,
-    threads: int,
+    threads: int | None,
+    only: str | None,
     rounds: int,
     warmup: int,
     out: Path | None,
 ) -> None:
-    """Time one query through every backend and precision of a bundle."""
-    before = environment()
-    bundle = Bundle.open(bundle_path or newest_bundle())
-    manifest = bundle.manifest
-    found = list(subjects(bundle, checkpoint, threads))
-    work = Work(clip or list_clips(demo_queries()).clips[0], manifest.clip, way, shot, manifest.dim)
-    measure(work, found, rounds, warmup)
-    faster = ratios(found)
+    """Time one query through m2df and everything it is compared with."""
+    if model and (bundle or checkpoint):
+        raise InputError("--model brings its own bundle", "leave out --bundle and --checkpoint")
+    machine, threads = Machine(), threads or cores()
+    with tempfile.TemporaryDirectory() as folder:
+        if model:
+            opened = export(random_model(model, head), Path(folder) / "bundle", ("fp32", "fp16", "int8"))
+        else:
+            opened = Bundle.open(bundle or newest_bundle())
+        specs, missing = engines(opened, model or checkpoint, threads, only)
+        work, prompts = work_of(opened, query, support or demo_support(), way, shot)
+        found = run(specs, work, prompts, rounds, warmup, trained=not opened.manifest.source.random_weights)
+        manifest, digest = opened.manifest, bundle_hash(opened)
+    for name, reason in missing.items():
+        click.echo(f"left out: {name}: {reason}", err=True)
     record = {
-        "ratios": faster,
-        "milliseconds": {s.name: {stage: percentiles(s.samples[stage]) for stage in STAGES} for s in found},
-        "settings": {
-            "way": way, "shot": shot, "threads": threads, "frames": manifest.clip.frames, "size": manifest.clip.size,
-            "rounds": rounds, "warmup": warmup, "clip": work.clip.name, "clip_sha256": _hash(work.clip),
+        **found,
+        "left_out": missing | found["left_out"],
+        "model": {
+            "name": manifest.source.model, "weights": "random" if manifest.source.random_weights else "trained",
+            "head": manifest.head.name, "sha256": digest, "checkpoint_sha256": manifest.source.checkpoint_sha256,
         },
-        "bundle": {"name": manifest.name, "sha256": bundle_hash(bundle), "model": manifest.source.model},
-        "environment": before,
+        "settings": {
+            "way": way, "shot": shot, "threads": threads, "frames": work.spec.frames, "size": work.spec.size,
+            "rounds": rounds, "warmup": warmup, "query": work.query.name,
+            "query_sha256": sha256_file(work.query) if work.query.is_file() else None,
+        },
+        "environment": machine.environment(),
     }  # fmt: skip
-    for name, stages in faster.items():
-        click.echo(f"{name}: " + ", ".join(f"{stage} {value:.2f}x" for stage, value in stages.items()))
-    for subject in found:
-        total = percentiles(subject.samples["total"])
-        click.echo(f"{subject.name}: total p50 {total['p50']:.2f} ms, p99 {total['p99']:.2f} ms")
-    click.echo(f"written: {write('latency', record, out)}")
-
-
-def bundle_hash(bundle: Bundle) -> str:
-    """Hash of the bundle's manifest, which holds the hash of every other file; of the zip if it is one."""
-    manifest = bundle.path / MANIFEST_NAME
-    return sha256_bytes(manifest.read_bytes()) if manifest.is_file() else sha256_file(bundle.path)
-
-
-def _hash(clip: Path) -> str | None:
-    return sha256_file(clip) if clip.is_file() else None
+    show(record)
+    click.echo(f"written: {write(f'latency-{manifest.source.model.lower()}', record, out)}")
+    wrong = [name for name, engine in record["engines"].items() if engine["ours"] and "failed" in engine]
+    if wrong:
+        raise CheckFailed(f"{', '.join(wrong)}: not the answer of {record['reference']}", "the record says why")
 
 
 if __name__ == "__main__":

@@ -5,52 +5,103 @@ from __future__ import annotations
 import json
 import os
 import platform
+import resource
 import statistics
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
+
+from m2df_runtime.bundle import MANIFEST_NAME, Bundle, sha256_bytes, sha256_file
+from m2df_runtime.files import atomic_write
+
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("m2df", "numpy", "av", "opencv-python-headless", "pillow", "onnxruntime", "onnxruntime-gpu", "torch")
+PACKAGES = (
+    *("m2df", "numpy", "av", "opencv-python-headless", "pillow", "onnxruntime", "onnxruntime-gpu", "openvino"),
+    *("tensorrt", "torch", "open_clip_torch"),
+)
+STEADY = 0.1  # how far the median of the second half may be from that of the first
 
 
-def percentiles(samples: Sequence[float]) -> dict[str, float]:
-    """p50, p95, p99 and least of samples, and their drift: median of the second half over that of the first.
+def percentiles(samples: Sequence[float]) -> dict[str, float | bool]:
+    """p50, p90, p95, p99 and least of samples in the order they were taken, and whether they stayed the same.
 
-    A drift far from 1 says that the machine was busy or slowed down, and that the run should be repeated.
+    `drift` is the median of the second half over that of the first; `stationary` says that it is near 1.
     """
-    ordered = sorted(samples)
-
-    def at(share: float) -> float:
-        return ordered[min(len(ordered) - 1, round(share * (len(ordered) - 1)))]
-
+    p50, p90, p95, p99 = (float(value) for value in np.percentile(samples, (50, 90, 95, 99)))
     half = len(samples) // 2
     drift = statistics.median(samples[half:]) / max(statistics.median(samples[:half] or samples), 1e-12)
-    values = {"p50": statistics.median(ordered), "p95": at(0.95), "p99": at(0.99), "min": ordered[0], "drift": drift}
-    return {name: round(value, 4) for name, value in values.items()}
+    values = {"p50": p50, "p90": p90, "p95": p95, "p99": p99, "min": min(samples), "drift": drift}
+    return {**{name: round(value, 4) for name, value in values.items()}, "stationary": abs(drift - 1) <= STEADY}
 
 
-def environment() -> dict[str, object]:
-    """Versions and hardware of this run."""
-    return {
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "versions": {name: version for name in PACKAGES if (version := _version(name)) is not None},
-        "system": platform.platform(),
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_gib": _memory_gib(),
-        "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-    }
+class Machine:
+    """Watches the machine from its creation: what it is, and how busy others keep it meanwhile."""
+
+    def __init__(self) -> None:
+        self._time = datetime.now(timezone.utc)
+        self._load = _load()
+        self._ticks = _ticks()
+        self._own = _own_seconds()
+
+    def environment(self) -> dict[str, object]:
+        """Versions, hardware and load of the run so far; child processes count once they have ended."""
+        return {
+            "time": self._time.isoformat(timespec="seconds"),
+            "python": platform.python_version(),
+            "versions": {name: version for name in PACKAGES if (version := _version(name)) is not None},
+            "system": platform.platform(),
+            "processor": _processor(),
+            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "memory_gib": _memory_gib(),
+            "load_before": self._load,
+            "load_after": _load(),
+            "others_used": self._others(),
+        }
+
+    def _others(self) -> float | None:
+        """Share of the machine's processor time that went to other processes, or to the host's other guests."""
+        now = _ticks()
+        if self._ticks is None or now is None:
+            return None
+        busy, total = (after - before for after, before in zip(now, self._ticks, strict=True))
+        others = busy - (_own_seconds() - self._own)
+        return round(max(others, 0.0) / max(total, 1e-9), 3)
+
+
+def _load() -> float | None:
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def _ticks() -> tuple[float, float] | None:
+    """Busy and total processor seconds of all cores since the system started; stolen time counts as busy."""
+    stat = Path("/proc/stat")
+    if not stat.is_file():
+        return None
+    user, nice, system, idle, wait, *rest = (int(v) for v in stat.read_text().split("\n", 1)[0].split()[1:9])
+    hertz = os.sysconf("SC_CLK_TCK")
+    busy = user + nice + system + sum(rest)
+    return busy / hertz, (busy + idle + wait) / hertz
+
+
+def _own_seconds() -> float:
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def write(name: str, record: Mapping[str, object], out: Path | None) -> Path:
     """Write a record to `out`, by default to results/<name>.json, and return the path."""
     path = out or RESULTS / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    atomic_write(path, (json.dumps(record, indent=2) + "\n").encode())
     return path
+
+
+def bundle_hash(bundle: Bundle) -> str:
+    """Hash of the bundle's manifest, which holds the hash of every other file; of the zip if it is one."""
+    manifest = bundle.path / MANIFEST_NAME
+    return sha256_bytes(manifest.read_bytes()) if manifest.is_file() else sha256_file(bundle.path)
 
 
 def _version(package: str) -> str | None:

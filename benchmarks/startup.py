@@ -1,9 +1,9 @@
-"""Start-up of `m2df-run` with a warm support bank: process start to answer, less decoding and inference.
+"""Start-up of `m2df-run` with a warm support bank: process start to answer, imports, memory, and bytes installed.
 
     python -m benchmarks.startup
 
 Every sample is a fresh process. Its peak memory is what the system charged it; its imports are counted
-by Python itself in one run of their own.
+by Python itself in one run of their own. Bytes are those of the runtime's packages and of all they need.
 """
 
 from __future__ import annotations
@@ -13,19 +13,25 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from time import perf_counter
 
 import click
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
-from benchmarks.record import environment, percentiles, write
+import m2df_runtime
+from benchmarks.record import Machine, percentiles, write
 from m2df_runtime.console import main_entry, progress
 from m2df_runtime.errors import CheckFailed
 
 RUN = ("-m", "m2df_runtime.cli", "--json")
 # Stages of the answer that are the clip's and the model's, not the program's.
 WORK = ("decode", "visual", "query")
+EXTRA = "cpu"  # with the engine that comes with it
 TARGET_MS = 700.0  # design budget on 2 cores
 NEVER = ("torch", "open_clip")
 _IMPORT = re.compile(r"^import time:\s*(\d+) \|\s*\d+ \|\s*(\S+)$", re.MULTILINE)
@@ -72,6 +78,30 @@ def imports(arguments: list[str]) -> dict[str, float]:
     return spent
 
 
+def installed() -> dict[str, int]:
+    """Bytes on disk of the runtime and of every package it needs, compiled Python left out."""
+    found = {"m2df_runtime": _bytes(Path(m2df_runtime.__file__).parent.rglob("*"))}
+    wanted = list(_needed("m2df", EXTRA))
+    while wanted:
+        name = wanted.pop()
+        if name not in found:
+            found[name] = _bytes(Path(str(file.locate())) for file in metadata.files(name) or ())
+            wanted += _needed(name, "")
+    return found
+
+
+def _bytes(paths: Iterable[Path]) -> int:
+    return sum(path.stat().st_size for path in paths if path.is_file() and path.suffix != ".pyc")
+
+
+def _needed(package: str, extra: str) -> Iterator[str]:
+    """Names of what a package needs on this machine, and with an extra."""
+    for line in metadata.requires(package) or ():
+        requirement = Requirement(line)
+        if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+            yield canonicalize_name(requirement.name)
+
+
 @click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
 @click.option("--bundle", type=click.Path(path_type=Path), help="Bundle [the shipped one].")
 @click.option("--support", type=click.Path(path_type=Path), help="Support folder [the demo's].")
@@ -80,7 +110,7 @@ def imports(arguments: list[str]) -> dict[str, float]:
 @click.option("--out", type=click.Path(path_type=Path), help="JSON file [benchmarks/results/startup.json].")
 def cli(bundle: Path | None, support: Path | None, query: Path | None, rounds: int, out: Path | None) -> None:
     """Time fresh m2df-run processes on a warm bank."""
-    before = environment()
+    machine = Machine()
     given = {"--bundle": bundle, "--support": support, "--query": query}
     arguments = [part for option, value in given.items() if value is not None for part in (option, str(value))]
     start(arguments)  # builds the bank, fills the disk cache
@@ -90,6 +120,7 @@ def cli(bundle: Path | None, support: Path | None, query: Path | None, rounds: i
             samples.append(start(arguments))
             advance(1)
     spent = imports(arguments)
+    sizes = installed()
     overhead = percentiles([sample.overhead for sample in samples])
     record = {
         "overhead_ms": overhead,
@@ -100,13 +131,16 @@ def cli(bundle: Path | None, support: Path | None, query: Path | None, rounds: i
         "import_ms_by_package": dict(
             sorted(((n, round(v, 1)) for n, v in spent.items() if v >= 1), key=lambda i: -i[1])
         ),
+        "installed_bytes": sum(sizes.values()),
+        "installed_bytes_by_package": dict(sorted(sizes.items(), key=lambda item: -item[1])),
         "imported_never": {name: name not in spent for name in NEVER},
         "settings": {"rounds": rounds, "subtracted": WORK},
-        "environment": before,
+        "environment": machine.environment(),
     }
     p50, p95 = overhead["p50"], overhead["p95"]
     click.echo(f"process start to answer, less decode and inference: p50 {p50:.0f} ms, p95 {p95:.0f} ms")
-    click.echo(f"imports {record['import_ms']} ms, peak memory {record['peak_mib']} MiB")
+    megabytes = record["installed_bytes"] / 1e6  # type: ignore[operator]  # a sum of whole numbers
+    click.echo(f"imports {record['import_ms']} ms, peak memory {record['peak_mib']} MiB, {megabytes:.0f} MB installed")
     click.echo(f"written: {write('startup', record, out)}")
     loaded = [name for name in NEVER if name in spent]
     if loaded:

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from benchmarks.record import environment, percentiles, write
+from benchmarks.models import VIT
+from benchmarks.record import Machine, percentiles, write
 from m2df_runtime.console import main_entry
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def encoding(model: str, frames: int, rounds: int) -> dict[str, list[Cost]]:
 
 @click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
 @click.option("--head", type=click.Choice(["m2df", "clip-fsar"]), default="m2df")
-@click.option("--model", default="ViT-B-16-quickgelu", help="Image tower; the head gets features of its size.")
+@click.option("--model", default=VIT, help="Image tower; the head gets features of its size.")
 @click.option("--updates", type=click.IntRange(2), default=8, help=f"Updates of {PER_UPDATE} episodes.")
 @click.option("--frames", type=click.IntRange(1), default=8, help="Frames encoded at once.")
 @click.option("--rounds", type=click.IntRange(2), default=3, help="Times they are encoded.")
@@ -138,7 +139,7 @@ def cli(head: str, model: str, updates: int, frames: int, rounds: int, out: Path
 
     from m2df_train.model.backbone import import_open_clip
 
-    before = environment()
+    machine = Machine()
     torch.set_num_threads(1)
     dim = int(import_open_clip().get_model_config(model)["embed_dim"])
     of_head = head_updates(head, dim, updates)
@@ -166,7 +167,7 @@ def cli(head: str, model: str, updates: int, frames: int, rounds: int, out: Path
             "episodes_per_update": PER_UPDATE, "updates": updates,
             "encoded": f"{frames} frames, {rounds} times; times {per_episode:g} for the frames of an episode",
         },
-        "environment": before,
+        "environment": machine.environment(),
     }  # fmt: skip
     click.echo(
         f"{WAY}-way {SHOT}-shot, {QUERIES} queries per class, {head} on {model}: "

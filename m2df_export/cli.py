@@ -13,6 +13,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from m2df_export.engine_cli import after_export, engine_options, engine_precision, engines, require_tensorrt
+from m2df_export.extras import modelopt_missing, nncf_missing
+from m2df_export.triton.cli import check_inputs, publish, triton
+from m2df_export.triton.cli import json_record as triton_record
+from m2df_export.triton.cli import summary as triton_summary
 from m2df_export.verify.cli import verify
 from m2df_runtime import __version__
 from m2df_runtime.console import M2dfGroup, emit_json, main_entry
@@ -20,6 +24,7 @@ from m2df_runtime.errors import InputError
 
 if TYPE_CHECKING:
     from m2df_export.pipeline import ExportOptions, ExportResult
+    from m2df_export.triton.repository import Repository
     from m2df_runtime.bundle import Precision
     from m2df_train.checkpoint import Checkpoint
 
@@ -34,7 +39,11 @@ Examples:
                                                     a pretrained CLIP, no training
   m2df-export --data clips --fp16                   compare precisions on your own clips
   m2df-export --fp16 --tensorrt                     insist on TensorRT engines for this machine's GPU
+  m2df-export --fp16 --triton models --support actions
+                                                    and a model repository for Triton Inference Server
   m2df-export engines --bundle bundles/mine         engines of a bundle that exists
+  m2df-export triton --support actions --out models
+                                                    the next version of a repository's bank
   m2df-export verify bundles/mine --against runs/mine
                                                     where a bundle leaves its model, if it does
 
@@ -56,9 +65,21 @@ Exit codes: 0 done, 1 a comparison failed, 2 bad input, 3 missing engine.
 )
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Bundle.  [default: bundles/<name>]")
 @click.option("--fp16", is_flag=True, help="Add half precision, for GPUs.")
-@click.option("--int8", is_flag=True, help="Add dynamically quantised image and text towers, for CPUs.")
 @click.option(
-    "--only-precision", type=click.Choice(["fp32", "fp16", "int8"]), help="Keep this precision alone: a small bundle."
+    "--int8",
+    is_flag=True,
+    help="Add 8-bit image and text towers for CPUs: int8 (dynamic), and int8-static (calibrated) where NNCF is here.",
+)
+@click.option(
+    "--fp8",
+    is_flag=True,
+    help="Add an FP8 image tower for TensorRT 10 on Ada, Hopper or later; needs NVIDIA's modelopt. Engines: "
+    "m2df-export engines --precision fp8.",
+)
+@click.option(
+    "--only-precision",
+    type=click.Choice(["fp32", "fp16", "int8", "int8-static"]),
+    help="Keep this precision alone: a small bundle.",
 )
 @click.option(
     "--opset",
@@ -72,11 +93,21 @@ Exit codes: 0 done, 1 a comparison failed, 2 bad input, 3 missing engine.
     "--data",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Clips to compare precisions on, one sub-folder per class.  [default: generated clips]",
+    help="Clips to calibrate on and compare precisions on, one sub-folder per class.  [default: generated clips]",
 )
 @click.option("--zip", "archive", is_flag=True, help="Also write <out>.zip.")
 @click.option("--tensorrt", is_flag=True, help="Insist on TensorRT engines; --fp16 builds them where it can.")
 @engine_options
+@click.option(
+    "--triton",
+    "repository",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Also write a model repository for Triton Inference Server, with the bank of --support.",
+)
+@click.option(
+    "--support", type=click.Path(path_type=Path), metavar="DIR", help="Clips of that bank, one sub-folder per class."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 @click.version_option(__version__, prog_name="m2df-export")
 @click.pass_context
@@ -95,6 +126,7 @@ def run(
     out: Path | None,
     fp16: bool,
     int8: bool,
+    fp8: bool,
     only_precision: Precision | None,
     opset: str,
     no_verify: bool,
@@ -102,6 +134,8 @@ def run(
     archive: bool,
     tensorrt: bool,
     engine: dict[str, Any],
+    repository: Path | None,
+    support: Path | None,
     as_json: bool,
 ) -> None:
     """Do the job of m2df-export.
@@ -113,7 +147,17 @@ def run(
         CheckFailed: A precision is beyond its gates.
     """
     _check_usage(checkpoint, model, pretrained, head, no_verify, data)
-    precisions = (only_precision,) if only_precision else _precisions(fp16, int8)
+    if support and not repository:
+        raise click.UsageError("--support is what the bank of --triton is made of; it has no use without")
+    clips = check_inputs(repository, support) if repository else None
+    if fp8 and opset == OPSETS[0]:
+        raise click.UsageError("--fp8 needs --opset 18 or later: TensorRT 8, which 16 is for, has no FP8 graphs")
+    precisions = (only_precision,) if only_precision else _precisions(fp16, int8, fp8)
+    missing = nncf_missing() if only_precision == "int8-static" else None
+    if "fp8" in precisions:
+        missing = modelopt_missing()
+    if missing is not None:
+        raise missing
     if tensorrt:
         engine_precision(precisions)
         require_tensorrt()
@@ -127,15 +171,26 @@ def run(
     from m2df_export.pipeline import ExportOptions, export_bundle
     from m2df_train.progress import StageProgress
 
-    options = ExportOptions(out, precisions, int(opset), not no_verify, data, archive)
+    optional = tuple(p for p in precisions if p == "int8-static" and p != only_precision)
+    options = ExportOptions(out, precisions, int(opset), not no_verify, data, archive, optional)
     with StageProgress().stage("export", options.steps) as advance:
         result = export_bundle(loaded, options, advance)
     if tensorrt or "fp16" in precisions:
         after_export(out, engine_precision(precisions), engine, not no_verify, insist=tensorrt)
+    served = _serve(out, clips, repository) if repository and clips else None
+    seconds = time.monotonic() - started
     if as_json:
-        emit_json(json_record(result, time.monotonic() - started))
-    else:
-        click.echo(summary(result, options, time.monotonic() - started))
+        emit_json({**json_record(result, seconds), "triton": triton_record(served) if served else None})
+        return
+    click.echo(summary(result, options, seconds))
+    if served:
+        click.echo(triton_summary(served))
+
+
+def _serve(bundle: Path, support: Path, repository: Path) -> Repository:
+    from m2df_runtime.bundle import Bundle
+
+    return publish(Bundle.open(bundle), support, repository)
 
 
 def _check_usage(
@@ -186,12 +241,20 @@ def _load(checkpoint: Path | None, model: str | None, pretrained: str | None) ->
     return pretrained_model(model, pretrained)
 
 
-def _precisions(fp16: bool, int8: bool) -> tuple[Precision, ...]:
+def _precisions(fp16: bool, int8: bool, fp8: bool = False) -> tuple[Precision, ...]:
+    """What the options ask for; --int8 asks for the calibrated one too where this machine can write it."""
     wanted: list[Precision] = ["fp32"]
     if fp16:
         wanted.append("fp16")
     if int8:
         wanted.append("int8")
+        missing = nncf_missing()
+        if missing is None:
+            wanted.append("int8-static")
+        else:
+            click.echo(f"int8-static: not written ({missing.message}; {missing.hint})", err=True)
+    if fp8:
+        wanted.append("fp8")
     return tuple(wanted)
 
 
@@ -230,6 +293,7 @@ def summary(result: ExportResult, options: ExportOptions, seconds: float) -> str
 
 
 cli.add_command(engines)
+cli.add_command(triton)
 cli.add_command(verify)
 
 

@@ -65,7 +65,7 @@ def episode_set(spec: ClipSpec, rules: LabelRules, tokenizer: Tokenizer, data: P
     Raises:
         InputError: The folder has fewer than two classes with two readable clips.
     """
-    candidates = _generated() if data is None else _from_folder(data)
+    candidates = _generated() if data is None else folder_selection(data)
     used, pixels = [], []
     for clip in candidates:
         try:
@@ -96,7 +96,12 @@ def _generated() -> list[LabelledClip]:
     return [clip for clip in clips if clip.label in classes]
 
 
-def _from_folder(data: Path) -> list[LabelledClip]:
+def folder_selection(data: Path) -> list[LabelledClip]:
+    """Clips of a folder with one sub-folder per class: at most 25 classes with 8 clips each.
+
+    Raises:
+        InputError: No such folder, or no class with a clip.
+    """
     clips, warnings = folder_clips(data)
     for warning in warnings:
         logger.warning("%s", warning)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +70,7 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command("engines", epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--bundle", "path", type=click.Path(path_type=Path), help="Bundle.  [default: newest in bundles/]")
-@click.option("--precision", type=click.Choice(["fp16", "fp32"]), help="[default: fp16 if the bundle has it]")
+@click.option("--precision", type=click.Choice(["fp16", "fp32", "fp8"]), help="[default: fp16 if the bundle has it]")
 @engine_options
 @click.option("--force", is_flag=True, help="Build again what is up to date.")
 @click.option("--no-verify", is_flag=True, help="Skip the comparison with ONNX Runtime.")
@@ -136,18 +137,27 @@ def build(
 
     options = EngineOptions(precision, force=force, **engine)
     built = build_engines(bundle, options, spinner)
-    return built, _verify(bundle, options) if verify else []
+    return built, _verify(bundle, options, built) if verify else []
 
 
-def _verify(bundle: Bundle, options: EngineOptions) -> list[EngineParity]:
+def _verify(bundle: Bundle, options: EngineOptions, built: Sequence[BuiltEngine]) -> list[EngineParity]:
     from m2df_export.engine_parity import check_engines
     from m2df_export.engines import drop_engine
+    from m2df_runtime.backends.engine_files import find_engine
+    from m2df_runtime.backends.tensorrt import host_code_allowed, open_tensorrt
     from m2df_runtime.session import Session
 
-    with spinner("comparing the engines with ONNX Runtime"):
+    used = find_engine(bundle, "visual", options.precision, open_tensorrt().machine).path.parent
+    if used != built[0].path.parent:
+        click.echo(f"not compared: this machine uses the engines in {used}, which were built for it alone", err=True)
+        return []
+    # What was built a moment ago may run; what was there before may be anyone's.
+    new = options.version_compatible and not any(item.reused for item in built)
+    with spinner("comparing the engines with ONNX Runtime"), host_code_allowed() if new else nullcontext():
         actual = Session(bundle, backend="tensorrt", precision=options.precision)
         reference = Session(bundle, backend="cpu", precision=options.precision)
-        return check_engines(actual, reference, lambda graph: drop_engine(bundle, options, graph))
+        drop = functools.partial(drop_engine, bundle, options)
+        return check_engines(actual, reference, drop, options.sizes)
 
 
 def after_export(out: Path, precision: Precision, engine: dict[str, Any], verify: bool, insist: bool) -> None:

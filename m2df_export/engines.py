@@ -8,6 +8,7 @@ Needs neither PyTorch nor onnx: engines are built where they run.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -16,18 +17,20 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from m2df_export.tensorrt_network import Build, build_plan, check_options
+from m2df_export.tensorrt_network import Build, build_plan, check_options, profile_shapes
 from m2df_runtime.backends.engine_files import (
     EngineIndex,
     EngineRecord,
     EngineUnusable,
+    Machine,
     Range,
     version_tuple,
     writable_root,
 )
 from m2df_runtime.backends.tensorrt import TensorRT, open_tensorrt
-from m2df_runtime.errors import InputError
+from m2df_runtime.errors import EnvironmentMissing, InputError
 from m2df_runtime.files import atomic_write, exclusive
+from m2df_runtime.onnx_file import graph_model
 
 if TYPE_CHECKING:
     from m2df_runtime.bundle import Bundle, GraphInfo, GraphName, Precision
@@ -36,7 +39,10 @@ if TYPE_CHECKING:
 DEFAULT_RANGES: Mapping[str, Range] = {"Q": (1, 1, 16), "C": (1, 5, 1000), "K": (1, 1, 32), "P": (1, 5, 64)}
 # The newest opset of ours that each version's parser reads (8.6 would read 17).
 NEWEST_OPSET = (((8, 5), 16), ((10, 0), 20))
+FP8_TENSORRT = (10, 0)  # the first with strongly typed networks, which FP8 is wired for
+FP8_GPU = (8, 9)  # Ada; Hopper and later have it too
 GIB = 1 << 30
+LARGEST_TENSOR = (1 << 31) - 1  # elements; many of TensorRT's layers count them in 32 bits
 
 Spinner = Callable[[str], AbstractContextManager[None]]
 
@@ -63,9 +69,14 @@ class EngineOptions:
     version_compatible: bool = False
     force: bool = False
 
+    @property
+    def sizes(self) -> dict[str, Range]:
+        """Sizes of all axes, the defaults where none are given."""
+        return {**DEFAULT_RANGES, **self.ranges}
+
     def profile(self, graph: GraphInfo, frames: int) -> dict[str, Range]:
         """Sizes of a graph's dynamic axes; N counts frames, which are the clips' times T."""
-        ranges = {**DEFAULT_RANGES, **self.ranges}
+        ranges = self.sizes
         low, best, high = ranges["Q"]
         ranges["N"] = (low * frames, best * frames, high * frames)
         axes = {axis for tensor in graph.inputs for axis in tensor.shape if isinstance(axis, str)}
@@ -131,16 +142,21 @@ def build_engines(bundle: Bundle, options: EngineOptions, spinner: Spinner) -> l
     """
     trt = tensorrt_ready()
     check_options(trt, options.hardware_compatible, options.version_compatible)
+    if options.precision == "fp8":
+        check_fp8(trt.machine, options.hardware_compatible)
     check_graphs(bundle, options.precision, trt.machine.tensorrt)
+    check_sizes(bundle, options)
     index = EngineIndex(trt.machine, options.precision, options.hardware_compatible, options.version_compatible)
     folder = writable_root(bundle) / index.folder_name
     with exclusive(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        for stray in folder.glob(".*.tmp"):  # of a build that was killed while it wrote
+            stray.unlink(missing_ok=True)
         index = replace(index, engines=_up_to_date(folder, index, bundle, options))
         built = []
         for graph in bundle.manifest.graphs:
             path = folder / f"{graph}.engine"
-            if (record := index.engines.get(graph)) is not None:
+            if (record := index.engines.get(graph)) is not None and not options.force:
                 built.append(BuiltEngine(graph, path, record.bytes, record.seconds, True))
                 continue
             with spinner(f"TensorRT {trt.machine.tensorrt}: {options.precision} {graph}"), trt.device.current():
@@ -157,7 +173,7 @@ def check_graphs(bundle: Bundle, precision: Precision, version: str) -> None:
     Raises:
         InputError: int8, a precision the bundle lacks, or a newer opset than the parser knows.
     """
-    if precision == "int8":
+    if precision.startswith("int8"):
         raise InputError(
             "TensorRT does not run the int8 graphs, which quantise as they go, for CPUs", "build fp16 engines"
         )
@@ -171,6 +187,41 @@ def check_graphs(bundle: Bundle, precision: Precision, version: str) -> None:
             )
 
 
+def check_fp8(machine: Machine, hardware_compatible: bool) -> None:
+    """Refuse FP8 where TensorRT or the GPU has none, before minutes of building.
+
+    Raises:
+        EnvironmentMissing: TensorRT before 10, or a GPU before Ada.
+        InputError: The engines are to run on every GPU from Ampere on, which has no FP8.
+    """
+    instead = "build fp16 engines"
+    if version_tuple(machine.tensorrt) < FP8_TENSORRT:
+        raise EnvironmentMissing(f"FP8 engines need TensorRT 10, this is {machine.tensorrt}", instead)
+    if machine.capability < FP8_GPU:
+        major, minor = machine.capability
+        raise EnvironmentMissing(f"{machine.gpu} (sm{major}{minor}) has no FP8, which came with sm89", instead)
+    if hardware_compatible:
+        raise InputError("--hardware-compatible engines are for Ampere too, which has no FP8", "leave it out")
+
+
+def check_sizes(bundle: Bundle, options: EngineOptions) -> None:
+    """Refuse sizes that no GPU can hold, before minutes of building.
+
+    Raises:
+        InputError: Names the option and the tensor.
+    """
+    for graph, info in bundle.manifest.graphs.items():
+        profile = options.profile(info, bundle.manifest.clip.frames)
+        for tensor in info.inputs:
+            _, _, shape = profile_shapes(tensor.shape, profile)
+            if math.prod(shape) > LARGEST_TENSOR:
+                raise InputError(
+                    f"--batch: {tensor.name} of the {graph} graph would be {list(shape)}, "
+                    f"TensorRT's tensors have at most {LARGEST_TENSOR} elements",
+                    "give a smaller MAX; more clips than that run in parts",
+                )
+
+
 def _up_to_date(folder: Path, wanted: EngineIndex, bundle: Bundle, options: EngineOptions) -> dict[str, EngineRecord]:
     """Engines of the folder that are just what would be built."""
     try:
@@ -179,7 +230,7 @@ def _up_to_date(folder: Path, wanted: EngineIndex, bundle: Bundle, options: Engi
         if (folder / "index.json").exists():
             _log.warning("%s; building again", error.message)
         return {}
-    if options.force or replace(found, engines={}) != wanted:
+    if replace(found, engines={}) != wanted:
         return {}
     current: dict[str, EngineRecord] = {}
     for graph, info in bundle.manifest.graphs.items():
@@ -200,16 +251,22 @@ def _build_one(trt: TensorRT, bundle: Bundle, graph: GraphName, options: EngineO
     """Build, and write the engine with its log, its layers and the timing cache."""
     source, info = bundle.graph_file(graph, options.precision), bundle.manifest.graphs[graph]
     profile = options.profile(info, bundle.manifest.clip.frames)
+    model, label = graph_model(bundle, graph, options.precision)
     lines: list[str] = []
-    trt.log.listener = lambda severity, message: lines.append(f"{severity:<8} {message}")
+
+    def keep(severity: str, message: str) -> None:
+        if severity != "VERBOSE":  # every kernel that was tried, for a ViT hundreds of thousands of lines
+            lines.append(f"{severity:<8} {message}")
+
+    trt.log.listener = keep
     cache = folder / "timing.cache"
     start = time.monotonic()
     try:
         done = build_plan(
             trt,
             Build(
-                model=bundle.read(source),
-                label=f"{bundle.path}: {source.path}",
+                model=model if isinstance(model, bytes) else model.read_bytes(),
+                label=label,
                 inputs={tensor.name: tensor.shape for tensor in info.inputs},
                 profile=profile,
                 half=options.precision == "fp16",

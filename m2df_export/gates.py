@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from m2df_runtime.bundle import Precision
 
+ROUNDING = 1e-9  # of a difference between two shares of episodes that is at its bound
+
 
 @dataclass(frozen=True)
 class Gates:
@@ -17,8 +19,11 @@ class Gates:
     accuracy_drop: float | None = None
 
 
+_EIGHT_BITS = Gates(cosine=0.995, agreement=0.98, accuracy_drop=0.01)
 GATES: dict[Precision, Gates] = {
     "fp32": Gates(max_rel=1e-4),
     "fp16": Gates(cosine=0.9995, agreement=0.995),
-    "int8": Gates(cosine=0.995, agreement=0.98, accuracy_drop=0.01),
+    "int8": _EIGHT_BITS,
+    "int8-static": _EIGHT_BITS,
+    "fp8": _EIGHT_BITS,
 }

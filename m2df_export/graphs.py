@@ -19,6 +19,7 @@ from m2df_runtime.bundle import GraphName
 from m2df_runtime.preprocess import ClipSpec
 from m2df_train.model.backbone import CONTEXT_LENGTH, VOCABULARY, Backbone
 from m2df_train.model.heads import Head, build_head
+from m2df_train.model.temporal import TimeConv
 
 logger = logging.getLogger(__name__)
 
@@ -173,7 +174,7 @@ def graph_specs(backbone: Backbone, head: Head, clip: ClipSpec) -> dict[GraphNam
 
 
 def _plain_weights(head: Head) -> Head:
-    """A copy of the head whose parametrised weights (weight norm) are computed once instead of at each run.
+    """A copy of the head whose weights are as they are used: weight norm worked out, convolutions as matrices.
 
     Built anew rather than deep-copied: copies share the class that `remove_parametrizations` changes.
     """
@@ -183,6 +184,8 @@ def _plain_weights(head: Head) -> Head:
         if parametrize.is_parametrized(module):
             for name in list(module.parametrizations):  # type: ignore[arg-type]
                 parametrize.remove_parametrizations(module, name)
+        if isinstance(module, TimeConv):
+            module.store_matrix()
     return plain
 
 

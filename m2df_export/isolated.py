@@ -39,7 +39,12 @@ class IsolatedRun:
 
 
 def run_isolated(
-    model: Path, batches: Sequence[Mapping[str, NDArray[Any]]], *, label: str, timed: int | None = None
+    model: Path,
+    batches: Sequence[Mapping[str, NDArray[Any]]],
+    *,
+    label: str,
+    timed: int | None = None,
+    basic: bool = False,
 ) -> IsolatedRun:
     """Run a graph on every batch in a new process.
 
@@ -48,6 +53,7 @@ def run_isolated(
         batches: Inputs by name, one mapping per run.
         label: Names the graph in errors, for example `the fp16 visual graph`.
         timed: Index of the batch to time, by CPU time, which other processes do not disturb.
+        basic: See `OnnxRuntimeBackend.load`.
 
     Raises:
         CheckFailed: The graph does not load or run, or the process crashed.
@@ -55,7 +61,8 @@ def run_isolated(
     with tempfile.TemporaryDirectory(prefix="m2df-") as name:
         folder = Path(name)
         _save(folder / "inputs.npz", batches)
-        (folder / "request.json").write_text(json.dumps({"model": os.fspath(model.resolve()), "timed": timed}))
+        request = {"model": os.fspath(model.resolve()), "timed": timed, "basic": basic}
+        (folder / "request.json").write_text(json.dumps(request))
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         command = [sys.executable, "-m", "m2df_export.isolated", name]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment, check=False)
@@ -92,17 +99,17 @@ def _serve(folder: Path) -> None:
     inputs = np.load(folder / "inputs.npz", allow_pickle=False)
     count = 1 + max(int(key.partition("/")[0]) for key in inputs.files)
     batches = _load(folder / "inputs.npz", count)
-    model = Path(request["model"])
-    graph = OnnxRuntimeBackend("cpu").load(model, model.name)
+    model, basic = Path(request["model"]), request["basic"]
+    graph = OnnxRuntimeBackend("cpu").load(model, model.name, basic=basic)
     _save(folder / "outputs.npz", [graph.run(batch) for batch in batches])
     timed = request["timed"]
-    cpu_ms = None if timed is None else _cpu_ms(model, batches[timed])
+    cpu_ms = None if timed is None else _cpu_ms(model, batches[timed], basic)
     (folder / "result.json").write_text(json.dumps({"cpu_ms": cpu_ms}))
 
 
-def _cpu_ms(model: Path, batch: Arrays) -> float:
+def _cpu_ms(model: Path, batch: Arrays, basic: bool) -> float:
     """Median CPU time of one run on one thread; more threads would add the time they spend waiting."""
-    graph = OnnxRuntimeBackend("cpu", threads=1).load(model, model.name)
+    graph = OnnxRuntimeBackend("cpu", threads=1).load(model, model.name, basic=basic)
     graph.run(batch)
     times: list[float] = []
     while len(times) < TIMED_RUNS and sum(times) < TIMED_SECONDS:

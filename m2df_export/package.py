@@ -6,6 +6,7 @@ Until the swap the old bundle is untouched, so a killed or failing export leaves
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import shutil
@@ -37,15 +38,21 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # the same content gives the same zip
 def replacing(target: Path) -> Iterator[Path]:
     """A new folder that takes the place of `target` when the block ends without an exception.
 
+    What a killed export left beside it goes first, and a bundle that one had put aside comes back. So the
+    caller holds the lock of `target` (`files.exclusive`).
+
     Raises:
         InputError: `target` is a file, or a folder with content that is not a bundle.
+        OSError: A full disk; it names `target` where it names no file.
     """
     check_target(target)
     target = target.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
+    _recover(target)
     work = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
     try:
-        yield work
+        with _named(target):
+            yield work
         for path in work.rglob("*"):
             if path.is_file():
                 _flush(path)
@@ -59,12 +66,40 @@ def check_target(target: Path) -> None:
     """Refuse to replace what m2df did not write.
 
     Raises:
-        InputError: A file, or a folder with content and no manifest.
+        InputError: A file, a folder with content and no manifest, or a place that cannot be written.
     """
     if target.is_file():
         raise InputError(f"{target}: is a file", "--out names the bundle directory; --zip adds a zip of it")
     if target.is_dir() and any(target.iterdir()) and not (target / MANIFEST_NAME).is_file():
         raise InputError(f"{target}: exists and is not a bundle", "name another directory with --out")
+    place = target.resolve().parent
+    while not place.exists():
+        place = place.parent
+    if not os.access(place, os.W_OK):
+        raise InputError(f"{target}: {place} cannot be written", "name another directory with --out")
+
+
+@contextlib.contextmanager
+def _named(target: Path) -> Iterator[None]:
+    """Give an error of the file system that names no file (a write does not) the name of what was written."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(target)
+        raise
+
+
+def _recover(target: Path) -> None:
+    """Bring back the bundle that an export killed between its two renames left aside; remove unfinished folders."""
+    for old in target.parent.glob(f".{glob.escape(target.name)}.*.old"):
+        if not target.exists() and (old / MANIFEST_NAME).is_file():
+            old.rename(target)
+        else:
+            shutil.rmtree(old, ignore_errors=True)
+    for stray in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+        if stray.is_dir():
+            shutil.rmtree(stray, ignore_errors=True)
 
 
 def _swap(work: Path, target: Path) -> None:
@@ -128,7 +163,7 @@ def write_zip(bundle: Path, target: Path) -> Path:
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
     work = Path(name)
     try:
-        with os.fdopen(handle, "wb+") as file:
+        with _named(target), os.fdopen(handle, "wb+") as file:
             with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
                 for path in sorted(p for p in bundle.rglob("*") if p.is_file() and bundle / ENGINES not in p.parents):
                     info = zipfile.ZipInfo(path.relative_to(bundle).as_posix(), _EPOCH)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from m2df_export.calibration_frames import calibration_frames
 from m2df_export.end_to_end import episode_set
 from m2df_export.graphs import GraphSpec, graph_specs
 from m2df_export.onnx_export import DEFAULT_OPSET, export_onnx
@@ -22,7 +23,8 @@ from m2df_export.package import (
     write_zip,
 )
 from m2df_export.parity import NUMERIC_CLASSES, Parity, PrecisionReport, report_json, report_markdown
-from m2df_export.precision import write_precision
+from m2df_export.precision import file_name, write_precision
+from m2df_export.static_int8 import LEADING, Calibration
 from m2df_export.tokenizer_json import build_tokenizer_json
 from m2df_runtime import __version__
 from m2df_runtime.bundle import GRAPHS, GraphInfo, GraphName, HeadInfo, Manifest, Precision, SourceInfo, TextInfo
@@ -52,8 +54,9 @@ class ExportOptions:
         precisions: Precisions of the bundle, best reference first.
         opset: ONNX opset.
         verify: Measure parity and hold it to the gates.
-        data: Folder of clips for the parity episodes; None for generated ones.
+        data: Folder of clips for calibration and the parity episodes; None for generated ones.
         archive: Also write `<out>.zip`.
+        optional: Precisions that are left out, with a warning, instead of failing the export on their gates.
     """
 
     out: Path
@@ -62,6 +65,7 @@ class ExportOptions:
     verify: bool = True
     data: Path | None = None
     archive: bool = False
+    optional: tuple[Precision, ...] = ()
 
     @property
     def steps(self) -> int:
@@ -129,13 +133,19 @@ def export_bundle(
     head = _deterministic(checkpoint.head)
     specs = graph_specs(checkpoint.backbone, head, checkpoint.clip)
     with exclusive(options.out), replacing(options.out) as folder:
-        done = _write_graphs(checkpoint, specs, options, folder, advance)
+        calibration = None
+        if {"int8-static", "fp8"} & {*options.precisions}:
+            calibration = Calibration(calibration_frames(checkpoint.clip, options.data))
+        done = _write_graphs(checkpoint, specs, options, folder, calibration, advance)
         tokenizer = build_tokenizer_json()
         (folder / TOKENIZER).write_bytes(tokenizer)
         reports: dict[Precision, PrecisionReport] = {}
         if options.verify:
-            reports = _verify(checkpoint, specs, options, folder, Tokenizer.from_bytes(tokenizer), advance, done)
-        graphs = describe_graphs(folder, options.precisions, options.opset)
+            reports = _verify(
+                checkpoint, specs, options, folder, calibration, Tokenizer.from_bytes(tokenizer), advance, done
+            )
+        kept = tuple(reports) or options.precisions
+        graphs = describe_graphs(folder, kept, options.opset)
         drop_unlisted(folder, graphs)
         write_manifest(folder, _manifest(checkpoint, head, options, folder, graphs, reports))
     archive = write_zip(options.out, options.out.with_name(f"{options.out.name}.zip")) if options.archive else None
@@ -161,7 +171,12 @@ def _deterministic(head: Head) -> Head:
 
 
 def _write_graphs(
-    checkpoint: Checkpoint, specs: Mapping[GraphName, GraphSpec], options: ExportOptions, folder: Path, advance: Advance
+    checkpoint: Checkpoint,
+    specs: Mapping[GraphName, GraphSpec],
+    options: ExportOptions,
+    folder: Path,
+    calibration: Calibration | None,
+    advance: Advance,
 ) -> int:
     source = checkpoint.sha256 or f"{checkpoint.source.model} {checkpoint.source.pretrained or 'random weights'}"
     done = 0
@@ -173,7 +188,7 @@ def _write_graphs(
     for precision in options.precisions:
         advance(done, f"writing {precision}")
         for graph in specs:
-            write_precision(folder, graph, precision)
+            write_precision(folder, graph, precision, calibration)
         done += 1
     return done
 
@@ -183,6 +198,7 @@ def _verify(
     specs: Mapping[GraphName, GraphSpec],
     options: ExportOptions,
     folder: Path,
+    calibration: Calibration | None,
     tokenizer: Tokenizer,
     advance: Advance,
     done: int,
@@ -203,7 +219,12 @@ def _verify(
     for index, precision in enumerate(options.precisions, done + 1):
         advance(index, f"parity: {precision}")
         reports[precision] = parity.measure(folder, precision)
+        if precision == "int8-static" and calibration is not None:
+            reports[precision] = _passing_static_int8(parity, folder, calibration, reports[precision])
     advance(done + 1 + len(options.precisions), "")
+    for precision in options.optional:
+        if reports[precision].failures:
+            logger.warning("%s is left out: %s", precision, "; ".join(reports.pop(precision).failures))
     failures = [failure for report in reports.values() for failure in report.failures]
     if failures:
         raise CheckFailed("parity failed: " + "; ".join(failures), "nothing was written; --no-verify skips the check")
@@ -211,6 +232,20 @@ def _verify(
     write_json(folder / "parity.json", data)
     (folder / "parity.md").write_text(report_markdown(options.out.name, data), encoding="utf-8")
     return reports
+
+
+def _passing_static_int8(
+    parity: Parity, folder: Path, calibration: Calibration, report: PrecisionReport
+) -> PrecisionReport:
+    """Calibrated int8 with more of its beginning in fp32, as long as that is needed to pass."""
+    for leading in LEADING[1:]:
+        if not report.failures:
+            break
+        logger.info("int8-static with less of it in fp32: %s", "; ".join(report.failures))
+        (folder / file_name("visual", "int8-static")).unlink()
+        write_precision(folder, "visual", "int8-static", replace(calibration, leading=leading))
+        report = parity.measure(folder, "int8-static")
+    return report
 
 
 def _source(checkpoint: Checkpoint) -> SourceInfo:
@@ -225,7 +260,7 @@ def _manifest(
     graphs: dict[GraphName, GraphInfo],
     reports: dict[Precision, PrecisionReport],
 ) -> Manifest:
-    packages = ("torch", "open_clip_torch", "onnx", "onnxscript", "onnxruntime")
+    packages = ("torch", "open_clip_torch", "onnx", "onnxscript", "onnxruntime", "nncf", "nvidia-modelopt")
     return Manifest(
         schema_version=1,
         name=options.out.name,

@@ -11,43 +11,68 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from m2df_export.fp8 import write_fp8
 from m2df_export.half import head_to_half, tower_to_half
 from m2df_export.onnx_export import check_model
+from m2df_export.static_int8 import Calibration, write_static_int8
 from m2df_runtime.bundle import GraphName, Precision
 
 MIN_ROWS = 4096  # smaller tables are not worth the extra nodes
 TOWERS: tuple[GraphName, ...] = ("visual", "text")
 
 
+def stored_as(graph: GraphName, precision: Precision) -> Precision:
+    """The precision a graph really has where a bundle is asked for `precision`; its file is shared.
+
+    Both int8 leave the head in fp32, fp8 leaves it and the text tower in fp16. Prompts are encoded once per class,
+    so calibration is not for the text tower.
+    """
+    if precision == "fp8" and graph != "visual":
+        return "fp16"
+    if precision in ("int8", "int8-static") and graph not in TOWERS:
+        return "fp32"
+    return "int8" if precision == "int8-static" and graph == "text" else precision
+
+
 def file_name(graph: GraphName, precision: Precision) -> str:
-    """File of a graph in a bundle; int8 leaves the head's graphs as they are, so these share the fp32 file."""
-    if precision == "fp32" or (precision == "int8" and graph not in TOWERS):
-        return f"{graph}.onnx"
-    return f"{graph}.{precision}.onnx"
+    """File of a graph in a bundle."""
+    stored = stored_as(graph, precision)
+    return f"{graph}.onnx" if stored == "fp32" else f"{graph}.{stored}.onnx"
 
 
-def write_precision(folder: Path, graph: GraphName, precision: Precision) -> Path:
+def write_precision(
+    folder: Path, graph: GraphName, precision: Precision, calibration: Calibration | None = None
+) -> Path:
     """Write one graph of `folder` in another precision beside its fp32 file.
 
     Args:
         folder: Holds the fp32 file of the graph.
         graph: Which graph.
         precision: fp32 does nothing, its file is the source.
+        calibration: What int8-static and fp8 are made with; the others need none.
 
     Returns:
         The file of that precision.
 
     Raises:
+        EnvironmentMissing: int8-static without NNCF, fp8 without modelopt.
         CheckFailed: The graph cannot be converted, or the result is not valid ONNX.
     """
     source, target = folder / file_name(graph, "fp32"), folder / file_name(graph, precision)
-    if source == target:
-        return target
-    if precision == "fp16":
+    if target.exists():
+        return target  # the source itself, or a file that precisions share
+    stored = stored_as(graph, precision)
+    if stored == "fp16":
         _write_half(source, target, graph)
-    else:
+    elif stored == "int8":
         _write_int8(source, target)
-    _stamp(target, source, precision)
+    else:
+        assert calibration is not None  # whoever asks for int8-static or fp8 brings it
+        if stored == "fp8":
+            write_fp8(source, target, calibration.frames)
+        else:
+            write_static_int8(source, target, calibration)
+    _stamp(target, source, stored)
     check_model(target, graph)
     return target
 

@@ -92,7 +92,9 @@ def build_plan(trt: TensorRT, build: Build) -> BuiltPlan:
         raise InputError(f"{build.label}: TensorRT {trt.machine.tensorrt} cannot read the graph: {reason}")
     config = builder.create_builder_config()
     for profile in _profiles(trt, builder, build):
-        config.add_optimization_profile(profile)
+        if config.add_optimization_profile(profile) < 0:
+            reason = trt.log.last_error() or f"sizes {dict(build.profile)}"
+            raise InputError(f"{build.label}: TensorRT {trt.machine.tensorrt} refuses the profile: {reason}")
     _configure(trt, config, build)
     if not strongly_typed(trt):
         _set_weak_types(trt, config, network, build.half)
@@ -117,12 +119,16 @@ def network_flags(trt: TensorRT) -> int:
 
 
 def _profiles(trt: TensorRT, builder: Any, build: Build) -> list[Any]:  # noqa: ANN401 - TensorRT has no static types
-    """One profile, or two where contexts cannot share one: the second is the CUDA graph's."""
+    """One profile, or two where contexts cannot share one: the second is the CUDA graph's.
+
+    Inputs without a dynamic axis have no place in a profile.
+    """
     count = 1 if version_tuple(trt.machine.tensorrt) >= SHARES_PROFILES else 2
     profiles = []
     for _ in range(count):
         profile = builder.create_optimization_profile()
-        for name, shape in build.inputs.items():
+        dynamic = {name: shape for name, shape in build.inputs.items() if any(isinstance(axis, str) for axis in shape)}
+        for name, shape in dynamic.items():
             low, best, high = profile_shapes(shape, build.profile)
             profile.set_shape(name, low, best, high)
         profiles.append(profile)

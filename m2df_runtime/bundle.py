@@ -12,7 +12,7 @@ import os
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -27,7 +27,10 @@ IN_MEMORY_BYTES = 1_500_000_000  # protobuf, and so an ONNX file, ends at 2 GB
 GRAPHS = ("visual", "text", "support", "query")
 
 GraphName = Literal["visual", "text", "support", "query"]
-Precision = Literal["fp32", "fp16", "int8"]
+# Best reference first. int8 quantises activations as it runs, int8-static with ranges measured at export;
+# fp8 is for TensorRT.
+Precision = Literal["fp32", "fp16", "int8", "int8-static", "fp8"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 class _Schema(BaseModel):
@@ -141,8 +144,7 @@ class Manifest(_Schema):
     @property
     def precisions(self) -> tuple[Precision, ...]:
         """Precisions in which all four graphs are present, best reference first."""
-        order: tuple[Precision, ...] = ("fp32", "fp16", "int8")
-        return tuple(p for p in order if all(p in graph.files for graph in self.graphs.values()))
+        return tuple(p for p in PRECISIONS if all(p in graph.files for graph in self.graphs.values()))
 
 
 def sha256_bytes(data: bytes) -> str:

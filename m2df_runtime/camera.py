@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -154,6 +153,8 @@ def _walk(views: list[_View]) -> NDArray[np.int64]:
 
 
 def _blurred(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    import cv2
+
     return cv2.blur(frame, (_BLUR, _BLUR)).astype(np.uint8, copy=False)
 
 
@@ -171,6 +172,8 @@ class _View:
 
 def _views(frames: NDArray[np.uint8], size: tuple[int, int]) -> list[_View]:
     """Blurred frames, and the same at `size` (width, height) and as thumbnails."""
+    import cv2
+
     views = []
     for frame in frames:
         blurred = _blurred(frame)
@@ -230,6 +233,8 @@ def _least_squares(
     start: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """Shift [2] of the picture after Lucas and Kanade; pixels that fit badly (moving things) lose weight (Cauchy)."""
+    import cv2
+
     height, width = first.shape
     slope_y, slope_x = slopes
     shift = start
@@ -261,6 +266,7 @@ def _least_squares(
 
 def _refined(first: NDArray[np.uint8], second: NDArray[np.uint8], shift: NDArray[np.int64]) -> NDArray[np.int64]:
     """Walk downhill from a shift, pixel by pixel, to the least difference that it leaves."""
+    import cv2
 
     def left(x: int, y: int) -> float:
         one, other = _overlap(first, second, np.asarray([x, y]))
@@ -292,6 +298,8 @@ def _overlap(
 
 def _blocks(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Mean difference in each of 8 x 8 blocks, the whole picture's median taken out, float32 [8, 8]."""
+    import cv2
+
     difference = first[::2, ::2].astype(np.float32) - second[::2, ::2]
     difference -= _middle(difference[::4, ::4])
     return np.asarray(cv2.resize(np.abs(difference), (_BLOCKS, _BLOCKS), interpolation=cv2.INTER_AREA))

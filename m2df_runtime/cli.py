@@ -84,7 +84,7 @@ class RunOptions:
     queries: tuple[str, ...]
     bundle: Path | None
     backend: Literal["auto", "tensorrt", "cuda", "openvino", "cpu"]
-    precision: Literal["fp32", "fp16", "int8"] | None
+    precision: Literal["fp32", "fp16", "int8", "int8-static", "fp8"] | None
     topk: int
     json: bool
     reject: Reject
@@ -116,7 +116,9 @@ class RunOptions:
     show_default=True,
 )
 @click.option(
-    "--precision", type=click.Choice(["fp32", "fp16", "int8"]), help="[default: fastest that passed its parity check]"
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "int8", "int8-static", "fp8"]),
+    help="[default: fastest that passed its parity check]",
 )
 @click.option("--topk", type=click.IntRange(1), default=5, show_default=True, help="Classes to list per query.")
 @click.option("--json", is_flag=True, help="One JSON object per query and line.")

@@ -34,7 +34,7 @@ def atomic_write(path: Path, data: bytes | memoryview) -> None:
         if isinstance(error, OSError):
             error.filename = str(path)  # a failed write names no file, a failed rename the temporary one
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 @contextmanager
@@ -89,7 +89,7 @@ def _umask() -> int:
     return mask
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the rename itself durable, where the system can (not on Windows)."""
     if os.name != "posix":
         return

@@ -1,6 +1,7 @@
 """From a clip to the pixels a model sees: the one preprocessing of training and deployment.
 
-`ClipSpec` is data: it is written into a bundle's manifest, and `load_clip` follows it to the byte.
+`ClipSpec` is data: it is written into a bundle's manifest, and `load_clip` follows it to the byte. OpenCV loads
+where pictures are worked on and not with the module, here and beneath: TensorRT 8.5 runs on a numpy that it refuses.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Literal
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -180,6 +180,8 @@ def scene_grey(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
     Grey is (299 R + 587 G + 114 B) / 1000 in OpenCV's fixed point; the reduction averages areas.
     """
+    import cv2
+
     count, height, width, _ = frames.shape
     scale = _SCENE_SIDE / max(height, width)
     grey = cv2.cvtColor(frames.reshape(count * height, width, 3), cv2.COLOR_RGB2GRAY).reshape(count, height, width)
@@ -196,6 +198,8 @@ def motion_channels(
 
     Differences are halved towards zero and centred at 128, so no value is clipped.
     """
+    import cv2
+
     pictures = np.empty((*grey.shape, 3), dtype=np.uint8)
     for picture, now, before in zip(pictures, grey, previous, strict=True):
         cv2.merge([now, _half_difference(now, before), _half_difference(now, background)], picture)
@@ -234,6 +238,8 @@ def _padded(picture: NDArray[np.uint8], box: NDArray[np.float64], neutral: bool)
     left, top = max(0, int(np.ceil(-x))), max(0, int(np.ceil(-y)))
     right, bottom = max(0, int(np.ceil(x + across - width))), max(0, int(np.ceil(y + down - height)))
     if left or top or right or bottom:
+        import cv2
+
         bordered = cv2.copyMakeBorder(picture, top, bottom, left, right, cv2.BORDER_REPLICATE)
         picture = bordered.astype(np.uint8, copy=False)
         if neutral:
@@ -260,6 +266,8 @@ def _scaled(picture: NDArray[np.uint8], box: Box | None, spec: ClipSpec) -> NDAr
     height, width = picture.shape[:2] if box is None else (box[3], box[2])
     size = _scaled_size(width, height, spec)
     if not spec.antialias:
+        import cv2
+
         whole = picture if box is None else _whole_pixels(picture, box)
         return cv2.resize(whole, size, interpolation=cv2.INTER_LINEAR).astype(np.uint8, copy=False)
     part = None if box is None else (box[0], box[1], box[0] + width, box[1] + height)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -99,6 +98,8 @@ def motion_boxes(
     Returns:
         float64 [B, 4]: x, y, width, height in pixels of `grey`. A box may overhang the frame.
     """
+    import cv2
+
     height, width = background.shape
     moments = times if at is None else at
     if min(height, width) >= _HALVED_FROM:  # the box is padded by a fifth: every second pixel places it well enough
@@ -135,6 +136,8 @@ def _boxes(centre: NDArray[np.float64], side: float) -> NDArray[np.float64]:
 
 def _masks(grey: NDArray[np.uint8], background: NDArray[np.uint8], blur: int, misplaced: bool) -> NDArray[np.uint8]:
     """Where each frame differs from the background, speckles removed: uint8 [M, h, w] of 0 and 1."""
+    import cv2
+
     # A change of exposure moves every pixel alike: the median difference is taken out.
     coarse = grey[:, ::8, ::8].astype(np.int16) - background[::8, ::8]
     shifts = np.median(coarse.reshape(len(grey), -1), axis=1).astype(int).tolist()
@@ -160,6 +163,8 @@ def _masks(grey: NDArray[np.uint8], background: NDArray[np.uint8], blur: int, mi
 
 def _beyond_neighbours(frame: NDArray[np.uint8], background: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """By how much a frame leaves the range that the background has within a pixel: [h, w]."""
+    import cv2
+
     near = np.ones((3, 3), dtype=np.uint8)
     above = cv2.subtract(frame, cv2.dilate(background, near))
     below = cv2.subtract(cv2.erode(background, near), frame)
@@ -171,6 +176,8 @@ def _extents(masks: NDArray[np.uint8], tail: float) -> tuple[NDArray[np.float64]
 
     `tail` is the share of a mask that its extent leaves out on each side.
     """
+    import cv2
+
     extents = np.zeros((len(masks), 4))
     shares = np.zeros(len(masks))
     for index, mask in enumerate(masks):

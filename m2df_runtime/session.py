@@ -53,7 +53,7 @@ class Session:
 
     Raises:
         EnvironmentMissing: The named backend is not on this machine, or has no engine that fits.
-        InputError: The bundle lacks the precision.
+        InputError: The bundle lacks the precision, or it is fp8 and neither TensorRT runs it nor `cpu` was named.
     """
 
     def __init__(
@@ -80,6 +80,12 @@ class Session:
                 self._graphs.clear()
         self._backend = _other_backend(backend, threads)
         self.precision = precision or default_precision(bundle, self._backend.name)
+        if self.precision == "fp8" and backend != "cpu":
+            raise InputError(
+                "the fp8 graphs are for TensorRT",
+                f"build their engines: m2df-export engines --bundle {bundle.path} --precision fp8; "
+                "--backend cpu imitates them, slowly",
+            )
         bundle.graph_file("visual", self.precision)
 
     def _use_tensorrt(self, precision: Precision | None) -> None:
@@ -229,15 +235,17 @@ _IDENTITY_GRAPH = bytes.fromhex(
 
 
 def default_precision(bundle: Bundle, backend: str) -> Precision:
-    """fp16 on a GPU, the fastest in ONNX Runtime on a CPU, of those that passed parity; else the best reference.
+    """The fastest precision of a bundle for a backend, of those that passed parity; else the best reference.
 
-    OpenVINO takes the best reference that passed: it computes in fp32 whatever a file holds, and multiplies the int8
-    graphs, which are made for ONNX Runtime, no faster.
+    GPUs take fp16, and fp8 only where it is asked for. ONNX Runtime on a CPU takes the fastest, by the times
+    measured with it at export. OpenVINO takes calibrated int8, else the best reference: it computes in fp32 whatever
+    a float file holds, and multiplies the graphs of dynamic int8, which are made for ONNX Runtime, no faster than
+    those of fp32.
     """
     manifest = bundle.manifest
-    passed = [p for p in manifest.precisions if p in manifest.parity and manifest.parity[p].passed]
+    passed = [p for p in manifest.precisions if p != "fp8" and p in manifest.parity and manifest.parity[p].passed]
     if backend == "openvino":
-        return passed[0] if passed else manifest.precisions[0]
+        return "int8-static" if "int8-static" in passed else next(iter(passed), manifest.precisions[0])
     if backend != "cpu":
         return "fp16" if "fp16" in passed else manifest.precisions[0]
     timed = {p: ms for p in passed if (ms := manifest.parity[p].cpu_ms) is not None}

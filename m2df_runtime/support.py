@@ -15,7 +15,7 @@ from m2df_runtime.errors import InputError
 from m2df_runtime.image_sequences import folder_images, natural_key
 from m2df_runtime.video import list_clips
 
-LAYOUT_HINT = "expected one sub-folder per class with its clips inside, for example support/jump/clip.mp4"
+LAYOUT_HINT = "expected one sub-folder per class with its clips inside, for example jump/clip.mp4"
 MAX_NAMED = 5
 
 
@@ -131,8 +131,8 @@ def _why_no_class(folders: list[Path], loose: list[Path]) -> str:
         names = _named([os.fspath(folder) for folder in folders])
         return f"none of its class folders holds a clip: {names}{_frames_note(folders)}"
     if loose:
-        return f"{len(loose)} clip{'s' if len(loose) > 1 else ''} directly in the support folder, no class folders"
-    return "the support folder is empty"
+        return f"{len(loose)} clip{'s' if len(loose) > 1 else ''} directly in it, no class folders"
+    return "the folder is empty"
 
 
 def _frames_note(folders: list[Path]) -> str:

@@ -126,7 +126,10 @@ def _parse_header(file: Path, raw: str | None) -> _Header:
         if data.get("format") != 1:
             raise InputError(f"{file}: checkpoint format {data.get('format')!r}, this m2df reads format 1")
         return _Header.model_validate(data)
-    except (json.JSONDecodeError, AttributeError, ValidationError) as error:
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
+        raise InputError(f"{file}: checkpoint header: {problems}") from None
+    except (json.JSONDecodeError, AttributeError) as error:
         raise InputError(f"{file}: damaged checkpoint header: {str(error).splitlines()[0]}") from None
 
 

@@ -89,11 +89,11 @@ cli.add_command(prepare_command)
 
 
 def _settings(data: Path | None, dataset: str | None, split_files: Path | None) -> list[str]:
-    """The data options as settings. Paths become absolute, so that a run can be resumed from anywhere."""
+    """The data options as settings."""
     values = {
-        "data.root": data and str(data.absolute()),
+        "data.root": data and str(data),
         "data.dataset": dataset,
-        "data.split_files": split_files and str(split_files.absolute()),
+        "data.split_files": split_files and str(split_files),
     }
     return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items() if value is not None]
 

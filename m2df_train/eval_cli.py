@@ -100,7 +100,11 @@ def _splits(_ctx: click.Context, _parameter: click.Parameter, value: Sequence[st
 @click.option("--labels", type=click.Path(path_type=Path), help="CSV with columns class,text.")
 @click.option("--groups", metavar="REGEX", help="First capture group in a clip's name: never both support and query.")
 @click.option("--backend", type=click.Choice(ENGINES), default="auto", help="Inference engine of a bundle.")
-@click.option("--precision", type=click.Choice(["fp32", "fp16", "int8"]), help="[fastest that passed its parity check]")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "int8", "int8-static", "fp8"]),
+    help="[fastest that passed its parity check]",
+)
 @click.option("--cache", type=click.Path(path_type=Path), help="Folder that keeps features [in the user's cache].")
 @click.option("--no-cache", is_flag=True, help="Encode everything anew and keep nothing.")
 @click.option("--per-class", is_flag=True, help="Print the accuracy of every class too.")
@@ -195,7 +199,9 @@ def _cache(folder: Path | None, unused: bool) -> FeatureCache:
     from m2df_runtime.files import cache_dir
     from m2df_train.data.feature_cache import FeatureCache
 
-    return FeatureCache(None, 0) if unused else FeatureCache(folder or cache_dir() / "features", CACHE_BYTES)
+    if unused:
+        return FeatureCache(None, 0)
+    return FeatureCache(folder or cache_dir() / "features", CACHE_BYTES, f"the {CACHE_BYTES >> 30} GiB of a cache")
 
 
 def _subjects(

@@ -2,7 +2,8 @@
 
 A recipe is a YAML file that starts with the command that uses it. A preset (`paper` where none is named)
 stands under its values and the command line over them. Unknown keys are errors; all errors are
-reported together.
+reported together. Paths are relative to the working directory, in a file as on the command line; the
+resolved recipe has them absolute.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from m2df_runtime.labels import check_template
 from m2df_train.data.benchmarks import BENCHMARKS
 from m2df_train.model.heads import HEAD_OPTIONS
 from m2df_train.overrides import merged, nested_problem, override, problems
+from m2df_train.places import Model, Weights
 from m2df_train.presets import CROP, PresetName, find_preset, recipe_defaults
 from m2df_train.recipe_sections import (
     ClipRecipe,
@@ -67,8 +69,8 @@ class Recipe(Section):
     name: str
     preset: PresetChoice = PresetChoice()
     seed: int = Field(default=0, ge=0, lt=1 << 40)
-    model: str
-    pretrained: str | None = None
+    model: Model
+    pretrained: Weights | None = None
     prompt: str = "a photo of {}"
     clip: ClipRecipe = ClipRecipe()
     data: DataRecipe

@@ -12,6 +12,7 @@ from m2df_runtime.sampling import Sampler
 from m2df_train.data.benchmarks import BenchmarkName
 from m2df_train.model.heads import HeadName, head_options
 from m2df_train.overrides import nested_problems
+from m2df_train.places import Labels, Place
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Rate = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
@@ -127,7 +128,7 @@ class DataRecipe(Section):
         labels: Spelling of a benchmark's class texts, or a CSV file with columns class,text.
         validation: Share of the classes of an undivided folder that validate.
         test: Share of them that test.
-        composed: Composed actions beside the named ones, of generated data.
+        composed: Composed actions beside the named ones, of generated data, each with a text that no other has.
         clips: Clips per training class: at most that many, of generated actions just as many.
         crop: Cut training clips at a random place where the resized clip is larger than the model's input.
         hflip: Probability that a training clip is mirrored.
@@ -136,13 +137,13 @@ class DataRecipe(Section):
         cache_gb: Bound of the cache of decoded frames and features on disk; 0 keeps nothing.
     """
 
-    root: str | None = None
+    root: Place | None = None
     dataset: BenchmarkName | None = None
-    split_files: str | None = None
-    labels: str = "paper"
+    split_files: Place | None = None
+    labels: Labels = "paper"
     validation: Share = 0.2
     test: Share = 0.2
-    composed: int = Field(default=300, ge=0)
+    composed: int = Field(default=300, ge=0, le=10_000)  # 20,000 draws have 10,597 different texts
     clips: int | None = Field(default=None, gt=1)
     crop: bool = True
     hflip: Share = 0.5

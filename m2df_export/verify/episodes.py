@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from m2df_export.gates import Gates
+from m2df_export.gates import ROUNDING, Gates
 from m2df_train.evaluation.compare import compare
 from m2df_train.evaluation.episode_run import Answers
 from m2df_train.evaluation.evaluate import summary
@@ -57,7 +57,7 @@ def compare_answers(actual: Answers, expected: Answers, names: Sequence[str], ga
     problem = None
     if gates.agreement is not None and agreement < gates.agreement:
         problem = f"top-1 agreement {agreement:.1%}, needed {gates.agreement:.1%}"
-    elif gates.accuracy_drop is not None and -compared.difference / 100 > gates.accuracy_drop:
+    elif gates.accuracy_drop is not None and -compared.difference / 100 > gates.accuracy_drop + ROUNDING:
         problem = f"accuracy drops by {-compared.difference:.1f} points, allowed {100 * gates.accuracy_drop:.1f}"
     return EpisodeResult(
         agreement=agreement,

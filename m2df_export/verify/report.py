@@ -23,6 +23,12 @@ def header(found: Verification) -> str:
     lines = [f"reference: {reference.name}", f"clips: {clips}; {episodes}"]
     if reference.own:
         lines.append("note: an error that all of the bundle's graphs share is seen with --against CHECKPOINT only")
+    lines.append(
+        "stages: on the reference's inputs, and in the chain of the engine's own; "
+        "cosine of the worst row, error relative to the largest value"
+    )
+    if found.absent:
+        lines.append(f"not installed here, so not verified: {', '.join(found.absent)}")
     return "\n".join(lines)
 
 
@@ -30,7 +36,7 @@ def engine_text(result: EngineResult) -> str:
     """One engine as a small table and its verdict."""
     title = f"{result.backend} {result.precision}"
     if result.status == "skipped":
-        return f"{title}: not on this machine: {result.reason}"
+        return f"{title}: not verified: {result.reason}"
     lines = [f"{title} ({result.engine or 'did not start'}, {result.seconds:.1f} s)"]
     if result.stages:
         lines.append(f"  {'stage':<11}{'cosine':>10}{'error':>9}{'in the chain':>14}{'error':>9}")
@@ -89,6 +95,7 @@ def verdict_record(found: Verification, seconds: float, command: str) -> dict[st
     reference = found.reference
     return {
         "passed": found.passed,
+        "not_installed": list(found.absent),
         "reference": reference.name,
         "clips": len(reference.request.clips),
         "source": reference.source,

@@ -30,8 +30,11 @@ from m2df_export.verify.stages import (
 from m2df_export.verify.worker import INFO, read_answers, read_stage
 from m2df_runtime.bundle import Bundle, Precision
 from m2df_runtime.errors import EnvironmentMissing
-from m2df_runtime.session import BACKENDS, BackendName, probe_backend
+from m2df_runtime.session import BACKENDS, ON_CPU, BackendName, probe_backend
 
+_ENGINES: tuple[BackendName, ...] = tuple(name for name in BACKENDS if name != "auto")
+# On the CPU ONNX Runtime imitates FP8; other engines and precisions go together all.
+_MADE_FOR: dict[Precision, tuple[str, ...]] = {"int8": ON_CPU, "int8-static": ON_CPU, "fp8": ("tensorrt", "cpu")}
 _ENVIRONMENT = 3  # exit status of a process whose engine is not on this machine
 
 
@@ -64,10 +67,11 @@ class EngineResult:
 
 @dataclass(frozen=True)
 class Verification:
-    """Everything found."""
+    """Everything found; `absent` are engines that nobody asked for and that are not installed."""
 
     reference: Reference
     results: tuple[EngineResult, ...]
+    absent: tuple[str, ...]
 
     @property
     def passed(self) -> bool:
@@ -92,11 +96,12 @@ def verify(options: VerifyOptions) -> Verification:
         for result in results:
             if result.status == "skipped" and result.backend in options.backends:
                 raise EnvironmentMissing(f"{result.backend} {result.precision}: {result.reason}")
-        return Verification(reference, tuple(results))
+        absent: tuple[str, ...] = () if options.backends else tuple(name for name in _ENGINES if not _installed(name))
+        return Verification(reference, tuple(results), absent)
 
 
 def engines(bundle: Bundle, wanted: Sequence[BackendName]) -> list[tuple[BackendName, Precision]]:
-    """Engines and precisions to try: int8 graphs are made for CPUs, everything else runs everywhere.
+    """Engines and precisions to try: int8 graphs are made for CPUs, fp8 for TensorRT, the others run everywhere.
 
     Raises:
         EnvironmentMissing: An engine that is asked for is not installed.
@@ -104,12 +109,12 @@ def engines(bundle: Bundle, wanted: Sequence[BackendName]) -> list[tuple[Backend
     for name in wanted:
         if name != "auto" and not _installed(name):
             probe_backend(name)  # says what to install
-    chosen = wanted or [name for name in BACKENDS if name != "auto" and _installed(name)]
+    chosen = wanted or [name for name in _ENGINES if _installed(name)]
     return [
         (backend, precision)
         for backend in chosen
         for precision in bundle.manifest.precisions
-        if precision != "int8" or backend in ("cpu", "openvino")
+        if backend in _MADE_FOR.get(precision, BACKENDS)
     ]
 
 

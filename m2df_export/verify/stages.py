@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2df_export.gates import GATES, Gates
-from m2df_runtime.bundle import GraphName, Precision
+from m2df_runtime.bundle import PRECISIONS, GraphName, Precision
 
 Stage = Literal["decode", "pixels", "features", "prompts", "prototypes", "selection", "distances", "scores"]
 
@@ -33,7 +33,6 @@ DECODING = ("frames", "sampler")  # fields of a ClipSpec that decide which frame
 # OTAM is fp32 in every precision (design section 6): fp16 heads of 128 to 1,024 features came to 8e-5, and costs
 # quantised to 8 bits to 7e-4, which no cosine shows.
 _DISTANCES_MAX_REL = 3e-4
-_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 # fp32 on a GPU multiplies with the 10 bits of TF32; the bound is that of engines against ONNX Runtime.
 _GPU_FP32 = Gates(cosine=0.99999, agreement=0.995)
 
@@ -66,7 +65,7 @@ class StageResult:
 
 def gates_of(backend: str, precision: Precision, reference: Precision) -> Gates:
     """Bounds of an engine against a reference: those of the coarser of their precisions."""
-    coarser = max(precision, reference, key=_PRECISIONS.index)
+    coarser = max(precision, reference, key=PRECISIONS.index)
     return _GPU_FP32 if coarser == "fp32" and backend in ("cuda", "tensorrt") else GATES[coarser]
 
 

@@ -122,7 +122,10 @@ class _PycudaDevice:
             self._driver.Context.pop()
 
     def allocate(self, nbytes: int) -> DeviceMemory:
-        memory = self._driver.mem_alloc(nbytes)
+        try:
+            memory = self._driver.mem_alloc(nbytes)
+        except self._driver.MemoryError as error:  # not Python's
+            raise MemoryError(first_line(error)) from None
         return DeviceMemory(self, int(memory), nbytes, memory.free)
 
     def pinned(self, nbytes: int) -> Bytes:
@@ -153,7 +156,7 @@ class _BindingsDevice:
             self._call("cuInit", 0)
             self._device = self._call("cuDeviceGet", 0)
             self._context = self._call("cuDevicePrimaryCtxRetain", self._device)
-        except RuntimeError as error:  # also what cuda-bindings raise where the driver's library is missing
+        except (RuntimeError, MemoryError) as error:  # also where the driver's library is missing
             raise EnvironmentMissing(f"no GPU can be used: {first_line(error)}", NO_DRIVER) from None
         self.name: str = self._call("cuDeviceGetName", 128, self._device).split(b"\0")[0].decode()
         kinds = driver.CUdevice_attribute
@@ -198,9 +201,12 @@ def call_driver(driver: Any, name: str, *arguments: object) -> Any:  # noqa: ANN
     """Call a driver function of cuda-bindings and return its result, if it has one.
 
     Raises:
-        RuntimeError: The driver reports an error.
+        MemoryError: The GPU's memory is full.
+        RuntimeError: The driver reports another error.
     """
     code, *results = getattr(driver, name)(*arguments)
+    if code == driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
+        raise MemoryError(f"{name}: the GPU's memory is full")
     if code != driver.CUresult.CUDA_SUCCESS:
         raise RuntimeError(f"{name}: {getattr(code, 'name', code)}")
     return results[0] if results else None
@@ -233,6 +239,20 @@ def capture(stream: int, enqueue: Callable[[], bool]) -> Callable[[], object] | 
             return None
         recorded = call_driver(driver, "cuGraphInstantiate", graph, 0)
         call_driver(driver, "cuGraphDestroy", graph)
-    except RuntimeError:
+    except (RuntimeError, MemoryError):
         return None
-    return lambda: call_driver(driver, "cuGraphLaunch", recorded, stream)
+    return RecordedRun(driver, recorded, stream)
+
+
+class RecordedRun:
+    """A CUDA graph that is ready to run; calling it launches it on its stream."""
+
+    def __init__(self, driver: Any, recorded: Any, stream: int) -> None:  # noqa: ANN401
+        self._driver, self._recorded, self._stream = driver, recorded, stream
+
+    def __call__(self) -> None:
+        call_driver(self._driver, "cuGraphLaunch", self._recorded, self._stream)
+
+    def __del__(self) -> None:
+        with suppress(Exception):  # the driver may be gone at the end of the process
+            call_driver(self._driver, "cuGraphExecDestroy", self._recorded)

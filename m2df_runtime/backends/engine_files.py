@@ -183,12 +183,15 @@ def writable_root(bundle: Bundle) -> Path:
 def find_engine(bundle: Bundle, graph: GraphName, precision: Precision, machine: Machine) -> EngineFile:
     """The engine of one graph that fits this machine; nothing is read but the index.
 
+    Of several, one that was built for just this machine, which is the fastest and holds no host code.
+
     Raises:
         InputError: The bundle does not hold the precision.
         EngineUnusable: There is none, or only such as were built for something else; the message names why.
     """
     source = bundle.graph_file(graph, precision).sha256
-    reasons = []
+    reasons: list[str] = []
+    fitting: list[tuple[tuple[bool, bool], EngineFile]] = []
     for folder in _folders(bundle, precision):
         try:
             index = EngineIndex.read(folder)
@@ -200,8 +203,12 @@ def find_engine(bundle: Bundle, graph: GraphName, precision: Precision, machine:
         if record is not None and reason is None and record.source_sha256 != source:
             reason = "built from another export of the graph"
         if record is not None and reason is None:
-            return EngineFile(folder / f"{graph}.engine", record, index.version_compatible)
-        reasons.append(f"{folder.name}: {reason}")
+            generality = index.version_compatible, index.hardware_compatible
+            fitting.append((generality, EngineFile(folder / f"{graph}.engine", record, index.version_compatible)))
+        else:
+            reasons.append(f"{folder.name}: {reason}")
+    if fitting:
+        return min(fitting, key=lambda item: item[0])[1]
     why = f" ({'; '.join(reasons)})" if reasons else ""
     name = f"{_sm(machine.capability)} and TensorRT {machine.tensorrt}"
     raise EngineUnusable(

@@ -7,6 +7,7 @@ CPU silently when the CUDA libraries cannot be loaded.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -99,6 +100,12 @@ def _device_tensor(value: Any) -> DeviceTensor:  # noqa: ANN401 - an OrtValue; a
     return DeviceTensor(value.data_ptr(), tuple(value.shape()), np.dtype(np.float32), value)
 
 
+def _reason(error: Exception) -> str:
+    """What ONNX Runtime says, without its error class and the place in its source, which fill a line of their own."""
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error).strip())
+    return first_line(RuntimeError(re.sub(r"/\S+:\d+ \S*onnxruntime::.*\) ", "", text)))
+
+
 class OnnxRuntimeBackend:
     """ONNX Runtime with one execution provider.
 
@@ -128,7 +135,7 @@ class OnnxRuntimeBackend:
             InputError: The file is not the one that was exported, or ONNX Runtime refuses it.
             EnvironmentMissing: The provider asked for could not be initialised.
         """
-        return self.load(*graph_model(bundle, graph, precision))
+        return self.load(*graph_model(bundle, graph, precision), basic=precision == "fp8")
 
     def resident(self, array: NDArray[Any]) -> Tensor:
         """See `Backend.resident`."""
@@ -137,8 +144,11 @@ class OnnxRuntimeBackend:
         value = self._ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), "cuda", 0)
         return DeviceTensor(value.data_ptr(), array.shape, array.dtype, value)
 
-    def load(self, model: bytes | Path, label: str) -> Graph:
+    def load(self, model: bytes | Path, label: str, *, basic: bool = False) -> Graph:
         """Load a graph from its file or bytes; `label` names it in error messages.
+
+        `basic` keeps ONNX Runtime from more than basic optimisations: FP8 Q/DQ nodes it moves to where it then
+        refuses them (1.24, 1.31).
 
         Raises:
             InputError: ONNX Runtime refuses the graph.
@@ -146,6 +156,8 @@ class OnnxRuntimeBackend:
         """
         options = self._ort.SessionOptions()
         options.log_severity_level = 3
+        if basic:
+            options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
         providers = [self._provider] if self.name == "cpu" else [self._provider, PROVIDERS["cpu"]]
@@ -153,7 +165,9 @@ class OnnxRuntimeBackend:
         try:
             session = self._ort.InferenceSession(source, options, providers=providers)
         except Exception as error:  # ONNX Runtime's exceptions share no public base class
-            raise InputError(f"{label}: ONNX Runtime cannot load the graph: {first_line(error)}") from None
+            raise InputError(
+                f"{label}: ONNX Runtime {self._ort.__version__} cannot load the graph: {_reason(error)}"
+            ) from None
         if session.get_providers()[0] != self._provider:
             raise EnvironmentMissing(
                 f"{self._provider} was asked for, ONNX Runtime fell back to {session.get_providers()[0]}",

@@ -1,7 +1,8 @@
 """OpenVINO on the CPU.
 
-It computes in fp32 whatever the file holds: left to itself it takes bfloat16 where the processor knows it,
-which is further from the model than any precision a bundle was checked in.
+It computes in fp32 whatever a float file holds: left to itself it takes bfloat16 where the processor knows it,
+which is further from the model than any precision a bundle was checked in. The products of calibrated int8
+graphs run on int8 kernels all the same.
 """
 
 from __future__ import annotations

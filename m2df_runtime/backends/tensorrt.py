@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -21,7 +23,8 @@ from numpy.typing import NDArray
 from m2df_runtime.backends import DeviceTensor
 from m2df_runtime.backends.cuda_memory import CudaDevice, open_device
 from m2df_runtime.backends.engine_files import EngineUnusable, Machine, find_engine, version_tuple
-from m2df_runtime.backends.tensorrt_graph import GraphSignature, Lane, TensorRTGraph
+from m2df_runtime.backends.tensorrt_graph import GraphSignature, TensorRTGraph
+from m2df_runtime.backends.tensorrt_lane import Lane
 from m2df_runtime.errors import EnvironmentMissing, first_line
 
 if TYPE_CHECKING:
@@ -85,8 +88,10 @@ class MessageLog:
             self.listener(severity, message)
 
     def last_error(self) -> str | None:
-        """The newest error as one short line, which is then forgotten."""
-        return first_line(RuntimeError(self._errors.pop())) if self._errors else None
+        """The newest error as one short line; it and those before it are then forgotten."""
+        newest = first_line(RuntimeError(self._errors[-1])) if self._errors else None
+        self._errors.clear()
+        return newest
 
 
 def import_tensorrt() -> Any:  # noqa: ANN401
@@ -118,6 +123,19 @@ def open_tensorrt() -> TensorRT:
     return TensorRT(
         module, device, MessageLog(module), Machine(device.name, device.capability, str(module.__version__))
     )
+
+
+_host_code = ContextVar("host_code", default=False)
+
+
+@contextmanager
+def host_code_allowed() -> Iterator[None]:
+    """Let engines that hold host code run, because this very process has built them."""
+    token = _host_code.set(True)
+    try:
+        yield
+    finally:
+        _host_code.reset(token)
 
 
 class TensorRTBackend:
@@ -184,7 +202,7 @@ class TensorRTBackend:
         )
 
     def _allow_host_code(self, label: str) -> None:
-        if os.environ.get(HOST_CODE, "") in ("", "0"):
+        if os.environ.get(HOST_CODE, "") in ("", "0") and not _host_code.get():
             raise EngineUnusable(
                 f"{label}: a version-compatible engine holds code that would run on this machine",
                 f"set {HOST_CODE}=1 if you built it yourself",

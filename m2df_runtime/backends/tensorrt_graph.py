@@ -10,17 +10,17 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from m2df_runtime.backends import DeviceTensor, Tensor, Tensors
-from m2df_runtime.backends.cuda_memory import CudaDevice, capture
+from m2df_runtime.backends.cuda_memory import capture
 from m2df_runtime.backends.engine_files import EngineUnusable
+from m2df_runtime.backends.tensorrt_lane import Context, Key, Lane, Shape
 from m2df_runtime.errors import InputError
 
 # TensorRT's own table (trt.nptype) fails in 8.5 with numpy 1.24 and later.
@@ -30,10 +30,8 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "UINT8": np.dtype(np.uint8),
 }  # fmt: skip
 CAPTURE_AT = 3  # a shape's third run: two alike may be chance, and a context costs memory
-CAPTURED_SHAPES = 4
-
-Shape = tuple[int, ...]
-Key = tuple[tuple[str, Shape, int], ...]
+CAPTURED_SHAPES = 4  # the one that was not used for longest makes room
+COUNTED_SHAPES = 256
 
 _log = logging.getLogger(__name__)
 
@@ -56,44 +54,6 @@ class GraphSignature(Protocol):
     def inputs(self) -> Sequence[TensorSignature]: ...
     @property
     def outputs(self) -> Sequence[TensorSignature]: ...
-
-
-@dataclass
-class Lane:
-    """What one thread runs an engine with."""
-
-    device: CudaDevice
-    stream: int
-    cuda_graphs: bool
-    context: Any = None
-    addresses: dict[str, int] = field(default_factory=dict)
-    staging: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
-    memory: list[object] = field(default_factory=list)
-    runs: Counter[Key] = field(default_factory=Counter)
-    captured: dict[Key, tuple[Any, Callable[[], object]]] = field(default_factory=dict)
-
-    def reserve(self, name: str, nbytes: int) -> None:
-        """Allocate the device and host buffer of one tensor."""
-        memory = self.device.allocate(max(nbytes, 1))
-        self.memory.append(memory)
-        self.addresses[name] = memory.address
-        self.staging[name] = self.device.pinned(max(nbytes, 1))
-
-    def place(self, name: str, value: Tensor, dtype: np.dtype[Any]) -> int:
-        """Address of an input on the device; an array of the host is copied there."""
-        if isinstance(value, DeviceTensor):
-            return value.address
-        nbytes = value.size * dtype.itemsize
-        staged = self.staging[name][:nbytes]
-        np.copyto(staged.view(dtype).reshape(value.shape), value, casting="same_kind")
-        self.device.upload(self.addresses[name], staged, self.stream)
-        return self.addresses[name]
-
-    def fetch(self, name: str, shape: Shape, dtype: np.dtype[Any]) -> NDArray[Any]:
-        """Start to copy an output to the host; the array is filled once the stream is idle."""
-        staged = self.staging[name][: math.prod(shape) * dtype.itemsize]
-        self.device.download(staged, self.addresses[name], self.stream)
-        return staged.view(dtype).reshape(shape)
 
 
 class TensorRTGraph:
@@ -132,7 +92,7 @@ class TensorRTGraph:
         self._limits = self._profile_limits()
         self._rows = _row_axis(signature)
         self._lanes = threading.local()
-        self._contexts = 0
+        self._free_profiles = list(range(engine.num_optimization_profiles))
         self._lock = threading.Lock()
 
     def run(self, inputs: Tensors) -> dict[str, NDArray[np.float32]]:
@@ -143,7 +103,7 @@ class TensorRTGraph:
         """
         parts = self._split(inputs)
         if len(parts) > 1:
-            outputs = [self.run(part) for part in parts]
+            outputs = [{name: value[known:] for name, value in self.run(part).items()} for known, part in parts]
             return {name: np.concatenate([output[name] for output in outputs]) for name in self._outputs}
         lane = self._lane()
         with lane.device.current():
@@ -171,39 +131,59 @@ class TensorRTGraph:
             for name in self._inputs
         )
         if key in lane.captured:
-            context, launch = lane.captured[key]
+            context, launch = lane.captured[key] = lane.captured.pop(key)  # the last one is the newest
             launch()
-            return self._output_shapes(context)
-        self._bind(lane.context, lane, key)
-        self._enqueue(lane.context, lane.stream)
-        shapes = self._output_shapes(lane.context)
+            return self._output_shapes(context.raw)
+        assert lane.context is not None  # `_lane` made it
+        self._bind(lane.context.raw, lane, key)
+        self._enqueue(lane.context.raw, lane.stream)
+        shapes = self._output_shapes(lane.context.raw)
+        if len(lane.runs) >= COUNTED_SHAPES:  # addresses are part of the key, and every new class set brings new ones
+            lane.runs.clear()
         lane.runs[key] += 1
-        if lane.cuda_graphs and lane.runs[key] == CAPTURE_AT and len(lane.captured) < CAPTURED_SHAPES:
+        if lane.cuda_graphs and lane.runs[key] == CAPTURE_AT:
             self._capture(lane, key)
         return shapes
 
     def _capture(self, lane: Lane, key: Key) -> None:
         """Record this shape as a CUDA graph with a context of its own, or never try again in this lane."""
-        context = self._create_context(lane)
-        launch = None
-        if context is not None:
-            self._bind(context, lane, key)
-            self._enqueue(context, lane.stream)  # the first run after a change of shapes does what cannot be recorded
-            lane.device.synchronize(lane.stream)
-            launch = capture(lane.stream, lambda: bool(context.execute_async_v3(lane.stream)))
-        if launch is None:
+        context, launch = None, None
+        try:
+            context = self._spare_context(lane)
+            if context is not None:
+                raw = context.raw
+                self._bind(raw, lane, key)
+                self._enqueue(raw, lane.stream)  # the first run after a change of shapes does what cannot be recorded
+                lane.device.synchronize(lane.stream)
+                launch = capture(lane.stream, lambda: bool(raw.execute_async_v3(lane.stream)))
+        except (InputError, MemoryError, RuntimeError) as error:  # this run is done; it only stays as fast as it is
+            _log.debug("%s: no CUDA graph: %s", self._label, error)
+        if context is None or launch is None:
             lane.cuda_graphs = False
             _log.debug("%s: runs without CUDA graphs (%s)", self._label, self._last_error())
         else:
             lane.captured[key] = (context, launch)
 
+    def _spare_context(self, lane: Lane) -> Context | None:
+        """A context for one more shape; the shape that was not used for longest makes room where there is none."""
+        lane.device.synchronize(lane.stream)
+        while True:
+            context = self._create_context(lane) if len(lane.captured) < CAPTURED_SHAPES else None
+            if context is not None or not lane.captured:
+                return context
+            del lane.captured[next(iter(lane.captured))]
+
     def _bind(self, context: Any, lane: Lane, key: Key) -> None:  # noqa: ANN401
         for name, shape, address in key:
             if not context.set_input_shape(name, shape):
                 raise InputError(f"{self._label}: {name} {shape} is refused: {self._last_error() or 'no reason given'}")
-            context.set_tensor_address(name, address)
+            self._place(context, name, address)
         for name in self._outputs:
-            context.set_tensor_address(name, lane.addresses[name])
+            self._place(context, name, lane.addresses[name])
+
+    def _place(self, context: Any, name: str, address: int) -> None:  # noqa: ANN401
+        if not context.set_tensor_address(name, address):
+            raise RuntimeError(self._last_error() or f"TensorRT refuses the memory of {name}")
 
     def _enqueue(self, context: Any, stream: int) -> None:  # noqa: ANN401
         if not context.execute_async_v3(stream):
@@ -229,39 +209,51 @@ class TensorRTGraph:
             self._lanes.lane = lane
         return lane
 
-    def _create_context(self, lane: Lane) -> Any:  # noqa: ANN401
+    def _create_context(self, lane: Lane) -> Context | None:
         """A new execution context; None where every profile is taken by another one."""
+        free = self._free_profiles
         with self._lock:
-            index = 0 if self._shares_profiles else self._contexts
-            if index >= self._engine.num_optimization_profiles:
+            if self._shares_profiles:
+                index, release = 0, _nothing
+            elif free:
+                index = free.pop(0)
+                release = partial(free.insert, 0, index)
+            else:
                 return None
-            context = self._engine.create_execution_context()
-            if context is None:
-                raise MemoryError(self._last_error() or "no execution context")
-            self._contexts += 1
-        if index:  # the first context has profile 0 already
-            context.set_optimization_profile_async(index, lane.stream)
+            context = Context(self._engine.create_execution_context(), release)
+        if context.raw is None:
+            raise MemoryError(self._last_error() or "no execution context")
+        if not self._shares_profiles:  # others have profile 0 already
+            if not context.raw.set_optimization_profile_async(index, lane.stream):
+                raise RuntimeError(self._last_error() or f"TensorRT refuses profile {index}")
             lane.device.synchronize(lane.stream)
         return context
 
-    def _split(self, inputs: Tensors) -> list[Tensors]:
-        """The inputs in parts that fit the profile, and a check of every axis that cannot be split."""
+    def _split(self, inputs: Tensors) -> list[tuple[int, Tensors]]:
+        """The inputs in parts that fit the profile, and a check of every axis that cannot be split.
+
+        Each part comes with the number of its first rows that the part before it has already: the last one
+        reaches back where what is left is less than the profile's smallest size.
+        """
         sizes = self._sizes(inputs)
         for axis, (low, high) in self._limits.items():
             fits = low <= sizes[axis] if axis == self._rows else low <= sizes[axis] <= high
             if not fits:
+                option = "MIN,OPT,MAX" if axis == "N" else f"{axis}=MIN,OPT,MAX"  # N counts frames, the option clips
                 raise InputError(
                     f"{self._label}: {axis} = {sizes[axis]}, the engine was built for {low} to {high}",
-                    f"build it again with a larger --batch {axis}=MIN,OPT,MAX",
+                    f"build it again for that: m2df-export engines --batch {option}",
                 )
         if self._rows is None or sizes[self._rows] <= self._limits[self._rows][1]:
-            return [inputs]
-        step = self._limits[self._rows][1]
+            return [(0, inputs)]
+        total, (least, step) = sizes[self._rows], self._limits[self._rows]
         divided = [name for name, tensor in self._inputs.items() if tensor.shape[0] == self._rows]
-        return [
-            {name: value[start : start + step] if name in divided else value for name, value in inputs.items()}
-            for start in range(0, sizes[self._rows], step)
-        ]
+        parts: list[tuple[int, Tensors]] = []
+        for start in range(0, total, step):
+            first = min(start, total - least)
+            part = {name: value[first : start + step] if name in divided else value for name, value in inputs.items()}
+            parts.append((start - first, part))
+        return parts
 
     def _sizes(self, inputs: Tensors) -> dict[str, int]:
         """Sizes of the dynamic axes.
@@ -294,12 +286,19 @@ class TensorRTGraph:
     def _profile_limits(self) -> dict[str, tuple[int, int]]:
         """Smallest and largest size of every dynamic axis."""
         limits: dict[str, tuple[int, int]] = {}
-        for name, tensor in self._inputs.items():
+        dynamic = {
+            name: tensor for name, tensor in self._inputs.items() if any(isinstance(a, str) for a in tensor.shape)
+        }
+        for name, tensor in dynamic.items():
             low, _, high = self._engine.get_tensor_profile_shape(name, 0)
             for axis, least, most in zip(tensor.shape, low, high, strict=True):
                 if isinstance(axis, str):
                     limits[axis] = (int(least), int(most))
         return limits
+
+
+def _nothing() -> None:
+    """A shared profile needs no return."""
 
 
 def _row_axis(signature: GraphSignature) -> str | None:

@@ -68,11 +68,13 @@ class FeatureCache:
     Args:
         folder: Where; None keeps nothing beyond a call.
         limit_bytes: Bound of all files together; 0 keeps nothing.
+        bound: What says so to the user, for the warning that it is reached.
     """
 
-    def __init__(self, folder: Path | None, limit_bytes: int) -> None:
+    def __init__(self, folder: Path | None, limit_bytes: int, bound: str = "its bound") -> None:
         self._folder = folder if limit_bytes > 0 else None
         self._limit = limit_bytes
+        self._bound = bound
 
     @property
     def lasting(self) -> bool:
@@ -112,7 +114,8 @@ class FeatureCache:
         if not clips:
             raise InputError("no clips to encode")
         started = time.perf_counter()
-        rows = _Rows(None if self._folder is None else self._folder / digest(identity)[:32], self._make_room)
+        store = None if self._folder is None else self._folder / digest(identity)[:32]
+        rows = _Rows(store, self._make_room, f"these features are more than {self._bound}")
         names = [digest(clip.key)[:32] for clip in clips]
         try:
             missing = {
@@ -168,10 +171,11 @@ class _Rows:
     Args:
         folder: The store, or None.
         make_room: Makes room for a number of bytes in a store, as far as there is; returns the bytes that fit.
+        full: What to say where there is none.
     """
 
-    def __init__(self, folder: Path | None, make_room: Callable[[Path, int], int]) -> None:
-        self._folder, self._make_room = folder, make_room
+    def __init__(self, folder: Path | None, make_room: Callable[[Path, int], int], full: str) -> None:
+        self._folder, self._make_room, self._full = folder, make_room, full
         self._room = 0  # bytes that may be written before the next look
         self._writer: SegmentWriter | None = None
         self._storing = folder is not None
@@ -197,7 +201,7 @@ class _Rows:
             if self._writer is None:
                 self._writer = SegmentWriter(self._folder, *rows.shape[1:])
             if not self._has_room(rows.nbytes + _LINE_BYTES * len(keys)):
-                self._stop(f"{self._folder.parent}: full; raise data.cache_gb to keep all features on disk")
+                self._stop(f"{self._folder.parent}: {self._full}")
             elif self._writer.add(keys, rows):
                 self._unsafe = []
                 self._room = 0  # others may have written too

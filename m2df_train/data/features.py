@@ -142,7 +142,8 @@ def backbone_digest(backbone: Backbone) -> str:
 
 def feature_cache(recipe: Recipe) -> FeatureCache:
     """The user's cache of features; they have a quarter of `data.cache_gb`."""
-    return FeatureCache(cache_dir() / "features", int(recipe.data.cache_gb * _GIB / 4))
+    bound = f"a quarter of data.cache_gb, which is {recipe.data.cache_gb:g}"
+    return FeatureCache(cache_dir() / "features", int(recipe.data.cache_gb * _GIB / 4), bound)
 
 
 def frame_cache(recipe: Recipe) -> FrameCache | None:

@@ -23,6 +23,7 @@ _log = logging.getLogger(__name__)
 
 _SUFFIX = ".frames"
 _COUNTER = ".bytes"
+_DIGITS = 20  # of the counter at most
 _CLOCK_SECONDS = 1.0  # file times lag behind the clock, by a tick or by what a file server's is off
 _ABANDONED_SECONDS = 3600.0  # a temporary file this old was left by a process that was killed
 
@@ -108,8 +109,9 @@ class FrameCache:
     def _reserve(self, count: int) -> bool:
         """Count `count` bytes as used, after making room for them; False where there is none."""
         with self._counter() as counter:
-            used = int(counter.read() or b"0")
-            if used + count > self._limit:
+            written = counter.read(_DIGITS)
+            used = int(written) if written.isdigit() else None  # a new file, or a damaged one
+            if used is None or used + count > self._limit:
                 used = self._make_room(count)
             fits = used + count <= self._limit
             counter.seek(0)
@@ -126,7 +128,7 @@ class FrameCache:
             yield file
 
     def _make_room(self, count: int) -> int:
-        """Delete what nobody uses until `count` bytes fit; returns the bytes in use."""
+        """Count the bytes in use, and delete what nobody uses until `count` more fit; returns the bytes in use then."""
         files: list[tuple[float, int, Path]] = []
         for entry in os.scandir(self._folder):
             try:

@@ -31,6 +31,8 @@ class BundleScorer:
         InputError: The bundle lacks the precision, or a graph cannot be loaded.
     """
 
+    parts = 1
+
     def __init__(self, bundle: Bundle, backend: BackendName = "auto", precision: Precision | None = None) -> None:
         self.bundle = bundle
         self._towers = Session(bundle, backend=backend, precision=precision)
@@ -70,7 +72,11 @@ class BundleScorer:
         """See `EpisodeHead.batch_prototypes`; the graph takes one class at a time."""
         return np.stack([self.prototypes(f, p[None]) for f, p in zip(features, prompts, strict=True)])
 
-    def batch_match(self, features: Float, prompts: Float, prototypes: Float) -> Float:
+    def clip_parts(self, features: Float) -> Float:
+        """See `EpisodeHead.clip_parts`; the graph takes features alone."""
+        return features
+
+    def batch_match(self, parts: Float, prompts: Float, prototypes: Float) -> Float:
         """See `EpisodeHead.batch_match`; the graph takes one episode at a time."""
-        episodes = zip(features, prompts, prototypes, strict=True)
+        episodes = zip(parts, prompts, prototypes, strict=True)
         return np.stack([self.match(*episode).logits for episode in episodes])

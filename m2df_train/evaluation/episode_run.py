@@ -28,6 +28,7 @@ _EPISODES = 32
 # ... and queries per call, so that calls with 20 queries per class stay below 1 GB.
 _QUERIES = 256
 _CLIPS = 32  # clips per call where each is a support set of its own
+_PARTS_BYTES = 1 << 30  # what may be kept of all clips for their use as queries
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,7 @@ class _EpisodeRun:
 
     Where the head merges shots after encoding them, and wherever there is one shot, every clip's
     prototypes are computed once and episodes only average; elsewhere those of every support set are.
+    What of a query depends on it alone is computed once per clip too, unless that takes too much memory.
     """
 
     def __init__(
@@ -144,9 +146,12 @@ class _EpisodeRun:
         place = {name: position for position, name in enumerate(sampler.classes)}
         self._owner = np.array([place[label] for label in labels])  # (n,)
         self._of_clip: Float | None = None
+        self._parts: Float | None = None
+        chunks = [slice(first, first + _CLIPS) for first in range(0, len(features), _CLIPS)]
         if scorer.merges_after or sampler.shot == 1:
-            chunks = [range(first, min(first + _CLIPS, len(features))) for first in range(0, len(features), _CLIPS)]
             self._of_clip = np.concatenate(list(each(self._clip_prototypes, chunks)))  # (n, V, T, D)
+        if scorer.parts > 1 and scorer.parts * features.nbytes <= _PARTS_BYTES:
+            self._parts = np.concatenate(list(each(lambda part: scorer.clip_parts(features[part]), chunks)))
 
     def chunk(self, numbers: range) -> tuple[list[EpisodeIndices], Int]:
         """Some episodes and the answers [E, W, Q] to their queries."""
@@ -154,7 +159,7 @@ class _EpisodeRun:
         classes = np.stack([episode.classes for episode in episodes])  # (E, W)
         support = np.stack([episode.support for episode in episodes])  # (E, W, K)
         query = np.stack([episode.query for episode in episodes])  # (E, W, Q)
-        queries = self._features[query.reshape(len(query), -1)]  # (E, W * Q, T, D)
+        queries = self._queries(query.reshape(len(query), -1))
         logits = self._scorer.batch_match(queries, self._prompts[classes], self._prototypes(classes, support))
         if not np.isfinite(logits).all():
             raise CheckFailed(
@@ -162,6 +167,13 @@ class _EpisodeRun:
                 "a bundle: try --precision fp32, or export it again; a checkpoint: its training went wrong",
             )
         return episodes, logits.argmax(axis=2).reshape(query.shape)
+
+    def _queries(self, clips: Int) -> Float:
+        """Parts of the query clips [E, W * Q]."""
+        if self._parts is not None:
+            return self._parts[clips]
+        parts = self._scorer.clip_parts(self._features[clips.ravel()])
+        return parts.reshape(*clips.shape, *parts.shape[1:])
 
     def _prototypes(self, classes: Int, support: Int) -> Float:
         """Prototypes [E, W, V, T, D] of the classes [E, W] from the clips [E, W, K]."""
@@ -171,9 +183,8 @@ class _EpisodeRun:
         found = self._scorer.batch_prototypes(sets, self._prompts[classes.ravel()])
         return found.reshape(*classes.shape, *found.shape[1:])
 
-    def _clip_prototypes(self, clips: range) -> Float:
+    def _clip_prototypes(self, part: slice) -> Float:
         """Prototypes [n, V, T, D] of clips, each as the only one of its class."""
-        part = slice(clips.start, clips.stop)
         return self._scorer.batch_prototypes(self._features[part][:, None], self._prompts[self._owner[part]])
 
 

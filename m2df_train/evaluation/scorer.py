@@ -48,6 +48,11 @@ class EpisodeHead(Protocol):
         """Whether a class's prototypes are the mean over its clips of what each clip gives alone."""
         ...
 
+    @property
+    def parts(self) -> int:
+        """How many arrays of the features' shape `clip_parts` gives for a clip; 1 where it changes nothing."""
+        ...
+
     def parallel(self) -> AbstractContextManager[int]:
         """A block in which episodes run; gives the number of threads that should call the model in it."""
         ...
@@ -56,8 +61,18 @@ class EpisodeHead(Protocol):
         """Features [B, K, T, D] of B support sets of one class each, and the prompts [B, D], to [B, V, T, D]."""
         ...
 
-    def batch_match(self, features: Float, prompts: Float, prototypes: Float) -> Float:
-        """Logits [E, Q, C] of E episodes: queries [E, Q, T, D], prompts [E, C, D], prototypes [E, C, V, T, D]."""
+    def clip_parts(self, features: Float) -> Float:
+        """What of query clips [n, T, D] depends on each of them alone, [n, ...], in the form `batch_match` takes."""
+        ...
+
+    def batch_match(self, parts: Float, prompts: Float, prototypes: Float) -> Float:
+        """Logits [E, Q, C] of E episodes.
+
+        Args:
+            parts: Queries as `clip_parts` gives them, [E, Q, ...].
+            prompts: [E, C, D].
+            prototypes: [E, C, V, T, D].
+        """
         ...
 
 

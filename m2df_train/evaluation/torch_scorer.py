@@ -36,6 +36,7 @@ class HeadScorer:
         self.device = device
         self._head = deterministic_head(head.to(device).eval())
         self.merges_after = self._head.merges_after
+        self.parts = self._head.parts
 
     @torch.inference_mode()
     def prototypes(self, features: Float, prompt: Float) -> Float:
@@ -72,17 +73,22 @@ class HeadScorer:
         return self._array(vmap(one)(self._tensor(features), self._tensor(prompts)))
 
     @torch.inference_mode()
-    def batch_match(self, features: Float, prompts: Float, prototypes: Float) -> Float:
+    def clip_parts(self, features: Float) -> Float:
+        """See `EpisodeHead.clip_parts`."""
+        return self._array(self._head.clip_parts(self._tensor(features)))
+
+    @torch.inference_mode()
+    def batch_match(self, parts: Float, prompts: Float, prototypes: Float) -> Float:
         """See `EpisodeHead.batch_match`.
 
-        The head's own `match` runs over a further axis, which makes its products large: an episode of
-        512 features takes 12 ms of processor time instead of 20.
+        The head's own `match_parts` runs over a further axis, which makes its products large: a 5-way 5-shot
+        episode takes 8 ms of processor time with 512 features, 17 with 1,024.
         """
 
         def one(queries: Tensor, texts: Tensor, classes: Tensor) -> Tensor:
-            return self._head.match(queries, texts, classes).logits
+            return self._head.match_parts(queries, texts, classes).logits
 
-        return self._array(vmap(one)(self._tensor(features), self._tensor(prompts), self._tensor(prototypes)))
+        return self._array(vmap(one)(self._tensor(parts), self._tensor(prompts), self._tensor(prototypes)))
 
     def _tensor(self, array: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)

@@ -126,9 +126,13 @@ class FusionEncoder(nn.Module):
             FusionLayer(dim, heads, ffn_dim, attention_dropout, ffn_dropout) for _ in range(depth)
         )
 
-    def forward(self, queries: Tensor, memory: Tensor | None = None) -> Tensor:
-        """Fuse queries [B, N, D] with memory [B, M, D] (themselves when None) -> [B, N, D]."""
+    def forward(self, queries: Tensor, memory: Tensor | None = None, *, skip: int = 0) -> Tensor:
+        """Fuse queries [B, N, D] with memory [B, M, D] (themselves when None) -> [B, N, D].
+
+        The first ``skip`` tokens are left out of the result and not computed where nothing else needs them.
+        """
         x = queries
         for index, layer in enumerate(self.layers):
-            x = layer(x, memory if index == 0 and memory is not None else x)
+            source = memory if index == 0 and memory is not None else x
+            x = layer(x[:, skip:] if skip and index == len(self.layers) - 1 else x, source)
         return x

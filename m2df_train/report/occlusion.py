@@ -67,7 +67,9 @@ def _scores(scorer: EpisodeScorer, queries: Float, prompts: Float, prototypes: F
     """Logits [n, W] of queries [n, T, D]."""
     batches = [queries[i : i + _BATCH] for i in range(0, len(queries), _BATCH)]
     with scorer.parallel():
-        found = [scorer.batch_match(batch[None], prompts[None], prototypes[None])[0] for batch in batches]
+        found = [
+            scorer.batch_match(scorer.clip_parts(batch)[None], prompts[None], prototypes[None])[0] for batch in batches
+        ]
     return np.concatenate(found)
 
 

@@ -20,9 +20,13 @@ from torch import Tensor, nn
 
 from m2df_runtime.errors import EnvironmentMissing, first_line
 
+_log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 # Others wait while one process encodes a data set or validates.
 _PATIENCE = timedelta(days=7)
+# Where launchers say how many processes they started: torchrun, then those of MPI.
+_LAUNCHED = ["WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"]
 _PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
@@ -45,9 +49,15 @@ class Processes:
     def __init__(self, precision: Literal["fp32", "bf16", "fp16"] = "fp32") -> None:
         from accelerate import Accelerator, InitProcessGroupKwargs
         from accelerate.state import AcceleratorState
+        from accelerate.utils import get_int_from_env
 
         AcceleratorState._reset_state()  # a second run in this process may have another precision
-        launched = int(os.environ.get("WORLD_SIZE", "1"))
+        launched = get_int_from_env(_LAUNCHED, 0)
+        if not launched and "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ:
+            _log.warning(
+                "accelerate launch started one process alone, as it does on CPUs without MPI (--mpirun_hostfile); "
+                "torchrun --nproc_per_node N -m m2df_train.cli starts N"
+            )
         try:
             self._accelerator = Accelerator(
                 mixed_precision=_PRECISIONS[precision],
@@ -62,7 +72,7 @@ class Processes:
         self.index: int = self._accelerator.process_index
         self.count: int = self._accelerator.num_processes
         self.on_machine = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        if self.count != launched:
+        if self.count != max(launched, 1):
             raise EnvironmentMissing(f"{launched} processes were started and {self.count} found each other")
         if not self.is_main:
             logging.disable(logging.WARNING)  # the main process says the same

@@ -30,6 +30,7 @@ from m2df_train.data.synthetic import split_actions
 from m2df_train.data.workers import worker_count
 from m2df_train.model.backbone import Backbone, load_backbone
 from m2df_train.model.heads import build_head
+from m2df_train.places import model_name, weights_name
 from m2df_train.progress import Progress, Silent
 from m2df_train.recipe import Recipe, dump_recipe
 from m2df_train.training.contrastive import train_contrastive
@@ -96,6 +97,7 @@ class _Run:
         with processes.main_first():  # it downloads, the others find the file
             torch.manual_seed(recipe.seed)
             backbone = load_backbone(recipe.model, recipe.pretrained).to(processes.device)
+        backbone.name = model_name(recipe.model)  # as it goes with the weights
         _check_fit(backbone, recipe)
         if processes.is_main:
             atomic_write(self._folder / "recipe.yaml", dump_recipe(recipe).encode())
@@ -193,12 +195,13 @@ class _Run:
 
     def _save(self, model: TrainedModel, name: str) -> None:
         recipe = self._recipe
+        shared = _shared(recipe)
         source = SourceInfo(
-            model=recipe.model,
-            pretrained=recipe.pretrained,
+            model=shared["model"],
+            pretrained=shared["pretrained"],
             recipe=recipe.name,
             seed=recipe.seed,
-            training={"recipe": _shared(recipe)},
+            training={"recipe": shared},
         )
         checkpoint = Checkpoint(
             model.tuned.plain(), model.head, recipe.clip.deployed, recipe.prompt, self._texts(), source
@@ -242,6 +245,8 @@ def _shared(recipe: Recipe) -> dict[str, Any]:
     values = recipe.model_dump(mode="json", exclude={"data": {"root", "split_files"}})
     if values["data"]["labels"] not in get_args(Spelling):
         del values["data"]["labels"]
+    values["model"] = model_name(recipe.model)
+    values["pretrained"] = recipe.pretrained and weights_name(recipe.pretrained)
     return values
 
 

@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +14,14 @@ import pytest
 import torch
 
 from m2df_runtime.bundle import Bundle
+from m2df_runtime.errors import InputError
 from m2df_runtime.session import Session
 
 ROOT = Path(__file__).parents[2]
 
 
-def export(cwd, *args):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+def export(cwd, *args, path=ROOT):
+    environment = {**os.environ, "PYTHONPATH": f"{path}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "m2df_export.cli", *map(str, args)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
 
@@ -48,8 +52,8 @@ def test_result_is_one_json_object(project):
     record = json.loads(project[1].stdout)
     assert record["bundle"] == os.path.join("bundles", "first")
     assert record["verified"] is True
-    assert len(record["files"]) == 12
-    assert set(record["parity"]) == {"fp32", "fp16", "int8"}
+    assert len(record["files"]) == 16
+    assert set(record["parity"]) == {"fp32", "fp16", "int8", "int8-static"}
     assert all(parity["passed"] for parity in record["parity"].values())
 
 
@@ -62,15 +66,18 @@ def test_manifest_describes_the_model(opened, model):
     assert manifest.name == "first"
     assert (manifest.head.name, manifest.views, manifest.dim, manifest.clip.frames) == ("clip-fsar", 1, 64, 2)
     assert manifest.merges_after  # prototype.merge: after, the default
-    assert manifest.precisions == ("fp32", "fp16", "int8")
+    assert manifest.precisions == ("fp32", "fp16", "int8", "int8-static")
     assert manifest.source.checkpoint_sha256 is not None
     assert manifest.versions["torch"].startswith(torch.__version__.partition("+")[0])
     assert manifest.graphs["query"].files["int8"] == manifest.graphs["query"].files["fp32"]
+    assert manifest.graphs["text"].files["int8-static"] == manifest.graphs["text"].files["int8"]
     assert manifest.parity["int8"].cpu_ms > 0
     assert manifest.parity["fp32"].top1_agreement == 1.0
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("fp16", 5e-3), ("int8", 0.15)])
+@pytest.mark.parametrize(
+    ("precision", "tolerance"), [("fp32", 1e-4), ("fp16", 5e-3), ("int8", 0.15), ("int8-static", 0.15)]
+)
 def test_bundle_runs_as_the_model_does(project, opened, model, precision, tolerance):
     source = model("clip-fsar", frames=2)
     session = Session(opened, backend="cpu", precision=precision)
@@ -120,6 +127,71 @@ def test_precision_beyond_its_gate_exits_1_and_leaves_the_old_bundle(project, mo
 
 
 @pytest.mark.slow
+def test_export_that_has_company_and_is_killed_leaves_the_old_bundle(project):
+    """SIGKILL in the middle of an export into a bundle that exists; meanwhile a second export is told to wait."""
+    from m2df_export.package import replacing
+    from m2df_runtime.files import exclusive
+
+    bundle = project[0] / "bundles" / "first"
+    before = contents(bundle)
+    arguments = ("--checkpoint", "runs/first", "--out", "bundles/first", "--no-verify")
+    command = [sys.executable, "-m", "m2df_export.cli", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, cwd=project[0], env=environment, stderr=subprocess.DEVNULL) as running:
+        while not list(bundle.parent.glob(".first.*.tmp")):
+            assert running.poll() is None, "ended too early"
+            time.sleep(0.05)
+        running.send_signal(signal.SIGSTOP)  # it holds the lock for as long as the second one needs
+        second = export(project[0], *arguments)
+        running.kill()
+    assert running.returncode == -signal.SIGKILL
+    assert second.returncode == 2
+    *_, line = second.stderr.splitlines()
+    assert line.startswith("error: ") and line.endswith(
+        "another process is writing it (wait for it, or choose another place)"
+    )
+    assert "Traceback" not in second.stderr
+    assert contents(bundle) == before
+    Session(Bundle.open(bundle), backend="cpu", threads=1).encode_texts(["a photo of jump"])
+    # The next export is not in the way of what the killed one left, and removes it.
+    with exclusive(bundle), replacing(bundle) as folder:
+        for path in bundle.iterdir():
+            shutil.copy(path, folder)
+    assert contents(bundle) == before
+    assert sorted(path.name for path in bundle.parent.iterdir()) == ["first", "first.zip"]
+
+
+@pytest.mark.slow
+def test_export_to_a_full_disk_names_the_bundle_and_leaves_the_old_one(project, tmp_path):
+    """Files beyond 100 kB cannot be written in that process, which the graph of the image tower is."""
+    bundle = project[0] / "bundles" / "first"
+    before = contents(bundle)
+    limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+    (tmp_path / "sitecustomize.py").write_text(limit)
+    arguments = ("--checkpoint", "runs/first", "--out", "bundles/first", "--no-verify")
+    done = export(project[0], *arguments, path=tmp_path)
+    assert done.returncode == 2
+    *_, line = done.stderr.splitlines()
+    assert line == f"error: {bundle}: File too large"
+    assert contents(bundle) == before
+    assert sorted(path.name for path in bundle.parent.iterdir()) == ["first", "first.zip"]
+
+
+def test_checkpoint_of_a_head_that_m2df_does_not_have_is_refused_by_name(model, tmp_path):
+    from m2df_train.checkpoint import load_checkpoint
+
+    _save(model("clip-fsar", frames=2), tmp_path / "run")
+    path = tmp_path / "run" / "best.safetensors"
+    path.write_bytes(path.read_bytes().replace(b"clip-fsar", b"protonets", 1))
+    with pytest.raises(InputError, match=r"best\.safetensors: checkpoint header: head: .*'clip-fsar'"):
+        load_checkpoint(tmp_path / "run")
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.slow
 def test_verify_finds_the_bundle_true_to_its_run(project):
     """Every precision against PyTorch, on generated clips."""
     arguments = ("bundles/first", "--against", "runs/first", "--backend", "cpu", "--episodes", 20, "--json")
@@ -128,7 +200,7 @@ def test_verify_finds_the_bundle_true_to_its_run(project):
     found = {result["precision"]: {stage["stage"]: stage for stage in result["stages"]} for result in results}
     assert verdict["reference"].startswith("PyTorch")
     assert (verdict["clips"], verdict["source"]) == (40, "generated actions")
-    assert set(found) == {"fp32", "fp16", "int8"}
+    assert set(found) == {"fp32", "fp16", "int8", "int8-static"}
     # Random weights may flip an answer on coarser numbers, which fails the episodes; the numbers are sound.
     assert all(stage["problem"] is None for stages in found.values() for stage in stages.values())
     assert next(result for result in results if result["precision"] == "fp32")["status"] == "passed"
@@ -196,6 +268,9 @@ def test_sampling_prompt_selector_is_made_deterministic(model, caplog):
         (["--model", "ViT-B-16-SigLIP"], 2, ["CLIP's BPE with context 77"]),
         (["--model", "m2df-tiny", "--out", "."], 2, ["not a bundle"]),
         (["stray.pt"], 2, ["stray.pt", "options"]),
+        (["--opset", "15"], 2, ["--opset", "15", "16"]),
+        (["--model", "m2df-tiny", "--head", "protonet"], 2, ["--head", "protonet", "training-free"]),
+        (["--batch", "4,2,8"], 2, ["--batch", "sizes must rise"]),
     ],
 )
 def test_wrong_use_is_one_line_that_says_what_to_do(tmp_path, args, code, words):

@@ -93,6 +93,14 @@ def test_convolutional_towers_export_without_batch_norm(model, tmp_path, name):
     _assert_equal_for_any_size(spec, path, examples=3)
 
 
+def test_weights_of_the_head_stand_as_products_take_them(exported):
+    graph = onnx.load(exported[0] / "query.onnx").graph
+    matrices = {tensor.name for tensor in graph.initializer if len(tensor.dims) > 1 and np.prod(tensor.dims) >= 64 * 64}
+    readers = {node.op_type for node in graph.node if matrices & set(node.input)}
+    assert matrices
+    assert readers <= {"MatMul", "Gemm"}  # no transposition at every run, and nothing half precision would miss
+
+
 def test_file_is_stamped_and_tells_nothing_about_the_machine(exported):
     path = exported[0] / "query.onnx"
     model = onnx.load(path)

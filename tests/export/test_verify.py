@@ -78,9 +78,9 @@ def drop_normalisation(graph):
 
 
 def quantise_otam(graph):
-    """Frame costs of OTAM pass through 8 bits: what the rows of its table are cut from, in units of its softness."""
-    sliced = [node.input[0] for node in graph.node if node.op_type == "Slice"]
-    costs = next(name for name in sliced if maker(graph, name).op_type == "Div")
+    """Frame costs of OTAM pass through 8 bits: what the columns of its table are cut from, in units of its softness."""
+    makers = {name: node.op_type for node in graph.node for name in node.output}
+    costs = next(node.input[0] for node in graph.node if node.op_type == "Slice" and makers.get(node.input[0]) == "Div")
     at = next(place for place, node in enumerate(graph.node) if costs in node.output)
     for node in graph.node[at + 1 :]:
         node.input[:] = ["coarse" if name == costs else name for name in node.input]
@@ -206,6 +206,7 @@ def test_gates_are_those_of_the_coarser_side():
     assert gates_of("cpu", "fp32", "fp32") == GATES["fp32"]
     assert gates_of("cpu", "fp32", "fp16") == gates_of("cuda", "fp16", "fp32") == GATES["fp16"]
     assert gates_of("openvino", "int8", "fp32") == GATES["int8"]
+    assert gates_of("openvino", "int8-static", "int8") == GATES["int8-static"]
 
 
 def copied(good, tmp_path) -> Path:

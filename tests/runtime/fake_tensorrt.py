@@ -11,6 +11,9 @@ from __future__ import annotations
 import ctypes
 import enum
 import json
+import os
+import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -174,6 +177,7 @@ def fake_tensorrt(version: str, *, driver: bool = True, refuses: str | None = No
 
         def add_optimization_profile(self, profile):
             self._profiles.append(profile)
+            return len(self._profiles) - 1
 
         def create_timing_cache(self, data):
             return Cache(bytes(data))
@@ -205,6 +209,7 @@ def fake_tensorrt(version: str, *, driver: bool = True, refuses: str | None = No
             if refuses and refuses.encode() in network._model:
                 self._logger.log(Severity.ERROR, "could not find any implementation for node")
                 return None
+            time.sleep(float(os.environ.get("FAKE_SECONDS", "0")))
             module.built.append((network, config))
             shapes = [profile._shapes for profile in config._profiles]
             return Memory(json.dumps(shapes).encode() + b"\n" + network._model)
@@ -226,18 +231,38 @@ def fake_tensorrt(version: str, *, driver: bool = True, refuses: str | None = No
             self._profile = index
             return True
 
+        def _refuses(self, call):
+            if self._engine._refused == call:
+                self._engine._logger.log(Severity.ERROR, f"{call} says no")
+                return True
+            return False
+
         def set_input_shape(self, name, shape):
+            low, _, high = self._engine._profiles[self._profile].get(name, [shape] * 3)
+            fits = len(shape) == len(low) and all(a <= b <= c for a, b, c in zip(low, shape, high, strict=True))
             self._shapes[name] = tuple(shape)
-            return True
+            return fits and not self._refuses("set_input_shape")
 
         def set_tensor_address(self, name, address):
+            assert type(address) is int
             self._addresses[name] = address
-            return True
+            return not self._refuses("set_tensor_address")
 
         def get_tensor_shape(self, name):
             return self._results[name].shape
 
         def execute_async_v3(self, stream):
+            assert type(stream) is int
+            if self._refuses("execute_async_v3"):
+                return False
+            recording = getattr(sys.modules.get("fake_cuda"), "recording", None)
+            if recording is None:
+                self._compute()
+            else:
+                recording.append(self._compute)
+            return True
+
+        def _compute(self):
             session = self._engine._session
             inputs = {
                 item.name: host_array(self._addresses[item.name], self._shapes[item.name], DTYPES[item.type])
@@ -248,12 +273,12 @@ def fake_tensorrt(version: str, *, driver: bool = True, refuses: str | None = No
             for name, value in self._results.items():
                 host_array(self._addresses[name], value.shape, value.dtype)[...] = value
             self._runs += 1
-            return True
 
     class Engine(Checked):
         api = "ICudaEngine"
 
-        def __init__(self, plan):
+        def __init__(self, plan, logger):
+            self._logger, self._refused, self._full = logger, None, False
             head, _, model = bytes(plan).partition(b"\n")
             self._profiles = json.loads(head)
             self._session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
@@ -274,6 +299,8 @@ def fake_tensorrt(version: str, *, driver: bool = True, refuses: str | None = No
             return self._profiles[profile][name]
 
         def create_execution_context(self):
+            if self._full:
+                return None
             self._contexts.append(Context(self))
             return self._contexts[-1]
 
@@ -290,7 +317,7 @@ def fake_tensorrt(version: str, *, driver: bool = True, refuses: str | None = No
 
         def deserialize_cuda_engine(self, plan):
             try:
-                engine = Engine(plan)
+                engine = Engine(plan, self._logger)
             except ValueError:
                 self._logger.log(Severity.ERROR, "Serialization assertion stdVersionRead == kVERSION failed")
                 return None

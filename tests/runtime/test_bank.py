@@ -226,11 +226,11 @@ def test_folders_without_a_class_are_errors_that_name_them(tmp_path: Path, sessi
     clip = write_clip(tmp_path / "clips" / "a.mp4")
     with pytest.raises(InputError, match="is a file"):
         update(clip, session)
-    with pytest.raises(InputError, match="1 clip directly in the support folder") as caught:
+    with pytest.raises(InputError, match="clips: 1 clip directly in it, no class folders") as caught:
         update(tmp_path / "clips", session)
     assert "one sub-folder per class" in str(caught.value)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="the support folder is empty"):
+    with pytest.raises(InputError, match="the folder is empty"):
         update(tmp_path / "empty", session)
     (tmp_path / "empty" / "jump").mkdir()
     with pytest.raises(InputError, match="none of its class folders holds a clip: jump"):

@@ -26,7 +26,7 @@ def test_demo_bundle_gives_what_onnx_runtime_does() -> None:
     paths = sorted(demo_queries().iterdir())
     clips = np.stack([load_clip(open_source(path), bundle.manifest.clip) for path in paths])
     features, prompts = other.encode_clips(clips), other.encode_texts([path.stem for path in paths])
-    close(ours.encode_clips(clips), features, 2e-3)
+    close(ours.encode_clips(clips), features, 4e-3)  # fp16 values, rounded elsewhere by each engine
     close(ours.encode_texts([path.stem for path in paths]), prompts, 2e-3)
     prototypes = np.stack([other.prototypes(features[:2], prompt[None]) for prompt in prompts])
     close(np.stack([ours.prototypes(features[:2], prompt[None]) for prompt in prompts]), prototypes, 1e-3)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny_bundle import DIM, FRAMES, LOGIT_SCALE, SIZE, VIEWS
 
-from m2df_runtime.bundle import Bundle, Precision, PrecisionParity
+from m2df_runtime.bundle import PRECISIONS, Bundle, Precision, PrecisionParity
 from m2df_runtime.errors import CheckFailed, EnvironmentMissing, InputError
 from m2df_runtime.session import Session, default_precision, probe_backend
 
@@ -91,18 +91,21 @@ def test_numbers_that_are_not_finite_fail_the_check(session: Session) -> None:
         ("cpu", {}, "fp32"),
         ("openvino", {"fp32": 100.0, "fp16": 90.0, "int8": 40.0}, "fp32"),
         ("openvino", {"fp16": 90.0, "int8": 40.0}, "fp16"),
+        ("openvino", {"fp32": 100.0, "int8": 40.0, "int8-static": 60.0}, "int8-static"),
+        ("cpu", {"fp32": 100.0, "int8": 40.0, "int8-static": 60.0}, "int8"),
+        ("cpu", {"fp32": 100.0, "int8": 90.0, "int8-static": 60.0}, "int8-static"),
+        ("cuda", {"fp32": 100.0, "int8-static": 60.0}, "fp32"),
     ],
 )
 def test_default_precision_suits_the_backend(
     tiny_bundle: Path, backend: str, milliseconds: dict[Precision, float], expected: Precision
 ) -> None:
     manifest = Bundle.open(tiny_bundle).manifest
-    precisions: tuple[Precision, ...] = ("fp32", "fp16", "int8")
     graphs = {
-        name: info.model_copy(update={"files": dict.fromkeys(precisions, info.files["fp32"])})
+        name: info.model_copy(update={"files": dict.fromkeys(PRECISIONS, info.files["fp32"])})
         for name, info in manifest.graphs.items()
     }
-    parity = {p: PrecisionParity(passed=p in milliseconds, cpu_ms=milliseconds.get(p, 1.0)) for p in precisions}
+    parity = {p: PrecisionParity(passed=p in milliseconds, cpu_ms=milliseconds.get(p, 1.0)) for p in PRECISIONS}
     manifest = manifest.model_copy(update={"graphs": graphs, "parity": parity})
     assert default_precision(Bundle(tiny_bundle, manifest, None), backend) == expected
 

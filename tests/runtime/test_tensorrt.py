@@ -22,7 +22,7 @@ from m2df_runtime.backends import tensorrt as backend
 from m2df_runtime.backends.engine_files import EngineIndex, EngineRecord, EngineUnusable, Machine
 from m2df_runtime.backends.onnxruntime import BoundGraph, OnnxRuntimeBackend
 from m2df_runtime.backends.tensorrt import MessageLog, TensorRT, TensorRTBackend
-from m2df_runtime.bundle import Bundle, sha256_bytes
+from m2df_runtime.bundle import Bundle, demo_bundle, sha256_bytes
 from m2df_runtime.errors import EnvironmentMissing, InputError
 from m2df_runtime.session import Session
 
@@ -30,26 +30,33 @@ ROOT = Path(__file__).parents[2]
 LARGEST = {"N": 2 * FRAMES, "Q": 2, "C": 7, "K": 3, "P": 4}
 
 
-def plan_of(name, profiles=1):
+def plan_of(name, profiles=1, smallest=None):
     """What the stand-in calls a plan: the profile's shapes and the ONNX file."""
     from tiny_bundle import SIGNATURES
 
+    least = {**dict.fromkeys(LARGEST, 1), **(smallest or {})}
     shapes = {}
     for tensor, _, shape in SIGNATURES[name][0]:
-        shapes[tensor] = [[LARGEST[a] if isinstance(a, str) and top else (1 if isinstance(a, str) else a)
-                           for a in shape] for top in (False, False, True)]  # fmt: skip
+        if not any(isinstance(axis, str) for axis in shape):
+            continue  # has no place in a profile
+        shapes[tensor] = [[sizes[a] if isinstance(a, str) else a for a in shape] for sizes in (least, least, LARGEST)]
     return json.dumps([shapes] * profiles).encode() + b"\n" + graph_bytes(name)
 
 
 def write_engines(
-    bundle, version="11.4.0.106", capability=(9, 0), profiles=1, graphs=("visual", "text", "support", "query")
+    bundle,
+    version="11.4.0.106",
+    capability=(9, 0),
+    profiles=1,
+    graphs=("visual", "text", "support", "query"),
+    smallest=None,
 ):
     records = {}
     index = EngineIndex(Machine("NVIDIA Fake", capability, version), "fp32")
     folder = bundle.path / "engines" / index.folder_name
     folder.mkdir(parents=True, exist_ok=True)
     for name in graphs:
-        plan = plan_of(name, profiles)
+        plan = plan_of(name, profiles, smallest)
         (folder / f"{name}.engine").write_bytes(plan)
         source = bundle.graph_file(name, "fp32").sha256
         records[name] = EngineRecord(sha256_bytes(plan), len(plan), source, {}, 1.0)
@@ -109,6 +116,19 @@ def test_more_clips_than_the_profile_run_in_parts(tensorrt, bundle):
     np.testing.assert_array_equal(resident, features)
 
 
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 7, 9])
+def test_rest_smaller_than_the_profile_is_run_with_rows_of_the_part_before(tensorrt, bundle, monkeypatch, count):
+    """The profile takes 2 to 3 clips, so 4 are 3 and then the last 2, of which one was there already."""
+    tensorrt()
+    monkeypatch.setitem(LARGEST, "N", 3 * FRAMES)
+    write_engines(bundle, smallest={"N": 2 * FRAMES})
+    session, reference = Session(bundle, backend="tensorrt"), Session(bundle, backend="cpu")
+    pixels = clips(count)
+    np.testing.assert_array_equal(session.encode_clips(pixels), reference.encode_clips(pixels))
+    with pytest.raises(InputError, match=r"N = 4, the engine was built for 8 to 12 \(.* --batch MIN,OPT,MAX"):
+        session.encode_clips(clips(1))
+
+
 def test_axis_that_cannot_be_split_is_an_error_that_says_how_to_build(tensorrt, bundle):
     tensorrt()
     session = Session(bundle, backend="tensorrt")
@@ -156,6 +176,53 @@ def test_shape_that_keeps_coming_becomes_a_cuda_graph_with_its_own_context(tenso
     assert (eager._runs, first._runs, second._runs) == (6, 4, 4)  # warm-up, then three launches of each
 
 
+def test_new_class_sets_are_recorded_however_many_came_before(tensorrt, bundle):
+    """Every set is resident at addresses of its own; the one that was not used for longest makes room."""
+    module, _, recorded = tensorrt()
+    session, reference = Session(bundle, backend="tensorrt"), Session(bundle, backend="cpu")
+    features = reference.encode_clips(clips(1))
+    kept = []
+    for size in range(1, 8):
+        prompts, prototypes = classes(size)
+        kept.append((session.resident(prompts), session.resident(prototypes)))
+        expected = reference.match(features, prompts, prototypes)
+        for _ in range(5):
+            np.testing.assert_allclose(session.match(features, *kept[-1]).logits, expected.logits, rtol=1e-5)
+        assert len(recorded) == size
+    query = module.engines[1]
+    assert sum(context._runs for context in query._contexts) == 7 * (5 + 1)  # one warm-up each
+
+
+def test_full_gpu_costs_the_cuda_graph_and_not_the_answer(tensorrt, bundle):
+    module, _, recorded = tensorrt()
+    session, reference = Session(bundle, backend="tensorrt"), Session(bundle, backend="cpu")
+    session.encode_clips(clips(1))
+    module.engines[0]._full = True
+    for seed in range(5):
+        np.testing.assert_array_equal(session.encode_clips(clips(1, seed)), reference.encode_clips(clips(1, seed)))
+    assert recorded == []
+
+
+@pytest.mark.parametrize("call", ["set_input_shape", "set_tensor_address", "execute_async_v3"])
+def test_call_that_tensorrt_refuses_is_an_error_with_its_reason(tensorrt, bundle, call):
+    """These return False and do not raise."""
+    module, _, _ = tensorrt()
+    session = Session(bundle, backend="tensorrt")
+    module.engines[0]._refused = call
+    with pytest.raises(InputError, match=f"visual.*{call} says no"):
+        session.encode_clips(clips(1))
+
+
+def test_tensor_of_another_type_on_the_device_is_refused(tensorrt, bundle):
+    """Its bytes would be read as another type's."""
+    tensorrt()
+    session = Session(bundle, backend="tensorrt")
+    prompts, prototypes = classes(2)
+    kept = session.resident(prompts.astype(np.float64)), session.resident(prototypes)
+    with pytest.raises(InputError, match="prompts is float64 on the device, the graph takes float32"):
+        session.match(np.zeros((1, FRAMES, DIM), np.float32), *kept)
+
+
 def test_cuda_graphs_can_be_turned_off(tensorrt, bundle, monkeypatch):
     module, _, recorded = tensorrt()
     monkeypatch.setenv("M2DF_CUDA_GRAPHS", "0")
@@ -194,15 +261,35 @@ def test_threads_have_streams_and_contexts_of_their_own(tensorrt, bundle):
 
 
 def test_version_8_5_gives_the_recorded_context_the_second_profile(tensorrt, bundle_copy):
+    """There is no third profile: another shape that keeps coming takes the place of the first."""
     module, _, recorded = tensorrt("8.5.3.1")
     bundle = Bundle.open(bundle_copy)
     write_engines(bundle, "8.5.3.1", profiles=2)
+    session, reference = Session(bundle, backend="tensorrt"), Session(bundle, backend="cpu")
+    for count in (1, 2):
+        for seed in range(5):
+            np.testing.assert_array_equal(
+                session.encode_clips(clips(count, seed)), reference.encode_clips(clips(count, seed))
+            )
+    assert [context._profile for context in module.engines[0]._contexts] == [0, 1, 1]
+    assert len(recorded) == 2
+
+
+def test_version_8_5_serves_a_thread_when_the_one_before_it_has_ended(tensorrt, bundle_copy):
+    """Two profiles make two threads at once, each without a CUDA graph; a third has to wait for one to end."""
+    tensorrt("8.5.3.1")
+    bundle = Bundle.open(bundle_copy)
+    write_engines(bundle, "8.5.3.1", profiles=2)
     session = Session(bundle, backend="tensorrt")
-    for seed in range(6):
-        session.encode_clips(clips(1, seed))
-        session.encode_clips(clips(2, seed))  # no third profile: stays without
-    assert [context._profile for context in module.engines[0]._contexts] == [0, 1]
-    assert len(recorded) == 1
+    expected = session.encode_clips(clips(1))
+    found = []
+    for _ in range(3):
+        thread = threading.Thread(target=lambda: found.append(session.encode_clips(clips(1))))
+        thread.start()
+        thread.join()
+    assert len(found) == 3
+    for features in found:
+        np.testing.assert_array_equal(features, expected)
 
 
 def test_auto_says_why_it_does_not_take_stale_engines(tensorrt, bundle_copy, caplog):
@@ -289,6 +376,40 @@ def test_backend_needs_no_opencv_pydantic_or_onnxruntime():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+WITHOUT_OPENCV = """
+import sys
+sys.modules["cv2"] = None  # importing it fails, as it does on the numpy that TensorRT 8.5 needs
+import numpy as np
+import m2df_runtime.backends.tensorrt, m2df_runtime.bank, m2df_runtime.cli, m2df_runtime.matcher
+from m2df_runtime.bundle import Bundle, demo_bundle
+from m2df_runtime.session import Session
+
+session = Session(Bundle.open(demo_bundle()), backend="cpu", threads=1)
+clip = session.bundle.manifest.clip
+size = (3, clip.frames, clip.size, clip.size, 3)
+features = session.encode_clips(np.random.default_rng(0).integers(0, 256, size).astype(np.uint8))
+prompts = session.encode_texts(["run", "jump"])
+prototypes = np.stack([session.prototypes(features[i : i + 1], prompts[i : i + 1]) for i in range(2)])
+print(session.match(features, prompts, prototypes).logits.argmax(axis=1).tolist()[:2])
+"""
+
+
+def test_bundle_runs_on_arrays_without_opencv():
+    done = subprocess.run([sys.executable, "-c", WITHOUT_OPENCV], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "[0, 1]\n"), done.stderr  # a clip is most like itself
+
+
+def test_frames_go_from_8_bits_straight_to_floats():
+    """TensorRT 8.5 takes uint8 as a network's input for a conversion to floats alone (`DataType::kUINT8`)."""
+    import onnx
+
+    bundle = Bundle.open(demo_bundle())
+    model = onnx.load_from_string(bundle.read(bundle.graph_file("visual", "fp16")))
+    (first,) = [node for node in model.graph.node if "frames" in node.input]
+    assert first.op_type == "Cast"
+    assert first.attribute[0].i in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
 
 
 def test_io_binding_hands_tensors_on_without_a_copy(tiny_bundle):

@@ -19,14 +19,16 @@ ROOT = Path(__file__).parents[2]
 FILES = (
     "m2df_runtime/backends/tensorrt.py",
     "m2df_runtime/backends/tensorrt_graph.py",
+    "m2df_runtime/backends/tensorrt_lane.py",
     "m2df_export/tensorrt_network.py",
 )
 # What our code calls an object, and its class.
 OBJECTS = {
     "builder": "Builder", "network": "INetworkDefinition", "parser": "OnnxParser", "config": "IBuilderConfig",
     "profile": "IOptimizationProfile", "context": "IExecutionContext", "engine": "ICudaEngine",
-    "_engine": "ICudaEngine", "loaded": "ICudaEngine", "runtime": "Runtime", "_runtime": "Runtime",
-    "layer": "ILayer", "output": "ITensor", "preview": "PreviewFeature", "sources": "TacticSource",
+    "_engine": "ICudaEngine", "raw": "IExecutionContext", "loaded": "ICudaEngine",
+    "runtime": "Runtime", "_runtime": "Runtime", "layer": "ILayer", "output": "ITensor",
+    "preview": "PreviewFeature", "sources": "TacticSource",
     "flags": "NetworkDefinitionCreationFlag", "cache": "ITimingCache",
 }  # fmt: skip
 # Results of calls that are used at once.
@@ -76,6 +78,8 @@ def _names(node: ast.Attribute) -> set[str]:
     if isinstance(owner, ast.Call) and isinstance(owner.func, ast.Attribute) and owner.func.attr in CALLS:
         return {f"{CALLS[owner.func.attr]}.{node.attr}"}
     last = owner.attr if isinstance(owner, ast.Attribute) else owner.id if isinstance(owner, ast.Name) else ""
+    if node.attr == "raw":  # our own class's attribute, which is the context itself
+        return set()
     if last in ("module", "trt") and node.attr in TABLE["names"]:
         return {node.attr}
     if last in TABLE["names"]:  # an enum's member, or a class's name

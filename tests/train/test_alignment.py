@@ -113,6 +113,14 @@ def test_gradient_of_view_distances_equals_finite_differences(options):
     assert torch.autograd.gradcheck(lambda q, p: view_distances(q, p, **options), (query, prototypes))
 
 
+def test_a_zero_frame_is_like_nothing_and_leaves_the_gradient_finite():
+    x, y = torch.zeros(1, 3, requires_grad=True), torch.ones(2, 3)
+    found = cosine(x, y)
+    found.sum().backward()
+    assert torch.equal(found, torch.zeros(1, 2))
+    assert torch.isfinite(x.grad).all()
+
+
 def test_softmin_is_finite_for_far_values():
     a, b = torch.tensor([1e4, 0.0, -1e4]), torch.tensor([0.0, 0.0, 1e4])
     torch.testing.assert_close(softmin(a, b), torch.tensor([0.0, -math.log(2), -1e4]))

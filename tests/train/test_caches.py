@@ -234,14 +234,14 @@ def test_identities_not_used_for_longest_give_way(clips, tmp_path, expected):
 @pytest.mark.parametrize("bound", [100, 500, 3000])
 def test_more_than_the_bound_stays_in_memory(clips, tmp_path, expected, caplog, bound):
     found = folder_clips(clips)[0]
-    cache = FeatureCache(tmp_path / "cache", bound)
+    cache = FeatureCache(tmp_path / "cache", bound, "what is bearable")
     for _ in range(2):
         caplog.clear()
         with caplog.at_level(logging.WARNING, "m2df_train"):
             encoded = cache.encode(encoder, "model", found, LOADER, views=VIEWS, workers=0, batch=1)
         np.testing.assert_array_equal(encoded.values, expected)
         (record,) = caplog.records
-        assert "full; raise data.cache_gb" in record.getMessage()
+        assert "cache: these features are more than what is bearable; the others stay" in record.getMessage()
         assert bound - 140 < size_of(tmp_path / "cache") <= bound  # a row and its line take 132 bytes
 
 
@@ -361,6 +361,22 @@ def test_frames_keep_to_the_bound(tmp_path):
     for key in ("1", "10", "11"):
         new.frames(key, "r", never)
     assert len(list(folder.glob("*.frames"))) == 3 and not left.exists()
+
+
+@pytest.mark.parametrize("written", [b"", b"12x", b"-5", b"\0\0\0", b"9" * 5000])
+def test_a_damaged_count_of_the_frames_is_made_again(tmp_path, written):
+    FrameCache(tmp_path / "one", 1 << 30).frames("a", "r", lambda: stored(1))
+    (one,) = (file.stat().st_size for file in (tmp_path / "one").glob("*.frames"))
+    cache = FrameCache(tmp_path / "cache", 3 * one)
+    for seed in range(2):
+        cache.frames(str(seed), "r", lambda seed=seed: stored(seed))
+    (counter,) = (file for file in (tmp_path / "cache").iterdir() if file.suffix != ".frames")
+    counter.write_bytes(written)
+    for seed in range(2, 5):
+        assert_same(cache.frames(str(seed), "r", lambda seed=seed: stored(seed)), stored(seed))
+    for seed in range(3):
+        cache.frames(str(seed), "r", never)
+    assert len(list((tmp_path / "cache").glob("*.frames"))) == 3
 
 
 def kept_frames(cache: FrameCache, seed: int) -> bytes:

@@ -13,7 +13,10 @@ from colour_clips import write_colour_clip, write_colour_folder
 from tiny_bundle import write_bundle, write_support
 
 from m2df_runtime.console import guarded
+from m2df_train.data.clips import folder_clips
+from m2df_train.data.feature_cache import FeatureCache
 from m2df_train.eval_cli import cli
+from m2df_train.evaluation.subject import encode_for_all, open_bundle
 
 KEYS = [
     "model", "accuracy", "ci95", "per_class", "confusion", "backend", "precision", "encode_seconds", "episode_seconds",
@@ -35,6 +38,13 @@ def evaluate(capsys):
         return code, *capsys.readouterr()
 
     return run
+
+
+def make_unreadable(clip: Path) -> None:
+    """No video any more, but of the same size and time, which is what caches know a clip by."""
+    stat = clip.stat()
+    clip.write_bytes(bytes(stat.st_size))
+    os.utime(clip, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
 def test_the_command_on_a_bundle(colours, tiny_bundle, run_module):
@@ -138,6 +148,23 @@ def test_a_bundle_and_a_checkpoint_side_by_side(colours, tiny_bundle, trained, r
     assert done.stderr.count("warning:") == 1  # the second model is not given the clip the first cannot read
 
 
+def test_prompts_are_those_of_the_classes_that_both_models_can_read(tiny_bundle, tmp_path):
+    data = write_colour_folder(tmp_path / "data")
+    cache, clips = FeatureCache(tmp_path / "cache", 1 << 30), folder_clips(data)[0]
+    first = open_bundle(tiny_bundle, "cpu", None, {})
+    second = open_bundle(write_bundle(tmp_path / "cornered", region=(0, 0, 16, 16)), "cpu", None, {})
+    encode_for_all([first], clips, {}, cache)
+    for clip in (data / "dark blue").iterdir():  # now only the first model has features of the first class
+        make_unreadable(clip)
+    for found in encode_for_all([first, second], clips, {}, cache):
+        features, scorer = found.features, found.subject.scorer
+        assert list(dict.fromkeys(features.labels)) == ["green", "red"]
+        assert len(features.values) == len(features.labels) == len(features.names) == 12
+        assert {name.split("/")[0] for name in features.skipped} == {"dark blue", "red"}
+        np.testing.assert_array_equal(found.prompts, scorer.encode_texts(["a photo of green", "a photo of red"]))
+        assert not np.allclose(*found.prompts)
+
+
 @pytest.mark.parametrize("wanted", [("--precision", "int8"), ("--backend", "tensorrt")])
 def test_a_checkpoint_has_no_engine(trained, colours, evaluate, wanted):
     for model in (("--checkpoint", trained), ("--compare", trained, trained)):
@@ -171,10 +198,7 @@ def test_features_are_kept_for_the_next_run(tiny_bundle, tmp_path, evaluate):
     data = write_colour_folder(tmp_path / "data")
     options = ("--bundle", tiny_bundle, "--data", data, "--way", 3, "--episodes", 10, "--json")
     first = json.loads(evaluate(*options, "--cache", tmp_path / "cache")[1])
-    clip = data / "green" / "ben_1.avi"
-    stat = clip.stat()
-    clip.write_bytes(bytes(stat.st_size))  # no video any more, but of the same size and time
-    os.utime(clip, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    make_unreadable(data / "green" / "ben_1.avi")
     again = json.loads(evaluate(*options, "--cache", tmp_path / "cache")[1])
     assert again["skipped"] == ["red/dora_1.avi"]
     assert (again["accuracy"], again["confusion"]) == (first["accuracy"], first["confusion"])
@@ -240,6 +264,7 @@ def test_folders_without_clips(tiny_bundle, tmp_path, evaluate):
         code, out, err = evaluate("--bundle", tiny_bundle, "--data", tmp_path / "data")
         assert (code, out) == (2, "")
         assert f"error: {tmp_path / 'data'}: " in err
+        assert "support" not in err
 
 
 def test_scores_that_are_not_numbers_are_a_failed_check(colours, tmp_path, evaluate):

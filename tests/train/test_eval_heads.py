@@ -12,6 +12,7 @@ from m2df_runtime.bundle import Bundle, SourceInfo
 from m2df_runtime.preprocess import ClipSpec
 from m2df_train.checkpoint import Checkpoint
 from m2df_train.data.episodes import EpisodeSampler
+from m2df_train.evaluation import episode_run
 from m2df_train.evaluation.bundle_scorer import BundleScorer
 from m2df_train.evaluation.episode_run import episode_answers
 from m2df_train.evaluation.torch_scorer import CheckpointScorer
@@ -67,7 +68,7 @@ def checkpoint():
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_batches_answer_as_single_episodes_do(name, checkpoint):
+def test_batches_answer_as_single_episodes_do(name, checkpoint, monkeypatch):
     scorer = CheckpointScorer(checkpoint(name), "cpu")
     assert scorer.merges_after is HEADS[name][2]
     data = make_clips()
@@ -75,6 +76,9 @@ def test_batches_answer_as_single_episodes_do(name, checkpoint):
     for options in ({"way": 5, "shot": 1, "query": 1}, {"way": 3, "shot": 5, "query": 2, "seed": 4}):
         expected = plain_loop(scorer, *data, episodes=100, **options)
         answers = [episode_answers(scorer, *data, episodes=100, **options, workers=w) for w in (1, 3)]
+        with monkeypatch.context() as patch:
+            patch.setattr(episode_run, "_PARTS_BYTES", 0)  # nothing of the queries is kept
+            answers.append(episode_answers(scorer, *data, episodes=100, **options))
         for found in answers:
             np.testing.assert_array_equal(found.predicted, expected)
         assert 0.3 < answers[0].right.mean() < 0.999

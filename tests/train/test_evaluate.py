@@ -29,6 +29,7 @@ class Nearest:
     bias: float = 0.0
     """Added to the score of the first class of every episode."""
     merges_after: bool = True
+    parts: int = 1
 
     @dataclass(frozen=True)
     class Result:
@@ -57,8 +58,11 @@ class Nearest:
     def batch_prototypes(self, features: Float, prompts: Float) -> Float:
         return np.stack([self.prototypes(f, p[None]) for f, p in zip(features, prompts, strict=True)])
 
-    def batch_match(self, features: Float, prompts: Float, prototypes: Float) -> Float:
-        return np.stack([self.match(*one).logits for one in zip(features, prompts, prototypes, strict=True)])
+    def clip_parts(self, features: Float) -> Float:
+        return features
+
+    def batch_match(self, parts: Float, prompts: Float, prototypes: Float) -> Float:
+        return np.stack([self.match(*one).logits for one in zip(parts, prompts, prototypes, strict=True)])
 
 
 def make_features(classes: int, clips: int, spread: float, seed: int = 0) -> tuple[Float, list[str], Float]:

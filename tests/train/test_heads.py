@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
+from torch.nn.functional import conv1d, pad
 
 from m2df_train.model.heads import Episode, EpisodeOutput, Head, M2dfOptions, build_head
+from m2df_train.model.temporal import GlobalContext, LocalContext
 
 NAMES = ["m2df", "clip-fsar", "training-free"]
 SMALL = {"heads": 2, "ffn_dim": 24}
@@ -175,6 +177,26 @@ def test_large_activations_survive_half_precision():
     features = torch.randn(2, 4, 16).half() * 600  # squares are beyond 65504
     prototypes = head.prototypes(features, torch.randn(1, 16).half()).unsqueeze(0)
     assert torch.isfinite(head.match(features, torch.randn(1, 16).half(), prototypes).logits).all()
+
+
+@pytest.mark.parametrize("frames", [1, 2, 5, 8, 40])
+@torch.no_grad()
+def test_contexts_are_convolutions_over_time(frames):
+    torch.manual_seed(0)
+    clips = torch.randn(3, frames, 6, dtype=torch.float64)
+    local, whole = LocalContext(6).double(), GlobalContext(6).double().eval()
+    x = clips.transpose(1, 2)
+    for layer in (local.conv1, local.conv2):
+        x = conv1d(x, layer.weight, layer.bias, padding=1)
+    same(local(clips), x.transpose(1, 2))
+    x = clips.transpose(1, 2)
+    for block, dilation in zip(whole.blocks, (1, 2, 4), strict=True):
+        h = x
+        for layer in (block.conv1, block.conv2):
+            h = conv1d(pad(h, (2 * dilation, 0)), layer.weight, layer.bias, dilation=dilation).relu()
+        x = (h + x).relu()
+    same(whole.network(clips, range(frames)), x.transpose(1, 2))
+    same(whole(clips), clips + x[:, :, -1:].transpose(1, 2))
 
 
 def test_mean_term_is_added_to_the_papers_distance():

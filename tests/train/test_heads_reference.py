@@ -171,7 +171,7 @@ def check_details(ref, run, head, episode, out, support, prototypes) -> None:
     for side, x in (("support", episode.support_features), ("target", frames)):
         ref.check(run, f"ltce_{side}", head.local_view.context(x))
         ref.check(run, f"gtce_{side}", head.global_view.context(x))
-        ref.check(run, f"tcn_{side}", head.global_view.context.blocks(x.transpose(1, 2)).transpose(1, 2))
+        ref.check(run, f"tcn_{side}", head.global_view.context.network(x, range(x.shape[1])))
     for view, name in enumerate(("up", "down")):
         ref.check(run, f"{name}_support_tokens", support[:, view])
         ref.check(run, f"{name}_prototype_tokens", prototypes[:, view])

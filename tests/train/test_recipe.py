@@ -88,7 +88,34 @@ def test_a_recipe_for_videos_asks_for_them():
     for name in ("hmdb51/m2df-rn50-1shot", "custom"):
         with pytest.raises(InputError, match=r"data: .*root.*\(--data DIR\)"):
             load_recipe(name)
-        assert load_recipe(name, ["data.root=videos"]).data.root == "videos"
+        assert load_recipe(name, ["data.root=videos"]).data.root == str(Path("videos").absolute())
+
+
+def test_paths_are_those_of_the_working_directory_and_stay_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/of/mine")
+    Path("recipes").mkdir()
+    path = write(
+        Path("recipes/r.yaml"),
+        model="local-dir:models/clip",
+        pretrained="towers/clip.pt",
+        data={"root": "videos", "labels": "~/labels.csv", "dataset": "hmdb51"},
+    )
+    resolved = tmp_path / "resolved.yaml"
+    resolved.write_text(dump_recipe(load_recipe(path, ["data.split_files=../lists"])))
+    monkeypatch.chdir("/")
+    recipe = load_recipe(str(resolved))
+    assert recipe.data.root == str(tmp_path / "videos")
+    assert recipe.data.split_files == str(tmp_path / ".." / "lists")
+    assert recipe.data.labels == "/home/of/mine/labels.csv"
+    assert recipe.model == f"local-dir:{tmp_path}/models/clip"
+    assert recipe.pretrained == str(tmp_path / "towers" / "clip.pt")
+
+
+@pytest.mark.parametrize("model", ["ViT-B-32", "hf-hub:org/clip"])
+def test_names_are_no_paths(model):
+    recipe = load_recipe("demo", [f"model={model}", "pretrained=laion2b_s34b_b79k", "data.labels=official"])
+    assert (recipe.model, recipe.pretrained, recipe.data.labels) == (model, "laion2b_s34b_b79k", "official")
 
 
 @pytest.mark.parametrize("name", ["custom", "demo", "demo-bundle"])

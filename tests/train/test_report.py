@@ -248,8 +248,11 @@ def test_occlusion_finds_the_only_place_that_counts():
 
             return nullcontext(1)
 
-        def batch_match(self, features, prompts, prototypes):
-            bright = features[:, :, 1].mean(axis=-1)  # (1, Q)
+        def clip_parts(self, features):
+            return features
+
+        def batch_match(self, parts, prompts, prototypes):
+            bright = parts[:, :, 1].mean(axis=-1)  # (1, Q)
             return np.stack([-bright, bright], axis=-1)
 
     pixels = np.zeros((3, 32, 32, 3), np.uint8)

@@ -159,7 +159,9 @@ def test_batches_depend_on_their_number_alone_and_have_distinct_texts() -> None:
 
 def test_no_training_source_holds_a_validation_or_test_action() -> None:
     held_out = {a.text for split in ("val", "test") for a in split_actions(split)}  # type: ignore[arg-type]
-    assert not held_out & {a.text for a in pool_actions(50, seed=0)}
+    pool = pool_actions(300, seed=0)
+    assert not held_out & {a.text for a in pool}
+    assert len({a.text for a in pool}) == len({a.name for a in pool}) == len(split_actions("train")) + 300
 
 
 def test_supervised_contrastive_loss_in_closed_form() -> None:

@@ -1,13 +1,16 @@
-"""Two processes train what one trains, and stop together."""
+"""Two processes train what one trains, whoever starts them, and stop together."""
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from shutil import which
 
 import pytest
 import torch
@@ -19,21 +22,53 @@ from m2df_train.recipe import dump_recipe, load_recipe
 from m2df_train.training.processes import Processes
 from m2df_train.training.trainer import train
 
+# With GPUs the processes would each take one of their own.
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="processes that share a CPU")
+
 ROOT = Path(__file__).parents[2]
 
 
-def start(*arguments: object) -> subprocess.Popen[str]:
-    """Two processes on this machine, which find a free port themselves."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+ACCELERATE = ("accelerate.commands.launch", "--num_machines", "1", "--num_processes", "2", "--mixed_precision", "no")
+
+
+def start(launcher: Sequence[object], *arguments: object) -> subprocess.Popen[str]:
+    """A training run under a launcher, on this machine."""
     return subprocess.Popen(
-        [*launcher, "-m", "m2df_train.cli", *map(str, arguments)],
+        [sys.executable, "-m", *map(str, launcher), "-m", "m2df_train.cli", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        },
         start_new_session=True,
     )
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+def train_alone(recipe: Path, out: Path) -> None:
+    """The same run in this process, with as many threads as theirs."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    train(load_recipe(str(recipe)), out, Silent(), Processes())
+    torch.set_num_threads(threads)
+
+
+def assert_same_weights(one: Path, two: Path) -> None:
+    for name in ("last.safetensors", "best.safetensors"):
+        expected, found = load_file(one / name), load_file(two / name)
+        assert expected.keys() == found.keys()
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key], value, rtol=0, atol=1e-6, msg=f"{name} {key}")
 
 
 @pytest.mark.slow
@@ -50,7 +85,7 @@ def test_two_processes_stop_together_and_give_the_weights_of_one(tmp_path: Path)
     file.write_text(dump_recipe(recipe))
     arguments = ("--recipe", file, "--out", out)
 
-    both = start(*arguments)
+    both = start(TORCHRUN, *arguments)
     while not (out / "episodic.pt").exists():
         assert both.poll() is None, both.communicate()[1]
         time.sleep(0.02)
@@ -59,17 +94,38 @@ def test_two_processes_stop_together_and_give_the_weights_of_one(tmp_path: Path)
     assert both.returncode != 0
     assert errors.count("error: stopped after") == 1, errors
 
-    both = start(*arguments, "--resume")
+    # `--multi_gpu` is what Accelerate calls processes that it starts itself, with or without GPUs.
+    both = start((*ACCELERATE, "--multi_gpu", "--main_process_port", free_port()), *arguments, "--resume")
     output, errors = both.communicate(timeout=300)
     assert both.returncode == 0, errors
     assert output.count("accuracy on test classes") == 1
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    train(load_recipe(str(file)), tmp_path / "one", Silent(), Processes())
-    torch.set_num_threads(threads)
-    for name in ("last.safetensors", "best.safetensors"):
-        one, two = load_file(tmp_path / "one" / name), load_file(out / name)
-        assert one.keys() == two.keys()
-        for key, value in one.items():
-            torch.testing.assert_close(two[key], value, rtol=0, atol=1e-6, msg=f"{name} {key}")
+    train_alone(file, tmp_path / "one")
+    assert_same_weights(tmp_path / "one", out)
+
+
+@pytest.mark.slow
+def test_two_cpu_processes_of_accelerate_launch_give_the_weights_of_one(tmp_path: Path) -> None:
+    """On CPUs Accelerate leaves it to MPI to start them."""
+    if which("mpirun", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}") is None:
+        pytest.skip("no mpirun; the extra dev brings one")
+    recipe = video_recipe(write_clips(tmp_path / "clips"), write_model(tmp_path / "model", tiny_backbone("vit")))
+    file, hosts = tmp_path / "small.yaml", tmp_path / "hosts"
+    file.write_text(dump_recipe(recipe))
+    hosts.write_text("localhost:2\n")
+    mpi = ("--cpu", "--mpirun_hostfile", hosts, "--main_process_port", free_port())
+
+    both = start((*ACCELERATE, *mpi), "--recipe", file, "--out", tmp_path / "two")
+    output, errors = both.communicate(timeout=300)
+    assert both.returncode == 0, errors
+    assert output.count("accuracy on test classes") == 1  # not two runs that know nothing of each other
+    train_alone(file, tmp_path / "one")
+    assert_same_weights(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_accelerate_launch_that_starts_one_process_alone_says_so(tmp_path: Path) -> None:
+    alone = start((*ACCELERATE, "--cpu"), "--recipe", "demo", "--set", "train.precision=fp16", "--out", tmp_path / "a")
+    _, errors = alone.communicate(timeout=300)
+    assert "started one process alone" in errors
+    assert "error: train.precision fp16 needs a GPU" in errors

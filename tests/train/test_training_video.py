@@ -110,7 +110,9 @@ def test_a_folder_becomes_a_measured_checkpoint_and_a_stopped_run_the_same_one(
     assert written["test"].keys() == {"2-way 1-shot"}
     kept = recipe.model_dump(mode="json")
     del kept["data"]["root"], kept["data"]["split_files"]  # places on this machine do not travel with the weights
+    kept["model"] = f"local-dir:{Path(kept['model'].removeprefix('local-dir:')).name}"
     assert saved.source.training["recipe"] == kept
+    assert str(tmp_path.parent).encode() not in (tmp_path / "whole" / "best.safetensors").read_bytes()
     assert (tmp_path / "whole" / "recipe.yaml").read_text() == dump_recipe(recipe)
     assert saved.labels.keys() == set(load_splits(recipe).train.classes)
     assert list((tmp_path / "whole").glob("events.out.tfevents*"))
@@ -180,6 +182,26 @@ def test_a_clip_that_cannot_be_read_is_replaced_by_another_of_its_class(
     with_workers = drawn_of(recipe, workers=2)
     for one, other in zip(found, with_workers, strict=True):
         assert (one.support == other.support).all() and (one.query == other.query).all()
+
+
+def test_two_clips_of_a_class_that_cannot_be_read_are_replaced_by_different_ones(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(str(recipe.data.root), damaged)
+    training = load_splits(recipe).train
+    assert training.labels[:4] == 4 * training.labels[:1]
+    for clip in training.clips[:2]:
+        (damaged / clip.name).write_bytes(b"RIFF half a video")
+    whole = drawn_of(recipe, episodes=40)
+    found = drawn_of(with_values(recipe, data={"root": str(damaged)}), episodes=40)
+    both = 0
+    for one, other in zip(whole, found, strict=True):
+        drawn, used = ({*pixels.drawn.support.ravel(), *pixels.drawn.query.ravel()} for pixels in (one, other))
+        assert len(used) == len(drawn)
+        assert used & {0, 1, 2, 3} <= {2, 3}
+        both += {0, 1} <= drawn
+    assert both
 
 
 def test_a_class_without_a_clip_that_can_be_read_ends_the_run_with_its_name(recipe: Recipe, tmp_path: Path) -> None:
@@ -296,14 +318,18 @@ def test_from_a_folder_to_a_bundle_by_commands_alone(clips: Path, model: str, tm
     out, bundle = tmp_path / "run", tmp_path / "bundle"
     values = video_recipe(clips, model, tuning={"strategy": "adapter"}).model_dump(mode="json")
     del values["data"]["root"]
+    folder = os.path.relpath(model.removeprefix("local-dir:"), tmp_path)
     file = tmp_path / "mine.yaml"
-    file.write_text(yaml.safe_dump(values))
-    trained = run_module("m2df_train.cli", "--recipe", file, "--data", clips, "--out", out, "--json")
+    file.write_text(yaml.safe_dump(values | {"model": f"local-dir:{folder}"}))
+    data = os.path.relpath(clips, tmp_path)
+    begin = ("m2df_train.cli", "--recipe", "mine.yaml", "--data", data, "--out", "run", "--json")
+    trained = run_module(*begin, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
-    assert Path(json.loads(trained.stdout)["checkpoint"]) == out / "best.safetensors"
-    assert load_recipe(str(out / "recipe.yaml")).data.root == str(clips)
+    assert Path(json.loads(trained.stdout)["checkpoint"]) == Path("run", "best.safetensors")
+
+    # From elsewhere, where the paths that were given lead nowhere.
     evaluated = run_module(
-        "m2df_train.eval_cli", "--checkpoint", out, "--data", clips, "--way", 3, "--episodes", 5, "--json"
+        "m2df_train.eval_cli", "--checkpoint", out, "--split", "test", "--way", 2, "--episodes", 5, "--json"
     )
     assert evaluated.returncode == 0, evaluated.stderr
     exported = run_module("m2df_export.cli", "--checkpoint", out, "--out", bundle, "--no-verify")

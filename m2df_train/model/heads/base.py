@@ -100,6 +100,7 @@ class Head(nn.Module, ABC):
     Attributes:
         name: Registry name.
         views: Views V per clip.
+        parts: Arrays [T, D] of a query clip that do not depend on the classes, its features among them.
         dim: Feature size D.
         frames: Frames T per clip.
         options: The head's options.
@@ -107,6 +108,7 @@ class Head(nn.Module, ABC):
 
     name: HeadName
     views: int = 1
+    parts: int = 1
 
     def __init__(self, dim: int, frames: int, options: MatchOptions) -> None:
         super().__init__()
@@ -124,8 +126,16 @@ class Head(nn.Module, ABC):
         """Prototypes of one class, independent of queries and other classes: [K, T, D], [1, D] -> [V, T, D]."""
 
     @abstractmethod
+    def clip_parts(self, features: Tensor) -> Tensor:
+        """What of query clips depends on each of them alone: [B, T, D] -> [B, parts, T, D], the features first."""
+
+    @abstractmethod
+    def match_parts(self, parts: Tensor, prompts: Tensor, prototypes: Tensor) -> Match:
+        """``match`` of queries whose ``clip_parts`` [Q, parts, T, D] are known."""
+
     def match(self, features: Tensor, prompts: Tensor, prototypes: Tensor) -> Match:
         """Match queries [Q, T, D] with classes of prompts [C, D] and prototypes [C, V, T, D]."""
+        return self.match_parts(self.clip_parts(features), prompts, prototypes)
 
     @abstractmethod
     def forward(self, episode: Episode) -> EpisodeOutput:

@@ -33,6 +33,7 @@ class ClipFsarHead(Head):
     """
 
     name = "clip-fsar"
+    parts = 2
     options: ClipFsarOptions
 
     def __init__(self, dim: int, frames: int, options: ClipFsarOptions | None = None) -> None:
@@ -64,9 +65,14 @@ class ClipFsarHead(Head):
             return self.encode_support(features, prompt.expand(features.shape[0], -1)).mean(dim=0, keepdim=True)
         return self.encode_support(features.mean(dim=0, keepdim=True), prompt)
 
-    def match(self, features: Tensor, prompts: Tensor, prototypes: Tensor) -> Match:
+    def clip_parts(self, features: Tensor) -> Tensor:
+        """Frames and what the encoder makes of them: [B, T, D] -> [B, 2, T, D]."""
+        return torch.stack([features, self.fusion(features)], dim=1)
+
+    def match_parts(self, parts: Tensor, prompts: Tensor, prototypes: Tensor) -> Match:
         """Match queries with classes; the text enters the logits as ``text_visual_fusion`` says."""
-        distances = self.distances(self.fusion(features).unsqueeze(1), prototypes)  # [Q, 1, C]
+        features, fused = parts.unbind(1)
+        distances = self.distances(fused.unsqueeze(1), prototypes)  # [Q, 1, C]
         text_logits = self.text_scale * plain_text_cosines(features, prompts)
         return Match(self.fuse(distances, text_logits), distances, torch.softmax(text_logits, dim=-1))
 

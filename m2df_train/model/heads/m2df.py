@@ -38,12 +38,15 @@ class TemporalView(nn.Module):
         self.context = context
         self.fusion = fusion
 
-    def forward(self, frames: Tensor, prompts: Tensor) -> Tensor:
-        """Frames [B, T, D], prompts [B, D] -> tokens [B, 1+T, D], the prompt first."""
+    def forward(self, frames: Tensor, context: Tensor, prompts: Tensor, *, skip: int = 0) -> Tensor:
+        """Frames and their context [B, T, D], prompts [B, D] -> tokens [B, 1+T, D], the prompt first.
+
+        ``skip=1`` gives the frame tokens alone.
+        """
         prompt = prompts.unsqueeze(1)
-        queries = torch.cat([prompt, self.context(frames)], dim=1)
+        queries = torch.cat([prompt, context], dim=1)
         memory = torch.cat([prompt, frames], dim=1)
-        return self.fusion(queries, memory)
+        return self.fusion(queries, memory, skip=skip)
 
 
 class M2dfHead(Head):
@@ -57,6 +60,7 @@ class M2dfHead(Head):
 
     name = "m2df"
     views = 2
+    parts = 3
     options: M2dfOptions
 
     def __init__(self, dim: int, frames: int, options: M2dfOptions | None = None) -> None:
@@ -79,7 +83,18 @@ class M2dfHead(Head):
 
     def tokens(self, frames: Tensor, prompts: Tensor) -> Tensor:
         """Fused tokens of both views, the prompt's first: [B, T, D], [B, D] -> [B, 2, 1+T, D]."""
-        return torch.stack([self.local_view(frames, prompts), self.global_view(frames, prompts)], dim=1)
+        return self._fused(self.clip_parts(frames), prompts)
+
+    def clip_parts(self, features: Tensor) -> Tensor:
+        """Frames, local and global context, none of which depends on a prompt: [B, T, D] -> [B, 3, T, D]."""
+        contexts = self.local_view.context(features), self.global_view.context(features)
+        return torch.stack([features, *contexts], dim=1)
+
+    def _fused(self, parts: Tensor, prompts: Tensor, *, skip: int = 0) -> Tensor:
+        """Tokens of both views but the first ``skip``: [B, 3, T, D], [B, D] -> [B, 2, 1+T-skip, D]."""
+        frames, local, whole = parts.unbind(1)
+        views = self.local_view(frames, local, prompts, skip=skip), self.global_view(frames, whole, prompts, skip=skip)
+        return torch.stack(views, dim=1)
 
     def select(
         self, features: Tensor, prompts: Tensor, mode: PromptMode, uniforms: Tensor | None = None
@@ -98,10 +113,10 @@ class M2dfHead(Head):
 
     def prototypes(self, features: Tensor, prompt: Tensor) -> Tensor:
         """Mean over the shots of the fused frame tokens: [K, T, D], [1, D] -> [2, T, D]."""
-        tokens = self.tokens(features, prompt.expand(features.shape[0], -1))
-        return tokens[:, :, 1:].mean(dim=0)
+        prompts = prompt.expand(features.shape[0], -1)
+        return self._fused(self.clip_parts(features), prompts, skip=1).mean(dim=0)
 
-    def match(self, features: Tensor, prompts: Tensor, prototypes: Tensor) -> Match:
+    def match_parts(self, parts: Tensor, prompts: Tensor, prototypes: Tensor) -> Match:
         """Match queries with classes, prompts by ``pps.eval``.
 
         Raises:
@@ -110,8 +125,8 @@ class M2dfHead(Head):
         mode = self.options.pps.eval
         if mode == "sample":
             raise ValueError("pps.eval is 'sample': matching is deterministic, use argmax, expectation or none")
-        selection = self.select(features, prompts, mode)
-        query = self.tokens(features, selection.prompts)[:, :, 1:]  # [Q, 2, T, D]
+        selection = self.select(parts[:, 0], prompts, mode)
+        query = self._fused(parts, selection.prompts, skip=1)  # [Q, 2, T, D]
         distances = self.distances(query, prototypes)
         return Match(self.logits(distances), distances, selection.probabilities)
 

@@ -37,17 +37,21 @@ class TrainingFreeHead(Head):
         """Mean over the shots: [K, T, D] -> [1, T, D]; the text ``prompt`` [1, D] takes no part."""
         return features.mean(dim=0, keepdim=True)
 
-    def match(self, features: Tensor, prompts: Tensor, prototypes: Tensor) -> Match:
+    def clip_parts(self, features: Tensor) -> Tensor:
+        """The frames as they are: [B, T, D] -> [B, 1, T, D]."""
+        return features.unsqueeze(1)
+
+    def match_parts(self, parts: Tensor, prompts: Tensor, prototypes: Tensor) -> Match:
         """Mix visual and text logits, both at CLIP's own temperature; softmax(logits) is the fused probability.
 
         A distance divided by the length of its path is a mean frame distance 1 - cos, so
         ``-logit_scale * d`` is on the scale of CLIP's ``logit_scale * cos``.
         """
         o = self.options
-        distances = self.distances(features.unsqueeze(1), prototypes)  # [Q, 1, C]
+        distances = self.distances(parts, prototypes)  # [Q, 1, C]
         directions = 2 if o.otam.bidirectional else 1
-        visual = distances[:, 0] / (features.shape[1] * directions * (o.otam_weight + o.mean_weight))
-        text_logits = o.logit_scale * plain_text_cosines(features, prompts)
+        visual = distances[:, 0] / (parts.shape[2] * directions * (o.otam_weight + o.mean_weight))
+        text_logits = o.logit_scale * plain_text_cosines(parts[:, 0], prompts)
         logits = o.beta * text_logits - (1.0 - o.beta) * o.logit_scale * visual
         return Match(logits, distances, torch.softmax(text_logits, dim=-1))
 

@@ -1,0 +1,48 @@
+"""The model that anyone can measure: an open_clip tower with random weights and an untrained head.
+
+Time depends on a model's sizes and not on its weights, and pretrained weights are not part of the repository.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from m2df_runtime.bundle import Bundle, Precision, SourceInfo
+from m2df_runtime.preprocess import ClipSpec
+
+if TYPE_CHECKING:
+    from m2df_train.checkpoint import Checkpoint
+    from m2df_train.model.heads import HeadName
+
+VIT = "ViT-B-16-quickgelu"  # what both papers use
+FRAMES = 8
+SEED = 0
+OPSET = 18  # TensorRT 8 reads up to 16
+
+
+def random_model(model: str = VIT, head: HeadName = "m2df", frames: int = FRAMES) -> Checkpoint:
+    """A model with seeded random weights and default options, in evaluation mode.
+
+    Raises:
+        InputError: open_clip knows no such model.
+    """
+    import torch
+
+    from m2df_train.checkpoint import Checkpoint
+    from m2df_train.model.backbone import load_backbone
+    from m2df_train.model.heads import build_head
+
+    torch.manual_seed(SEED)
+    backbone = load_backbone(model)
+    built = build_head(head, backbone.dim, frames).eval()
+    clip = ClipSpec(frames=frames, size=backbone.image_size, mean=backbone.mean, std=backbone.std)
+    return Checkpoint(backbone, built, clip, "a photo of {}", {}, SourceInfo(model=model, seed=SEED))
+
+
+def export(checkpoint: Checkpoint, out: Path, precisions: tuple[Precision, ...], opset: int = OPSET) -> Bundle:
+    """Export a model without the parity check; the benchmark compares the outputs itself."""
+    from m2df_export.pipeline import ExportOptions, export_bundle
+
+    export_bundle(checkpoint, ExportOptions(out, precisions, opset, verify=False))
+    return Bundle.open(out)

@@ -1,0 +1,348 @@
+"""The committed results as a page of tables with plots; every number on it comes from the JSON files beside it.
+
+    python -m benchmarks.report
+
+writes benchmarks/results/README.md and its SVG files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import click
+
+from benchmarks.interleaved import OFFICIAL
+from benchmarks.plots import Bar, Panel, bars, lines, number_text
+from benchmarks.record import RESULTS
+from m2df_runtime.console import main_entry
+from m2df_runtime.errors import InputError
+from m2df_runtime.files import atomic_write
+
+PAGE = "README.md"
+QUIET = 0.1  # share of the machine that others may use in a run to be trusted
+HEAD = """# Measured results
+
+Written by `python -m benchmarks.report` from the JSON files in this folder; not edited by hand. What each benchmark
+does, and how to read it, stands in [benchmarks](../README.md). Ratios come first: they are taken between times of the
+same round, and say how many times as long the other takes; above 1, m2df is faster.
+"""
+Record = dict[str, Any]
+Files = dict[str, str]  # contents by file name
+
+
+def build(results: Path) -> Files:
+    """The page and its plots.
+
+    Raises:
+        InputError: The folder holds no results, or a file that is not one.
+    """
+    files: Files = {}
+    sections = [HEAD]
+    for path in sorted(results.glob("*.json"), key=lambda path: (_order(path.stem), path.stem)):
+        kind = path.stem.partition("-")[0]
+        if kind not in SECTIONS:
+            raise InputError(f"{path}: not the result of a benchmark", f"known are {', '.join(SECTIONS)}")
+        try:
+            sections.append(SECTIONS[kind](json.loads(path.read_text(encoding="utf-8")), path.stem, files))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path}: not a result of this version: {error!r}", "measure it again") from None
+    if len(sections) == 1:
+        raise InputError(f"{results}: no results", "run make bench")
+    files[PAGE] = "\n".join(sections)
+    return files
+
+
+def _order(stem: str) -> int:
+    kind = stem.partition("-")[0]
+    return list(SECTIONS).index(kind) if kind in SECTIONS else len(SECTIONS)
+
+
+def latency(record: Record, stem: str, files: Files) -> str:
+    """One query, stage by stage."""
+    model, settings = record["model"], record["settings"]
+    right = {name: engine for name, engine in record["engines"].items() if "failed" not in engine}
+    title = f"## Latency: {model['name']}, {model['weights']} weights\n"
+    what = (
+        f"One query of {settings['frames']} frames of {settings['size']}×{settings['size']}, {settings['way']}-way "
+        f"{settings['shot']}-shot, {settings['threads']} threads; head `{model['head']}`, "
+        f"{settings['rounds']} rounds, bundle `{model['sha256'][:12]}`.\n"
+    )
+    out = [title, what, _machine(record["environment"])]
+    for stage, label in (("total", "Whole query, decoding included"), ("visual", "Image tower alone")):
+        out.append(_ratio_table(record, right, stage, label))
+    out.append(_time_table(record, right))
+    wrong = {name: engine["failed"] for name, engine in record["engines"].items() if "failed" in engine}
+    out += [f"Failed: {name}: {reason}.\n" for name, reason in wrong.items()]
+    if record["left_out"]:
+        out.append("Not measured here:\n")
+        out += [f"* {name}: {reason}" for name, reason in record["left_out"].items()]
+        out.append("")
+    rows = [
+        Bar(name, [engine["ms"][s]["p50"] for s in ("decode", "resize", "visual", "query")], engine["ours"])
+        for name, engine in sorted(right.items(), key=lambda item: item[1]["ms"]["total"]["p50"])
+    ]
+    typical = median(sum(row.parts) for row in rows)
+    files[f"{stem}.svg"] = bars(("decode", "resize", "visual", "query"), rows, "ms", cut_at=3 * typical)
+    out.append(f"![Median milliseconds per stage]({stem}.svg)\n")
+    return "\n".join(out)
+
+
+def _ratio_table(record: Record, right: Record, stage: str, label: str) -> str:
+    peers = {peer: beside for peer, beside in record["ratios"].items() if any(stage in v for v in beside.values())}
+    if not peers:
+        return ""
+    own = [name for name, engine in right.items() if engine["ours"]]
+    head = [label, *(_episode_name(peer) for peer in peers)]
+    rows = [[name, *(_ratio(beside[name][stage]) for beside in peers.values())] for name in own]
+    return _table(head, rows)
+
+
+def _episode_name(peer: str) -> str:
+    return "the official way: every clip of the episode anew, PyTorch eager fp32" if peer == OFFICIAL else peer
+
+
+def _ratio(value: Record) -> str:
+    return f"**{value['median']:.2f}** ({value['low']:.2f}–{value['high']:.2f})"
+
+
+def _time_table(record: Record, right: Record) -> str:
+    head = ["ms, p50", "precision", "decode", "resize", "copy", "visual", "support", "query", "**total**"]
+    head += ["p90", "p95", "p99", "CPU time", "first run", "MiB", "cosine", "rounds"]
+    rows = []
+    entries = dict(right)
+    if record["official"]:
+        entries[OFFICIAL] = record["official"]
+    for name, engine in entries.items():
+        ms = engine["ms"]
+        stages = [_p50(ms[stage]) for stage in ("decode", "resize", "copy", "visual", "support", "query", "total")]
+        tail = [number_text(ms["total"][p]) for p in ("p90", "p95", "p99")] + [_p50(ms["cpu"])]
+        first = number_text(engine["first_run_ms"]) if "first_run_ms" in engine else "–"
+        memory = number_text(engine["peak_mib"]) if "peak_mib" in engine else "–"
+        cosine = f"{engine['checked']['cosine']:.5f}" if "checked" in engine else "–"
+        steady = "" if ms["total"]["stationary"] else " ¹"
+        rows.append(
+            [
+                name,
+                engine.get("precision", "fp32"),
+                *stages,
+                *tail,
+                first,
+                memory,
+                cosine,
+                f"{engine['rounds']}{steady}",
+            ]
+        )
+    note = (
+        f"`support` is one class, beside the total (in the {OFFICIAL}: all classes, in it); `cosine` is the smallest "
+        f"with {record['reference']}. Below 100 rounds p99 says little more than the slowest.\n"
+    )
+    if any(row[-1].endswith("¹") for row in rows):
+        note += "¹ not stationary: the medians of the two halves differ by more than a tenth.\n"
+    return _table(head, rows) + "\n" + note
+
+
+def _p50(values: Record | None) -> str:
+    return "–" if values is None else number_text(values["p50"])
+
+
+def scaling(record: Record, stem: str, files: Files) -> str:
+    """Cost against size."""
+    settings, budget = record["settings"], record["budget"]
+    title = f"## Scaling: graphs of {settings['model']}, random weights\n"
+    what = (
+        f"Head `{settings['head']}`, D = {settings['dim']}, {settings['frames']} frames and {settings['way']} classes "
+        f"where these do not grow, {settings['threads']} threads; p50 in ms of {settings['rounds']} rounds "
+        f"({settings['slow_rounds']} of the image tower).\n"
+    )
+    met = ", ".join(
+        f"{engine} {number_text(ms)} ms ({'met' if ms <= budget['target_ms'] else 'missed'})"
+        for engine, ms in budget["p50_ms"].items()
+    )
+    goal = f"One query against {budget['classes']:,} classes, budget {budget['target_ms']:g} ms: {met}.\n"
+    out = [title, what, _machine(record["environment"]), goal]
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for line in record["series"]:
+        groups.setdefault((line["graph"], line["axis"]), []).append(line)
+    panels = []
+    for (graph, axis), found in groups.items():
+        rows = [[line["engine"], *(_p50(ms) for ms in line["ms"])] for line in found]
+        out.append(_table([f"{graph}, {axis}:", *(f"{size:,}" for size in found[0]["sizes"])], rows))
+        points = {
+            line["engine"]: [(size, ms["p50"]) for size, ms in zip(line["sizes"], line["ms"], strict=True)]
+            for line in found
+        }
+        panels.append(Panel(f"{graph} by {axis}", points))
+    files[f"{stem}.svg"] = lines(panels, "ms")
+    out.append(f"![Milliseconds by size, both axes logarithmic]({stem}.svg)\n")
+    return "\n".join(out)
+
+
+def startup(record: Record, stem: str, files: Files) -> str:
+    """A fresh process."""
+    overhead, answer = record["overhead_ms"], record["answer_ms"]
+    never = all(record["imported_never"].values())
+    rows = [
+        ["process start to answer, less decoding and inference", _percentiles(overhead, "ms")],
+        ["budget for its p50", f"{record['target_ms']:g} ms"],
+        ["process start to answer", _percentiles(answer, "ms")],
+        ["all imports, as Python counts them", f"{record['import_ms']:g} ms"],
+        ["peak memory", f"{record['peak_mib']:g} MiB"],
+        ["installed: runtime and all it needs", f"{record['installed_bytes'] / 1e6:.0f} MB"],
+        [f"{' and '.join(record['imported_never'])} imported", "never" if never else "yes"],
+    ]
+    slowest = list(record["import_ms_by_package"].items())[:8]
+    files[f"{stem}.svg"] = bars(("import",), [Bar(name, [ms], name.startswith("m2df")) for name, ms in slowest], "ms")
+    sizes = list(record["installed_bytes_by_package"].items())[:6]
+    most = ", ".join(f"{name} {size / 1e6:.0f}" for name, size in sizes)
+    return "\n".join(
+        [
+            "## Start-up of `m2df-run` with a warm support bank\n",
+            _machine(record["environment"]),
+            _table(["what", "measured"], rows),
+            f"Largest packages installed, MB: {most}.\n",
+            f"![Import time by package]({stem}.svg)\n",
+        ]
+    )
+
+
+def _percentiles(values: Record, unit: str) -> str:
+    return f"p50 {values['p50']:.0f} {unit}, p95 {values['p95']:.0f} {unit}"
+
+
+def evaluation(record: Record, stem: str, files: Files) -> str:
+    """Episodes from features."""
+    settings = record["settings"]
+    head = ["shots", "ratio, clock", "ratio, processor time", "from features, s", "clips encoded once, s", "anew, s ¹"]
+    rows = []
+    for result in record["results"]:
+        seconds = result["seconds"]
+        rows.append(
+            [
+                str(result["shot"]), f"**{result['ratio_wall']:g}**", f"**{result['ratio_cpu']:g}**",
+                number_text(seconds["episodes_from_features"]["wall"]), number_text(seconds["encoding_once"]["wall"]),
+                number_text(seconds["reencoding_extrapolated"]["wall"]),
+            ]
+        )  # fmt: skip
+    what = (
+        f"{settings['episodes']:,} {settings['way']}-way episodes of {settings['clips']} clips, "
+        f"{record['model']['name']}.\n"
+    )
+    note = f"¹ every episode's clips read and encoded anew, extrapolated from {settings['sample']} episodes.\n"
+    return "\n".join(["## Evaluation\n", what, _machine(record["environment"]), _table(head, rows), note])
+
+
+def training(record: Record, stem: str, files: Files) -> str:
+    """Episodes of the head."""
+    settings, ratio = record["settings"], record["ratio_cpu"]
+    minutes = record["core_minutes_per_1000_episodes"]
+    head, forward, backward = (minutes[name] for name in ("head", "forward", "backward"))
+    rows = [
+        ["head trained on features encoded once", "1", number_text(head)],
+        ["clips encoded in every episode ¹", ratio["frozen_and_encoded_every_time"], number_text(head + forward)],
+        ["image tower trained too ¹", ratio["image_tower_trained_too"], number_text(head + backward)],
+    ]
+    rows[1:] = [[name, f"**{value:g}**", cost] for name, value, cost in rows[1:]]
+    what = (
+        f"`{settings['head']}` at the sizes of {settings['model']}, {settings['way']}-way {settings['shot']}-shot, "
+        f"{settings['queries']} queries per class, one thread; budget for the first row {record['target_minutes']:g}.\n"
+    )
+    note = f"¹ extrapolated from {settings['encoded']}.\n"
+    columns = ["1,000 training episodes", "ratio, processor time", "core minutes"]
+    return "\n".join(["## Training\n", what, _machine(record["environment"]), _table(columns, rows), note])
+
+
+def accuracy(record: Record, stem: str, files: Files) -> str:
+    """Accuracy beside hand-made descriptors, one table per set of clips."""
+    out = ["## Accuracy beside hand-made descriptors\n"]
+    for name, data in record.items():
+        settings, shots = data["settings"], list(data["results"])
+        subjects = list(next(iter(data["results"].values())))
+        head = [f"{name}, % ± 95 % interval", *(part for shot in shots for part in (shot, "the bundle leads by"))]
+        rows = []
+        for subject in subjects:
+            cells = []
+            for shot in shots:
+                values = data["results"][shot][subject]
+                lead = values.get("bundle_leads_by")
+                cells += [_interval(values), _interval(lead, sign=True) if lead else "–"]
+            rows.append([subject, *cells])
+        about = (
+            f"{settings['clips']} clips of {len(settings['classes'])} classes, {settings['episodes']:,} episodes, "
+            f"chance {settings['chance']:g}; {data['bundle']['name']} `{data['bundle']['sha256'][:12]}`.\n"
+        )
+        out += [about, _table(head, rows)]
+    return "\n".join(out)
+
+
+def _interval(values: Record, *, sign: bool = False) -> str:
+    return f"{values['accuracy']:{'+' if sign else ''}.1f} ± {values['ci95']:.1f}"
+
+
+def gpu(record: Record, stem: str, files: Files) -> str:
+    """TensorRT beside PyTorch and ONNX Runtime."""
+    settings, where = record["settings"], record["engine_environment"]
+    rows = [[name, f"**{value:g}**"] for name, value in record["ratios"].items()]
+    times = [
+        [f"{subject}, {kind}, {part}", *(number_text(values[p]) for p in ("p50", "p95", "min"))]
+        for subject, engines in record["tensorrt"].items()
+        for kind, parts in engines.get("milliseconds", {}).items()
+        for part, values in parts.items()
+    ]
+    times += [
+        [name, *(number_text(values[p]) for p in ("p50", "p95", "min"))]
+        for name, values in record["others"].items()
+        if isinstance(values, dict) and "p50" in values
+    ]
+    what = (
+        f"{settings['model']}, {settings['frames']} frames, {settings['way']}-way; {where['gpu']}, "
+        f"TensorRT {where['tensorrt']}.\n"
+    )
+    tables = [_table(["ratio", "measured"], rows), _table(["ms", "p50", "p95", "least"], times)]
+    return "\n".join(["## GPU\n", what, *tables])
+
+
+def _machine(environment: Record) -> str:
+    """Where and when, and whether to trust it."""
+    known = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "torch")
+    versions = ", ".join(f"{name} {environment['versions'][name]}" for name in known if name in environment["versions"])
+    used = environment.get("others_used")
+    busy = "not recorded" if used is None else f"{100 * used:.0f} %"
+    warning = "" if used is None or used <= QUIET else " **The machine was busy: trust the ratios only roughly.**"
+    return (
+        f"{environment['processor']}, {environment['cores']} cores, Python {environment['python']}, {versions}; "
+        f"{environment['time'][:10]}; share of the machine used by others: {busy}.{warning}\n"
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines_ = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines_) + "\n"
+
+
+SECTIONS: dict[str, Callable[[Record, str, Files], str]] = {
+    "latency": latency,
+    "scaling": scaling,
+    "startup": startup,
+    "evaluation": evaluation,
+    "training": training,
+    "accuracy": accuracy,
+    "gpu": gpu,
+}
+
+
+@click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
+@click.option("--results", type=click.Path(path_type=Path), help="Folder of JSON files [benchmarks/results].")
+def cli(results: Path | None) -> None:
+    """Write the page of tables and plots of a folder of results."""
+    folder = results or RESULTS
+    for name, text in build(folder).items():
+        atomic_write(folder / name, text.encode())
+        click.echo(f"written: {folder / name}")
+
+
+if __name__ == "__main__":
+    main_entry(cli)

@@ -1,0 +1,86 @@
+"""FP8 image tower for TensorRT: Q/DQ nodes placed and scaled by NVIDIA's modelopt, the rest in half precision.
+
+modelopt patches ONNX Runtime and logs as it likes, so it works in a process of its own, on the CPU. It needs
+older versions of onnx and ONNX Runtime than the rest may have, hence the environment of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from m2df_export.extras import MODELOPT, modelopt_missing
+from m2df_export.half import tower_to_half
+from m2df_runtime.errors import CheckFailed, EnvironmentMissing
+
+OLDEST_OPSET = 18  # modelopt raises it to 19, the first with FP8 types; a graph lowered to 16 stays out
+
+
+def write_fp8(source: Path, target: Path, frames: NDArray[np.uint8]) -> None:
+    """Quantise the image tower to FP8 (E4M3) where modelopt does so for TensorRT, and write the rest as fp16.
+
+    Scales span the largest value seen: of each channel of weights, of each tensor of activations. Weights stay
+    fp16 in the file, with Q/DQ nodes behind them, so it is as large as the fp16 one.
+
+    Args:
+        source: fp32 file of the visual graph, opset 18 or later.
+        target: File to write; its opset is 19 or later.
+        frames: uint8 [N, S, S, 3] that set the ranges.
+
+    Raises:
+        EnvironmentMissing: modelopt is not installed, or not completely.
+        CheckFailed: modelopt fails on the graph.
+    """
+    missing = modelopt_missing()
+    if missing is not None:
+        raise missing
+    with tempfile.TemporaryDirectory(prefix="m2df-") as name:
+        folder = Path(name)
+        np.save(folder / "frames.npy", frames)
+        quantised = folder / "visual.onnx"
+        _run(os.fspath(source.resolve()), os.fspath(quantised), os.fspath(folder / "frames.npy"))
+        model = onnx.load_model(quantised)
+    ir.save(tower_to_half(ir.from_proto(onnx.shape_inference.infer_shapes(model))), target)
+
+
+def _run(*arguments: str) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [sys.executable, "-m", "m2df_export.fp8", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment, check=False)
+    if done.returncode == 0:
+        return
+    lines = done.stderr.strip().splitlines()
+    reason = lines[-1][:300] if lines else f"exit status {done.returncode}"
+    if reason.startswith(("ImportError", "ModuleNotFoundError")):
+        raise EnvironmentMissing(f"modelopt cannot be used: {reason}", MODELOPT)
+    raise CheckFailed(f"modelopt fails on the visual graph: {reason}", "leave out --fp8")
+
+
+def _quantise(source: str, target: str, frames: str) -> None:
+    """The process's side."""
+    from modelopt.onnx.quantization import quantize
+
+    pictures = np.load(frames, allow_pickle=False)
+    quantize(
+        onnx_path=source,
+        output_path=target,
+        quantize_mode="fp8",
+        calibration_data={"frames": pictures},
+        calibration_shapes=f"frames:{'x'.join(map(str, (1, *pictures.shape[1:])))}",  # frames at once
+        calibration_method="max",
+        calibration_eps=["cpu"],
+        high_precision_dtype="fp32",  # tower_to_half knows what must stay so
+        log_level="ERROR",
+    )
+
+
+if __name__ == "__main__":
+    _quantise(*sys.argv[1:])

@@ -1,0 +1,194 @@
+"""The speed benchmarks as commands on a tiny bundle, and the committed report against the results it is made of."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_bundle import DIM, FRAMES, SIZE, VIEWS
+
+from benchmarks.chain import Outputs, Work
+from benchmarks.engines import EAGER, EngineSpec, TorchPeer
+from benchmarks.gpu_check import merge
+from benchmarks.interleaved import compare, run
+from benchmarks.models import random_model
+from benchmarks.plots import Bar, Panel, bars, lines
+from benchmarks.record import RESULTS, Machine, percentiles
+from benchmarks.report import PAGE, build
+from benchmarks.scaling import Engine, Point, Shapes, measure
+from benchmarks.startup import installed
+from benchmarks.workers import JobFailed, started
+from m2df_runtime.bundle import demo_queries, demo_support
+from m2df_runtime.errors import InputError
+
+
+def test_latency_takes_turns_checks_answers_and_says_what_is_missing(
+    tiny_bundle: Path, support_dir: Path, query_dir: Path, tmp_path: Path, run_module
+) -> None:
+    out = tmp_path / "results" / "latency-tiny.json"
+    done = run_module(
+        "benchmarks.latency", "--bundle", tiny_bundle, "--support", support_dir, "--query", query_dir / "red.mp4",
+        "--way", 3, "--shot", 2, "--rounds", 4, "--warmup", 1, "--threads", 1, "--only", "m2df cpu|ONNX|tensorrt",
+        "--out", out,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    record = json.loads(out.read_text())
+    assert set(record["engines"]) == {"m2df cpu fp32", "ONNX Runtime defaults"}
+    for engine in record["engines"].values():
+        assert engine["rounds"] == 4 and engine["checked"]["same_top1"]
+        assert engine["checked"]["cosine"] == pytest.approx(1, abs=1e-6)  # the same graph
+        ms = engine["ms"]
+        assert ms["copy"] is None  # nothing is copied to a CPU
+        for stage in ("decode", "resize", "visual", "support", "query"):
+            assert 0 < ms[stage]["min"] <= ms[stage]["p50"] <= ms[stage]["p90"] <= ms[stage]["p99"]
+        assert ms["total"]["min"] > sum(ms[stage]["min"] for stage in ("decode", "resize", "visual", "query")) * 0.99
+    ratio = record["ratios"]["ONNX Runtime defaults"]["m2df cpu fp32"]["total"]
+    assert ratio["low"] <= ratio["median"] <= ratio["high"]
+    assert "TensorRT" in record["left_out"]["m2df tensorrt"]
+    assert len(record["model"]["sha256"]) == 64 and record["environment"]["versions"]["numpy"] == np.__version__
+    assert str(tmp_path) not in out.read_text()
+    files = build(out.parent)
+    assert set(files) == {PAGE, "latency-tiny.svg"} and "m2df cpu fp32" in files[PAGE]
+
+
+@pytest.mark.slow
+def test_pytorch_peers_agree_and_a_whole_episode_costs_its_support_clips_too() -> None:
+    names = {"fp32": EAGER, "bf16": "PyTorch eager bf16"}
+    specs = [EngineSpec(name, kind, 1, backend="cpu", source="m2df-tiny") for kind, name in names.items()]
+    support = tuple((demo_support() / label / "1.mp4",) for label in ("clap", "side_bend"))
+    spec = random_model("m2df-tiny").clip
+    prompts = np.random.default_rng(0).normal(size=(2, 128)).astype(np.float32)
+    found = run(specs, Work(demo_queries() / "clap.mp4", support, spec), prompts, 2, 1, trained=False)
+    assert found["reference"] == EAGER and found["left_out"] == {}
+    assert {engine["rounds"] for engine in found["engines"].values()} == {2}
+    assert found["engines"]["PyTorch eager bf16"]["checked"]["cosine"] > 0.99
+    assert found["official"]["rounds"] == 2
+    assert found["ratios"] == {name: {} for name in (*names.values(), "official way")}  # none of these is m2df
+
+
+def test_a_wrong_answer_is_a_failure_whatever_its_speed() -> None:
+    rng = np.random.default_rng(0)
+
+    def outputs(precision: str, noise: float = 0.0, turn: bool = False) -> Outputs:
+        arrays = [np.random.default_rng(1).normal(size=shape).astype(np.float32) for shape in ((8, 64), (5, 2, 8, 64))]
+        noisy = [array + noise * rng.normal(size=array.shape).astype(np.float32) for array in arrays]
+        logits = np.array([-3.0, -1.0, -2.0], dtype=np.float32)
+        return Outputs(*noisy, logits[::-1].copy() if turn else logits, "engine", precision, 1.0)
+
+    exact = outputs("fp32")
+    assert compare(exact, exact, trained=True) == ({"cosine": 1.0, "logits_error": 0.0, "same_top1": True}, None)
+    for precision, bearable, too_much in (("fp32", 0.001, 0.05), ("fp16", 0.01, 0.1), ("int8", 0.05, 0.3)):
+        assert compare(outputs(precision, bearable), exact, trained=True)[1] is None
+        assert "cosine" in str(compare(outputs(precision, too_much), exact, trained=True)[1])
+    assert "logits" in str(compare(outputs("int8", turn=True), exact, trained=False)[1])
+    assert "cosine" in str(compare(outputs("fp32", float("nan")), exact, trained=False)[1])
+
+
+def test_pytorch_peers_are_the_random_model_in_their_precision() -> None:
+    from m2df_train.evaluation.torch_scorer import CheckpointScorer
+
+    model = random_model("m2df-tiny")
+    clips = np.random.default_rng(0).integers(0, 256, (2, 8, model.clip.size, model.clip.size, 3)).astype(np.uint8)
+    expected = CheckpointScorer(model, "cpu").encode_clips(clips)
+    exact, half = (TorchPeer("m2df-tiny", p, False, 1, "cpu").features(clips) for p in ("fp32", "bf16"))
+    np.testing.assert_allclose(exact, expected, rtol=1e-4, atol=1e-5)
+    cosine = (half * expected).sum(-1) / np.linalg.norm(half, axis=-1) / np.linalg.norm(expected, axis=-1)
+    assert cosine.min() > 0.99 and not np.allclose(half, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_scaling_times_every_point_and_reports_what_cannot_run(tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / str(FRAMES)).mkdir()
+    shutil.copy(tiny_bundle / "visual.onnx", tmp_path)
+    shutil.copy(tiny_bundle / "query.onnx", tmp_path / str(FRAMES))
+    shapes = Shapes(DIM, SIZE, VIEWS)
+    good, bad = (Engine("cpu", "fp32", folder, shapes, 1) for folder in (tmp_path, tmp_path / "none"))
+    points = [Point("visual", FRAMES), Point("visual", FRAMES, clips=3), Point("query", FRAMES, classes=7)]
+    samples, missing = measure([good], points, rounds=3, slow_rounds=2)
+    assert {point: len(times) for point, times in samples[good.name].items()} == dict(
+        zip(points, (2, 2, 3), strict=True)
+    )
+    assert missing == {}
+    samples, missing = measure([bad], points, rounds=1, slow_rounds=1)
+    assert samples == {} and "query.onnx" in missing[bad.name]  # the image tower warms up with another size
+
+
+def test_a_process_that_dies_says_so_and_the_others_go_on(tiny_bundle: Path) -> None:
+    engines = [Engine("cpu", "fp32", tiny_bundle, Shapes(DIM, SIZE, VIEWS), threads) for threads in (1, 2)]
+    with started(engines) as (workers, _):
+        first, second = workers
+        known = {child.pid: child for child in multiprocessing.active_children()}
+        victim = known[max(known)]  # the second to start
+        victim.kill()
+        assert first.ask(Point("visual", FRAMES)) > 0
+        with pytest.raises(JobFailed, match="process ended with code -9"):
+            second.ask(Point("visual", FRAMES))
+
+
+def test_startup_measures_processes_and_what_is_installed(tmp_path: Path, run_module) -> None:
+    out = tmp_path / "startup.json"
+    done = run_module("benchmarks.startup", "--rounds", 2, "--out", out)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(out.read_text())
+    assert record["imported_never"] == {"torch": True, "open_clip": True}
+    assert record["peak_mib"] > 10 and record["import_ms_by_package"]["numpy"] > 0
+    sizes = installed()
+    assert {"m2df_runtime", "numpy", "onnxruntime", "pydantic-core"} <= set(sizes) and "torch" not in sizes
+    assert sizes["numpy"] > 1_000_000 and record["installed_bytes"] == sum(sizes.values())
+    assert "Start-up" in build(tmp_path)[PAGE]
+
+
+def test_percentiles_have_their_closed_form_and_show_a_drift() -> None:
+    values = percentiles([float(v) for v in [*range(0, 101, 2), *range(1, 101, 2)]])
+    assert [values[name] for name in ("p50", "p90", "p95", "p99", "min")] == [50, 90, 95, 99, 0]
+    assert values["stationary"] and not percentiles([1.0, 1.0, 1.2, 1.2])["stationary"]
+    assert percentiles([1.0, 1.0, 1.2, 1.2])["drift"] == 1.2
+
+
+def test_the_committed_page_is_what_its_results_give() -> None:
+    made = build(RESULTS)
+    for name, text in made.items():
+        assert (RESULTS / name).read_text(encoding="utf-8") == text, f"{name}: run python -m benchmarks.report"
+    assert {path.name for path in RESULTS.glob("*.svg")} == {name for name in made if name.endswith(".svg")}
+
+
+def test_the_report_shows_a_gpu_check_and_refuses_what_is_no_result(tmp_path: Path) -> None:
+    times = {"p50": 0.8, "p95": 0.9, "min": 0.7, "drift": 1.0}
+    engine = {
+        "cosine": {"visual": 0.9999},
+        "milliseconds": {"cuda-graphs": {"chain": times}},
+        "throughput": {"clips_per_second": 1000.0},
+    }
+    work = tmp_path / "work"
+    for subject in ("vit-b-16", "demo"):
+        (work / subject).mkdir(parents=True)
+        (work / subject / "tensorrt.json").write_text(json.dumps(engine))
+    others = {"matmul_tflops": 500.0, "torch-eager-fp16": {**times, "p50": 3.2}, "broken": {"failed": "no"}}
+    (work / "others.json").write_text(json.dumps(others))
+    results = tmp_path / "results"
+    merge(work, json.dumps({"gpu": "H", "tensorrt": "11.4"}), results / "gpu.json")
+    page = build(results)[PAGE]
+    assert "| torch-eager-fp16 / tensorrt | **4** |" in page  # 3.2 / 0.8
+    (results / "gpu.json").write_text("{}")
+    with pytest.raises(InputError, match=r"gpu\.json"):
+        build(results)
+    (results / "gpu.json").rename(results / "notes.json")
+    with pytest.raises(InputError, match=r"notes\.json"):
+        build(results)
+
+
+def test_plots_draw_every_value_and_are_always_the_same() -> None:
+    rows = [Bar("a & b", [30.0, 10.0], True), Bar("long", [500.0, 1.0], False)]
+    drawn = bars(("x", "y"), rows, "ms", cut_at=100)
+    assert drawn == bars(("x", "y"), rows, "ms", cut_at=100)
+    assert "a &amp; b" in drawn and "40.0 ms" in drawn and "… 501 ms" in drawn
+    plot = lines([Panel("p", {"cpu": [(1, 2.0), (10, 2000.0)]})], "ms")
+    assert plot.count("<circle") == 2 and "1000 ms" in plot
+
+
+def test_the_machine_knows_how_busy_others_keep_it() -> None:
+    used = Machine().environment()["others_used"]
+    assert used is None or 0 <= float(str(used)) <= 1
