@@ -23,7 +23,8 @@ from benchmarks.engines import EAGER, EngineSpec, Float, ours, peers
 from benchmarks.interleaved import run
 from benchmarks.models import export, random_model
 from benchmarks.record import Machine, bundle_hash, write
-from m2df_runtime.bundle import Bundle, demo_queries, demo_support, newest_bundle, sha256_file
+from m2df_export.extras import nncf_missing
+from m2df_runtime.bundle import Bundle, Precision, demo_queries, demo_support, newest_bundle, sha256_file
 from m2df_runtime.console import main_entry
 from m2df_runtime.errors import CheckFailed, InputError
 from m2df_runtime.labels import LabelRules
@@ -116,7 +117,8 @@ def cli(
     machine, threads = Machine(), threads or cores()
     with tempfile.TemporaryDirectory() as folder:
         if model:
-            opened = export(random_model(model, head), Path(folder) / "bundle", ("fp32", "fp16", "int8"))
+            calibrated: tuple[Precision, ...] = () if nncf_missing() else ("int8-static",)
+            opened = export(random_model(model, head), Path(folder) / "bundle", ("fp32", "fp16", "int8", *calibrated))
         else:
             opened = Bundle.open(bundle or newest_bundle())
         specs, missing = engines(opened, model or checkpoint, threads, only)
