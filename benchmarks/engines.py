@@ -65,7 +65,7 @@ class Engine(ABC):
 class Ours(Engine):
     """A bundle in m2df."""
 
-    def __init__(self, bundle: Path, backend: BackendName, precision: Precision, threads: int) -> None:
+    def __init__(self, bundle: Path, backend: BackendName, precision: Precision, threads: int | None) -> None:
         from m2df_runtime.session import Session
 
         self._session = Session(Bundle.open(bundle), backend=backend, precision=precision, threads=threads)
@@ -143,14 +143,15 @@ class GraphPeer(Engine):
 class TorchPeer(Engine):
     """The model in PyTorch: the image tower in a precision, matching in fp32."""
 
-    def __init__(self, source: str | Path, precision: str, compiled: bool, threads: int, device: str) -> None:
+    def __init__(self, source: str | Path, precision: str, compiled: bool, threads: int | None, device: str) -> None:
         spin = os.environ.setdefault("GOMP_SPINCOUNT", SPIN)  # read when PyTorch is loaded
         import torch
 
         from m2df_train.checkpoint import load_checkpoint
         from m2df_train.model.heads import deterministic_head
 
-        torch.set_num_threads(threads)
+        if threads is not None:
+            torch.set_num_threads(threads)
         model = load_checkpoint(source) if isinstance(source, Path) else random_model(source)
         dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
         self._torch, self._device, self._dtype = torch, torch.device(device), dtypes[precision]
@@ -208,7 +209,7 @@ class EngineSpec:
 
     name: str
     precision: str
-    threads: int
+    threads: int | None
     ours: bool = False
     bundle: Path | None = None
     backend: str = ""
@@ -233,7 +234,7 @@ BACKENDS: tuple[Literal["tensorrt", "cuda", "openvino", "cpu"], ...] = ("tensorr
 LIBRARIES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
 
-def ours(bundle: Bundle, threads: int) -> tuple[list[EngineSpec], dict[str, str]]:
+def ours(bundle: Bundle, threads: int | None) -> tuple[list[EngineSpec], dict[str, str]]:
     """The bundle in every precision on every backend of this machine, and why the other backends are missing."""
     found, missing = [], {}
     for backend in BACKENDS:
@@ -248,7 +249,7 @@ def ours(bundle: Bundle, threads: int) -> tuple[list[EngineSpec], dict[str, str]
     return found, missing
 
 
-def peers(bundle: Bundle, source: str | Path | None, threads: int) -> list[EngineSpec]:
+def peers(bundle: Bundle, source: str | Path | None, threads: int | None) -> list[EngineSpec]:
     """Everything else: the ONNX files in engines with default options, and PyTorch where its weights are at hand."""
     precision = bundle.manifest.precisions[0]
     found = [

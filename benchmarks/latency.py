@@ -31,7 +31,6 @@ from m2df_runtime.labels import LabelRules
 from m2df_runtime.session import Session
 from m2df_runtime.support import read_support
 from m2df_runtime.video import list_clips
-from m2df_train.evaluation.scorer import cores
 
 if TYPE_CHECKING:
     from m2df_train.model.heads import HeadName
@@ -53,7 +52,7 @@ def work_of(bundle: Bundle, query: Path | None, support: Path, way: int, shot: i
 
 
 def engines(
-    bundle: Bundle, source: str | Path | None, threads: int, only: str | None
+    bundle: Bundle, source: str | Path | None, threads: int | None, only: str | None
 ) -> tuple[list[EngineSpec], dict[str, str]]:
     """What to measure, the reference for all answers first, and why backends are missing.
 
@@ -91,7 +90,7 @@ def show(record: dict[str, Any]) -> None:
 @click.option("--support", type=click.Path(path_type=Path, file_okay=False), help="Support folder [the demo's].")
 @click.option("--way", type=click.IntRange(2), default=5)
 @click.option("--shot", type=click.IntRange(1), default=1)
-@click.option("--threads", type=click.IntRange(1), help="Threads of each engine, but for defaults [all cores].")
+@click.option("--threads", type=click.IntRange(1), help="Threads of each engine, but for defaults [its own choice].")
 @click.option("--only", metavar="REGEX", help="Engines to measure, by name [all].")
 @click.option("--rounds", type=click.IntRange(2), default=100)
 @click.option("--warmup", type=click.IntRange(1), default=3, help="Rounds before those that count.")
@@ -114,7 +113,7 @@ def cli(
     """Time one query through m2df and everything it is compared with."""
     if model and (bundle or checkpoint):
         raise InputError("--model brings its own bundle", "leave out --bundle and --checkpoint")
-    machine, threads = Machine(), threads or cores()
+    machine = Machine()
     with tempfile.TemporaryDirectory() as folder:
         if model:
             calibrated: tuple[Precision, ...] = () if nncf_missing() else ("int8-static",)

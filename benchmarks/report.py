@@ -61,6 +61,12 @@ def _order(stem: str) -> int:
     return list(SECTIONS).index(kind) if kind in SECTIONS else len(SECTIONS)
 
 
+def _threads(settings: Record) -> str:
+    """None means that nobody told the engines: each takes what it takes by itself."""
+    count = settings["threads"]
+    return f"{count} threads" if count else "threads as each engine chooses"
+
+
 def latency(record: Record, stem: str, files: Files) -> str:
     """One query, stage by stage."""
     model, settings = record["model"], record["settings"]
@@ -68,7 +74,7 @@ def latency(record: Record, stem: str, files: Files) -> str:
     title = f"## Latency: {model['name']}, {model['weights']} weights\n"
     what = (
         f"One query of {settings['frames']} frames of {settings['size']}×{settings['size']}, {settings['way']}-way "
-        f"{settings['shot']}-shot, {settings['threads']} threads; head `{model['head']}`, "
+        f"{settings['shot']}-shot, {_threads(settings)}; head `{model['head']}`, "
         f"{settings['rounds']} rounds, bundle `{model['sha256'][:12]}`.\n"
     )
     out = [title, what, _machine(record["environment"])]
