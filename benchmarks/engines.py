@@ -59,7 +59,7 @@ class Engine(ABC):
 
     def copy(self, clips: Pixels) -> None:
         """Copy clips to the GPU, as `encode` does too; only asked of those with a `gpu`."""
-        raise NotImplementedError
+        raise NotImplementedError  # where the clips are on the CPU there is nothing to measure
 
 
 class Ours(Engine):

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from m2df_export.end_to_end import DATA_CLASSES, DATA_CLIPS, GENERATED_CLASSES, GENERATED_CLIPS, SHOT, WAY
+from m2df_export.end_to_end import GENERATED_CLASSES, GENERATED_CLIPS, SHOT, WAY, folder_selection
 from m2df_runtime.errors import InputError
-from m2df_train.data.clips import folder_clips, generated_clips
-
-_log = logging.getLogger(__name__)
+from m2df_train.data.clips import generated_clips
 
 
 @dataclass(frozen=True)
@@ -30,15 +27,8 @@ def data_clips(data: Path) -> list[ClipFile]:
     Raises:
         InputError: No such folder, or no class with a clip.
     """
-    clips, warnings = folder_clips(data)
-    for warning in warnings:
-        _log.warning("%s", warning)
-    chosen: list[ClipFile] = []
-    for label in list(dict.fromkeys(clip.label for clip in clips))[:DATA_CLASSES]:
-        of_class = [clip for clip in clips if clip.label == label][:DATA_CLIPS]
-        # A clip's name in its class folder is its path there.
-        chosen += [ClipFile(label, clip.name, (data / clip.name).resolve()) for clip in of_class]
-    return chosen
+    # A clip's name in its class folder is its path there.
+    return [ClipFile(clip.label, clip.name, (data / clip.name).resolve()) for clip in folder_selection(data)]
 
 
 def write_generated(folder: Path) -> list[ClipFile]:
