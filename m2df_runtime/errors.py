@@ -6,6 +6,9 @@ or input, 3 something missing from the environment.
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 
 class M2dfError(Exception):
     """Base of every error m2df raises for a user's input, files or environment.
@@ -28,6 +31,21 @@ class M2dfError(Exception):
 
 class InputError(M2dfError):
     """A file, folder, bundle, bank or option that cannot be used. Exit code 2."""
+
+
+class ClipError(InputError):
+    """One clip that cannot be used, for whatever reason. A batch names it and goes on.
+
+    Args:
+        clip: The clip: its path as the user gave it, or its name.
+        reason: What is wrong with it, without the clip's name.
+        hint: What to do about it, if that is known.
+    """
+
+    def __init__(self, clip: Path | str, reason: str, hint: str | None = None) -> None:
+        super().__init__(f"{clip}: {reason}", hint)
+        self.clip = os.fspath(clip)
+        self.reason = reason
 
 
 class CheckFailed(M2dfError):
