@@ -269,6 +269,7 @@ def _manifest(
         dim=checkpoint.backbone.dim,
         merges_after=head.merges_after,
         clip=checkpoint.clip,
+        pixels_version=checkpoint.pixels_version,
         text=TextInfo(prompt=checkpoint.prompt, labels=checkpoint.labels),
         graphs=graphs,
         tokenizer=bundle_file(folder, TOKENIZER),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import zipfile
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from m2df_runtime.errors import InputError
-from m2df_runtime.preprocess import ClipSpec
+from m2df_runtime.preprocess import PIXELS_VERSION, ClipSpec
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -31,6 +32,9 @@ GraphName = Literal["visual", "text", "support", "query"]
 # fp8 is for TensorRT.
 Precision = Literal["fp32", "fp16", "int8", "int8-static", "fp8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+
+_log = logging.getLogger(__name__)
 
 
 class _Schema(BaseModel):
@@ -126,6 +130,8 @@ class Manifest(_Schema):
     """True: the prototypes of several clips are the mean of those of each clip alone, which evaluation then computes
     once per clip; False promises nothing."""
     clip: ClipSpec
+    pixels_version: int | None = Field(default=None, ge=1)
+    """`PIXELS_VERSION` of the clips the weights were trained on; None where nobody wrote it down."""
     text: TextInfo
     graphs: dict[GraphName, GraphInfo]
     tokenizer: BundleFile
@@ -235,11 +241,15 @@ class Bundle:
         return files[precision]
 
     def key(self, *graphs: GraphName) -> str:
-        """Hash that binds stored results to this bundle's preprocessing and the named graphs (text: the tokenizer too).
+        """Hash that binds stored results to the named graphs, and to what feeds them.
 
-        The reference precision stands for the graph, so banks survive a change of precision.
+        That is the tokenizer for `text`, preprocessing and pixel version for `visual`. The reference precision
+        stands for the graph, so banks survive a change of precision.
         """
-        bound: dict[str, object] = {"clip": self.manifest.clip.model_dump(mode="json")}
+        bound: dict[str, object] = {}
+        if "visual" in graphs:
+            bound["clip"] = self.manifest.clip.model_dump(mode="json")
+            bound["pixels"] = PIXELS_VERSION
         if "text" in graphs:
             bound["tokenizer"] = self.manifest.tokenizer.sha256
         reference = self.manifest.precisions[0]
@@ -293,6 +303,13 @@ def _parse_manifest(path: Path, raw: bytes) -> Manifest:
         raise InputError(f"{path}: {MANIFEST_NAME}: {problems}", "export the bundle again") from None
     if not manifest.precisions:
         raise InputError(f"{path}: no precision has all four graphs", "export the bundle again")
+    if manifest.pixels_version not in (None, PIXELS_VERSION):
+        _log.warning(
+            "%s: trained on pixels of version %s, this m2df makes version %s: accuracy may differ from the measured",
+            path,
+            manifest.pixels_version,
+            PIXELS_VERSION,
+        )
     return manifest
 
 

@@ -20,6 +20,11 @@ from m2df_runtime.region import background_indices, motion_boxes
 from m2df_runtime.sampling import Sampler, sample_indices
 from m2df_runtime.video import FrameSource
 
+# Names what `load_clip` makes of a clip. It is part of every key under which features or pixels are kept, so it goes
+# up by one whenever decoding, sampling, region, channels or resizing give other pixels of any clip; the golden
+# hashes of tests/runtime/test_pixels.py fail until it does.
+PIXELS_VERSION = 1
+
 # method.md 1.5; OpenAI CLIP, on RGB in [0, 1].
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

@@ -19,7 +19,7 @@ from safetensors.torch import save
 from m2df_runtime.bundle import SourceInfo, sha256_file
 from m2df_runtime.errors import InputError
 from m2df_runtime.files import atomic_write
-from m2df_runtime.preprocess import ClipSpec
+from m2df_runtime.preprocess import PIXELS_VERSION, ClipSpec
 from m2df_train.model.backbone import Backbone, rebuild_backbone
 from m2df_train.model.heads import Head, HeadName, build_head
 
@@ -37,6 +37,7 @@ class _Header(BaseModel):
     head: HeadName
     head_options: dict[str, Any]
     clip: ClipSpec
+    pixels_version: int | None = None
     prompt: str
     labels: dict[str, str]
     source: SourceInfo
@@ -46,7 +47,8 @@ class _Header(BaseModel):
 class Checkpoint:
     """A trained model: weights, and everything that decides what they mean.
 
-    `labels` maps class names to descriptive texts of the classes it was trained with.
+    `labels` maps class names to descriptive texts of the classes it was trained with. `pixels_version` is that of the
+    clips it was trained on, None where that is not known.
     """
 
     backbone: Backbone
@@ -56,6 +58,7 @@ class Checkpoint:
     labels: dict[str, str]
     source: SourceInfo
     sha256: str | None = None
+    pixels_version: int | None = PIXELS_VERSION
 
     @property
     def head_name(self) -> str:
@@ -72,6 +75,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         head=checkpoint.head.name,
         head_options=checkpoint.head.options.model_dump(mode="json"),
         clip=checkpoint.clip,
+        pixels_version=checkpoint.pixels_version,
         prompt=checkpoint.prompt,
         labels=checkpoint.labels,
         source=checkpoint.source,
@@ -108,7 +112,14 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     _load(file, "backbone", backbone, state)
     _load(file, "head", head, state)
     return Checkpoint(
-        backbone.eval(), head.eval(), header.clip, header.prompt, header.labels, header.source, sha256_file(file)
+        backbone.eval(),
+        head.eval(),
+        header.clip,
+        header.prompt,
+        header.labels,
+        header.source,
+        sha256_file(file),
+        header.pixels_version,
     )
 
 

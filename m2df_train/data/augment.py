@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 Role = Literal["support", "query"]
 Pixels = NDArray[np.uint8]
 
+# Like `PIXELS_VERSION`, of what training makes of those pixels: goes up by one when a variant of the same clip, options
+# and draw, or the choice of frames that are kept, becomes another. Golden hashes in tests/train/test_augment.py tell.
+VARIANTS_VERSION = 1
+
 # A cached clip keeps this many frames for each that the model sees, evenly spaced.
 _KEPT_PER_FRAME = 4
 _GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)
@@ -78,7 +82,9 @@ class Augmentation:
     @property
     def identity(self) -> str:
         """Stands for these options in caches."""
-        return repr((self.spec.model_dump_json(), *(getattr(self, field.name) for field in fields(self)[1:])))
+        return repr(
+            (VARIANTS_VERSION, self.spec.model_dump_json(), *(getattr(self, field.name) for field in fields(self)[1:]))
+        )
 
 
 def load_training_clip(
@@ -191,7 +197,7 @@ def _sampled(
         frames = load_uncropped(source, spec, wanted)
         return [frames[np.searchsorted(wanted, indices)] for indices in chosen]
     recipe = spec.model_dump_json(exclude={"sampler", "mean", "std"})
-    kept = cache.frames(clip.key, f"training {recipe}", partial(_evenly, clip, spec))
+    kept = cache.frames(clip.key, f"training {VARIANTS_VERSION} {recipe}", partial(_evenly, clip, spec))
     between = (kept.at[1:] + kept.at[:-1]) / 2
     return [kept.frames[np.searchsorted(between, indices)] for indices in draw(kept.times, kept.fps)]
 

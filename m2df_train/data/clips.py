@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +22,7 @@ class LabelledClip:
         label: Class (folder) name.
         name: `class/clip`, for messages and groups.
         open: Opens the clip; raises InputError where it cannot be read.
-        key: Stands for the clip's content in caches: its place, size and time, or what it is generated from.
+        key: Stands for the clip's content in caches: its place and stamp, or what it is generated from.
     """
 
     label: str
@@ -58,7 +58,7 @@ def file_key(path: Path, stamp: Stamp | None = None) -> str:
         stamp = stamp or clip_stamp(path)
     except OSError:  # such as a dangling link, which opening the clip will report
         return place
-    return f"{place}|{stamp.size}|{stamp.mtime_ns}"
+    return "|".join([place, *map(str, astuple(stamp))])
 
 
 def generated_clips(per_class: int = 20, classes: Sequence[str] | None = None) -> list[LabelledClip]:

@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2df_runtime.errors import InputError
+from m2df_runtime.preprocess import PIXELS_VERSION
 from m2df_train.data.clips import LabelledClip
 from m2df_train.data.feature_store import Float, Key, Segment, SegmentWriter, gather, read_segments
-from m2df_train.data.fingerprint import digest, pixel_version
+from m2df_train.data.fingerprint import digest
 from m2df_train.data.workers import ordered_map
 
 _log = logging.getLogger(__name__)
@@ -54,8 +55,8 @@ class Encoded:
 
 
 def identity_of(*parts: str) -> str:
-    """What features depend on besides the clip: the parts (weights, preprocessing, ...) and m2df's own code."""
-    return digest(pixel_version(), *parts)
+    """What features depend on besides the clip: the parts (weights, preprocessing, ...) and the version of pixels."""
+    return digest(f"pixels {PIXELS_VERSION}", *parts)
 
 
 class FeatureCache:

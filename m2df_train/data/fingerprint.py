@@ -1,16 +1,10 @@
-"""Versions of the code that makes pixels, so that no cache outlives a change of it."""
+"""What stands for texts, and for the code that generates clips, in the keys of caches."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-
-import m2df_runtime
-
-_RUNTIME_SOURCES = ("camera", "image_sequences", "preprocess", "region", "sampling", "video", "video_file")
-_TRAINING_SOURCES = ("augment", "frame_cache")
 
 
 def digest(*parts: str) -> str:
@@ -24,17 +18,7 @@ def digest(*parts: str) -> str:
 
 
 @cache
-def pixel_version() -> str:
-    """Stands for everything between a clip and the pixels a model is given."""
-    places = ((Path(m2df_runtime.__file__).parent, _RUNTIME_SOURCES), (Path(__file__).parent, _TRAINING_SOURCES))
-    return _sources(folder / f"{name}.py" for folder, names in places for name in names)
-
-
-@cache
 def generator_version() -> str:
     """Stands for everything between an action's name and its generated clips."""
-    return _sources(sorted((Path(__file__).parent / "synthetic").rglob("*.py")))
-
-
-def _sources(files: Iterable[Path]) -> str:
+    files = sorted((Path(__file__).parent / "synthetic").rglob("*.py"))
     return digest(*(file.read_text(encoding="utf-8") for file in files))[:16]

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2df_runtime.files import atomic_write
-from m2df_train.data.fingerprint import digest, pixel_version
+from m2df_runtime.preprocess import PIXELS_VERSION
+from m2df_train.data.fingerprint import digest
 
 _log = logging.getLogger(__name__)
 
@@ -70,10 +71,10 @@ class FrameCache:
 
         Args:
             key: `LabelledClip.key`.
-            recipe: How they are made, besides the code.
+            recipe: How they are made, besides what `PIXELS_VERSION` stands for.
             make: Makes them; what it raises passes through and nothing is kept.
         """
-        file = self._folder / (digest(key, recipe, pixel_version())[:40] + _SUFFIX)
+        file = self._folder / (digest(key, recipe, f"pixels {PIXELS_VERSION}")[:40] + _SUFFIX)
         found = self._read(file)
         if found is None:
             found = make()

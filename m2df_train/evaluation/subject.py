@@ -86,7 +86,9 @@ def open_bundle(
     rules = LabelRules(text.prompt, {**text.labels, **texts})
 
     def identity() -> str:
-        return identity_of(bundle.key("visual"), scorer.backend, scorer.precision)
+        # The file in use: another one of its precision may stand beside the same reference.
+        file = bundle.graph_file("visual", scorer.precision)
+        return identity_of("bundle", file.sha256, bundle.manifest.clip.model_dump_json(), scorer.backend)
 
     return Subject(bundle.path, scorer, bundle.manifest.clip, rules, scorer.backend, scorer.precision, identity)
 

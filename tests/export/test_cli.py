@@ -15,6 +15,7 @@ import torch
 
 from m2df_runtime.bundle import Bundle
 from m2df_runtime.errors import InputError
+from m2df_runtime.preprocess import PIXELS_VERSION
 from m2df_runtime.session import Session
 
 ROOT = Path(__file__).parents[2]
@@ -68,6 +69,7 @@ def test_manifest_describes_the_model(opened, model):
     assert manifest.merges_after  # prototype.merge: after, the default
     assert manifest.precisions == ("fp32", "fp16", "int8", "int8-static")
     assert manifest.source.checkpoint_sha256 is not None
+    assert manifest.pixels_version == PIXELS_VERSION  # through the checkpoint's header
     assert manifest.versions["torch"].startswith(torch.__version__.partition("+")[0])
     assert manifest.graphs["query"].files["int8"] == manifest.graphs["query"].files["fp32"]
     assert manifest.graphs["text"].files["int8-static"] == manifest.graphs["text"].files["int8"]

@@ -14,6 +14,7 @@ from tiny_bundle import write_bundle
 
 from m2df_runtime.bundle import Bundle, demo_bundle, newest_bundle
 from m2df_runtime.errors import InputError
+from m2df_runtime.preprocess import PIXELS_VERSION
 from m2df_runtime.session import Session
 
 Edit = Callable[[dict], object]
@@ -38,6 +39,17 @@ def test_directory_and_zip_give_the_same_bundle(tiny_bundle: Path, tmp_path: Pat
     info = folder.graph_file("query", "fp32")
     assert folder.read(info) == zipped.read(info)
     assert Session(zipped, backend="cpu").encode_texts(["jump"]).shape == (1, folder.manifest.dim)
+
+
+def test_a_bundle_trained_on_other_pixels_says_so(bundle_copy: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for version in (None, PIXELS_VERSION):
+        edit_manifest(bundle_copy, lambda m, version=version: m.update(pixels_version=version))
+        Bundle.open(bundle_copy)
+    assert not caplog.records
+    edit_manifest(bundle_copy, lambda m: m.update(pixels_version=PIXELS_VERSION + 1))
+    Bundle.open(bundle_copy)
+    (record,) = caplog.records
+    assert f"version {PIXELS_VERSION + 1}, this m2df makes version {PIXELS_VERSION}" in record.getMessage()
 
 
 @pytest.mark.parametrize(

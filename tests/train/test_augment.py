@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import colorsys
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from m2df_runtime.errors import InputError
 from m2df_runtime.preprocess import ClipSpec, load_clip
 from m2df_runtime.video import ArraySource
 from m2df_train.data.augment import (
+    VARIANTS_VERSION,
     Augmentation,
     Colour,
     DeployedLoader,
@@ -271,3 +274,17 @@ def test_deployed_pixels_are_kept_exactly(tmp_path: Path):
     for load in (DeployedLoader(spec), DeployedLoader(spec, cache), DeployedLoader(spec, cache)):
         np.testing.assert_array_equal(load(clip_of(frames), [0])[0], expected)
     assert len(list(tmp_path.glob("*.frames"))) == 1
+
+
+def test_other_variants_have_another_version():
+    """Where this fails on purpose, raise VARIANTS_VERSION, so that features of the old variants are encoded anew."""
+    frames = np.random.default_rng(3).integers(0, 256, (20, 40, 52, 3), dtype=np.uint8)
+    clip = LabelledClip("a", "a/0", partial(ArraySource, frames), "key")
+    spec = ClipSpec(frames=4, size=32, short_side=36, sampler="segment")
+    # Colour is left out: float products round differently on other processors.
+    options = Augmentation(spec, crop=True, hflip=0.5, hflip_query=0.5, query_colour=None)
+    pixels = TrainingLoader(options, seed=1)(clip, range(4))
+    assert (VARIANTS_VERSION, hashlib.sha256(pixels.tobytes()).hexdigest()) == (
+        1,
+        "444c99e1fee46a97bd1465c49a789fa91410fd7acb2ccdcdf5487ea89b6c6b0a",
+    )

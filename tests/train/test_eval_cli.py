@@ -8,10 +8,13 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from colour_clips import write_colour_clip, write_colour_folder
+from onnx import numpy_helper
 from tiny_bundle import write_bundle, write_support
 
+from m2df_runtime.bundle import sha256_bytes
 from m2df_runtime.console import guarded
 from m2df_train.data.clips import folder_clips
 from m2df_train.data.feature_cache import FeatureCache
@@ -45,6 +48,31 @@ def make_unreadable(clip: Path) -> None:
     stat = clip.stat()
     clip.write_bytes(bytes(stat.st_size))
     os.utime(clip, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def test_features_belong_to_the_file_of_the_precision_in_use(colours, bundle_copy, tmp_path):
+    """The same reference beside another int8 file: features of the old one would be taken for those of the new one."""
+    clips, cache = folder_clips(colours)[0][:3], FeatureCache(tmp_path / "cache", 1 << 30)
+    manifest = json.loads((bundle_copy / "manifest.json").read_text())
+    for graph, info in manifest["graphs"].items():
+        shutil.copy(bundle_copy / f"{graph}.onnx", bundle_copy / f"{graph}.int8.onnx")
+        info["files"]["int8"] = {**info["files"]["fp32"], "path": f"{graph}.int8.onnx"}
+
+    def features(divisor: float, precision: str) -> np.ndarray:
+        model = onnx.load_model_from_string((bundle_copy / "visual.onnx").read_bytes())
+        model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.float32(divisor), "c0"))
+        data = model.SerializeToString()
+        (bundle_copy / "visual.int8.onnx").write_bytes(data)
+        manifest["graphs"]["visual"]["files"]["int8"].update(sha256=sha256_bytes(data), bytes=len(data))
+        (bundle_copy / "manifest.json").write_text(json.dumps(manifest))
+        (found,) = encode_for_all([open_bundle(bundle_copy, "cpu", precision, {})], clips, {}, cache)
+        return np.array(found.features.values)
+
+    first = features(255.0, "int8")
+    np.testing.assert_allclose(features(510.0, "int8"), first / 2, rtol=1e-5)
+    np.testing.assert_array_equal(features(255.0, "int8"), first)
+    np.testing.assert_array_equal(features(510.0, "fp32"), first)
+    assert len(list((tmp_path / "cache").rglob("*.rows"))) == 2  # one for each file, and fp32's is that of the first
 
 
 def test_the_command_on_a_bundle(colours, tiny_bundle, run_module):
