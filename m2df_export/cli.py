@@ -18,8 +18,7 @@ from m2df_export.triton.cli import check_inputs, publish, triton
 from m2df_export.triton.cli import json_record as triton_record
 from m2df_export.triton.cli import summary as triton_summary
 from m2df_export.verify.cli import verify
-from m2df_runtime import __version__
-from m2df_runtime.console import M2dfGroup, emit_json, main_entry
+from m2df_runtime.console import M2dfGroup, emit, emit_json, main_entry, say
 from m2df_runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ Exit codes: 0 done, 1 a comparison failed, 2 bad input, 3 missing engine.
 """
 
 
-@click.group("m2df-export", cls=M2dfGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group("m2df-export", cls=M2dfGroup, epilog=EPILOG)
 @click.option(
     "--checkpoint",
     type=click.Path(path_type=Path),
@@ -109,7 +108,6 @@ Exit codes: 0 done, 1 a comparison failed, 2 bad input, 3 missing engine.
     "--support", type=click.Path(path_type=Path), metavar="DIR", help="Clips of that bank, one sub-folder per class."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
-@click.version_option(__version__, prog_name="m2df-export")
 @click.pass_context
 def cli(context: click.Context, /, **options: Any) -> None:  # noqa: ANN401 - click hands over every option by name
     """Export a model to a bundle: ONNX graphs, tokenizer, manifest and a parity report."""
@@ -182,9 +180,9 @@ def run(
     if as_json:
         emit_json({**json_record(result, seconds), "triton": triton_record(served) if served else None})
         return
-    click.echo(summary(result, options, seconds))
+    emit(summary(result, options, seconds))
     if served:
-        click.echo(triton_summary(served))
+        emit(triton_summary(served))
 
 
 def _serve(bundle: Path, support: Path, repository: Path) -> Repository:
@@ -252,7 +250,7 @@ def _precisions(fp16: bool, int8: bool, fp8: bool = False) -> tuple[Precision, .
         if missing is None:
             wanted.append("int8-static")
         else:
-            click.echo(f"int8-static: not written ({missing.message}; {missing.hint})", err=True)
+            say(f"int8-static: not written ({missing.message}; {missing.hint})")
     if fp8:
         wanted.append("fp8")
     return tuple(wanted)

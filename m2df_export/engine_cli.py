@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from m2df_runtime.console import emit_json, spinner
+from m2df_runtime.console import emit, emit_json, say, spinner
 from m2df_runtime.errors import EnvironmentMissing
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-@click.command("engines", epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("engines", epilog=EPILOG)
 @click.option("--bundle", "path", type=click.Path(path_type=Path), help="Bundle.  [default: newest in bundles/]")
 @click.option("--precision", type=click.Choice(["fp16", "fp32", "fp8"]), help="[default: fp16 if the bundle has it]")
 @engine_options
@@ -88,7 +88,7 @@ def engines(
         if as_json:
             emit_json(json_record(item, parity))
         else:
-            click.echo(describe(item, parity))
+            emit(describe(item, parity))
 
 
 def require_tensorrt() -> None:
@@ -149,7 +149,7 @@ def _verify(bundle: Bundle, options: EngineOptions, built: Sequence[BuiltEngine]
 
     used = find_engine(bundle, "visual", options.precision, open_tensorrt().machine).path.parent
     if used != built[0].path.parent:
-        click.echo(f"not compared: this machine uses the engines in {used}, which were built for it alone", err=True)
+        say(f"not compared: this machine uses the engines in {used}, which were built for it alone")
         return []
     # What was built a moment ago may run; what was there before may be anyone's.
     new = options.version_compatible and not any(item.reused for item in built)
@@ -166,13 +166,13 @@ def after_export(out: Path, precision: Precision, engine: dict[str, Any], verify
 
     reason = None if insist else why_not()
     if reason is not None:
-        click.echo(f"TensorRT engines: not built ({reason.message})", err=True)
+        say(f"TensorRT engines: not built ({reason.message})")
         return
     start = time.monotonic()
     built, parity = build(Bundle.open(out), precision, engine, verify)
     for item in built:
-        click.echo(describe(item, parity), err=True)
-    click.echo(f"TensorRT engines: {built[0].path.parent}   ({time.monotonic() - start:.0f} s)", err=True)
+        say(describe(item, parity))
+    say(f"TensorRT engines: {built[0].path.parent}   ({time.monotonic() - start:.0f} s)")
 
 
 def describe(item: BuiltEngine, parity: Sequence[EngineParity]) -> str:

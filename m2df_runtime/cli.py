@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
 
-from m2df_runtime import __version__
-from m2df_runtime.console import M2dfGroup, emit_json, main_entry, progress, report
+from m2df_runtime.console import M2dfGroup, emit, emit_json, main_entry, printable, progress, report
 from m2df_runtime.errors import CheckFailed, InputError
 
 if TYPE_CHECKING:
@@ -141,7 +140,6 @@ class RunOptions:
 )
 @click.option("--picture", type=click.Path(path_type=Path), metavar="PNG", help="Write a filmstrip of each prediction.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads. [default: all cores]")
-@click.version_option(__version__, prog_name="m2df-run")
 def cli(**options: Any) -> None:  # noqa: ANN401 - click hands over every option by name
     """Classify query clips with the classes of a support folder, from one to five clips per class."""
     run(RunOptions(**options))
@@ -215,7 +213,7 @@ def _classify(queries: Sequence[Path], support: Path, matcher: Matcher, options:
         if options.json:
             emit_json(json_record(prediction, matcher.session.backend, options.topk))
         else:
-            click.echo(human_text(prediction, options.topk))
+            emit(human_text(prediction, options.topk))
         if options.picture:
             path = options.picture if len(queries) == 1 else _numbered(options.picture, number)
             _draw(path, query, support, prediction, matcher)
@@ -243,7 +241,7 @@ def human_text(prediction: Prediction, topk: int) -> str:
     lines += [f"  {s.label:<{width}}  {s.probability:>6.1%}  distance {s.distance:.4f}" for s in shown]
     timings = asdict(prediction.timings)
     lines.append("  " + ", ".join(f"{stage} {ms:.1f} ms" for stage, ms in timings.items()))
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def _draw(path: Path, query: Path, support: Path, prediction: Prediction, matcher: Matcher) -> None:

@@ -9,26 +9,36 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, NoReturn
 
 import click
 
+from m2df_runtime import __version__, entry
 from m2df_runtime.errors import M2dfError
 
 DEBUG_VARIABLE = "M2DF_DEBUG"
-INTERRUPTED = 130  # 128 + SIGINT, what shells report for Ctrl-C
+_OUTPUT = "standard output"
+_LONGEST_LINE = 2000  # characters of an error line; a path has at most 4,096 bytes, a line of standard input any number
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class M2dfGroup(click.Group):
-    """A click group that does its main job without a subcommand; inputs are options, never positionals."""
+    """A click group that does its main job without a subcommand; inputs are options, never positionals.
+
+    `-h` and `--version` come with it; subcommands take `-h` from their group.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - click's own signature
         kwargs.setdefault("invoke_without_command", True)
+        kwargs["context_settings"] = {"help_option_names": ["-h", "--help"], **(kwargs.get("context_settings") or {})}
         super().__init__(*args, **kwargs)
+        click.version_option(__version__, prog_name=self.name)(self)
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
         """Usage line, without a place for subcommands where there are none."""
@@ -54,26 +64,42 @@ def guarded(run: Callable[[], object]) -> int:
     """
     setup_logging()
     make_streams_tolerant()
+    entry.cleans_up(True)
     try:
         code = run()
         sys.stdout.flush()
+        return code if isinstance(code, int) else 0
     except click.exceptions.Exit as error:
         return error.exit_code
-    except click.ClickException as error:
-        error.show()
+    except (click.Abort, KeyboardInterrupt, Exception) as error:  # the border: everything becomes one line
+        if entry.interrupted() or isinstance(error, click.Abort | KeyboardInterrupt):
+            print_error("interrupted")
+            return entry.INTERRUPTED
+        return _failed(error)
+    finally:
+        entry.cleans_up(False)
+
+
+def _failed(error: Exception) -> int:
+    """Print what a command failed with, as far as streams can still be written, and return its exit code."""
+    if isinstance(error, OSError):
+        _empty_lost_output(error)
+    if isinstance(error, BrokenPipeError):
+        return 1  # the reader (`| head`) left
+    if isinstance(error, click.ClickException):
+        with suppress(OSError, ValueError):
+            error.show()
         return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        print_error("interrupted")
-        return INTERRUPTED
-    except BrokenPipeError:
-        # The reader (`| head`) left. Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except Exception as error:  # the border: everything else becomes one line
-        if os.environ.get(DEBUG_VARIABLE, "") not in ("", "0"):
-            raise
-        return report(error)
-    return code if isinstance(code, int) else 0
+    if os.environ.get(DEBUG_VARIABLE, "") not in ("", "0"):
+        raise error
+    return report(error)
+
+
+def _empty_lost_output(error: OSError) -> None:
+    """Where standard output cannot be written, let what is still to come vanish: Python would complain at exit."""
+    if isinstance(error, BrokenPipeError) or error.filename == _OUTPUT:
+        with suppress(OSError):  # in a test it is no file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def report(error: Exception) -> int:
@@ -98,31 +124,64 @@ def report(error: Exception) -> int:
 
 def print_error(message: str, hint: str | None = None) -> None:
     """Write `error: message (hint)` as one line to stderr."""
-    line = " ".join(f"{message} ({hint})".split()) if hint else " ".join(message.split())
-    click.echo(f"error: {line}", err=True)
+    _say_in_one_line(f"error: {message} ({hint})" if hint else f"error: {message}")
+
+
+def _say_in_one_line(message: str) -> None:
+    line = " ".join(message.split())
+    if len(line) > _LONGEST_LINE:
+        line = f"{line[: _LONGEST_LINE // 2]} ... {line[-_LONGEST_LINE // 2 :]}"
+    say(line)
+
+
+def say(line: str) -> None:
+    """Write a line to stderr. Where that cannot be written, the work goes on: results are what counts."""
+    with suppress(OSError, ValueError, RuntimeError):  # the last where a signal comes while another line is written
+        click.echo(printable(line), err=True)
+
+
+def printable(text: str) -> str:
+    """The text with control characters as escapes, which names of files may hold and terminals would obey."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def emit(text: str) -> None:
+    """Write a result to stdout, at once. Raises OSError that names standard output where that cannot be written."""
+    try:
+        click.echo(text)
+    except OSError as error:
+        error.filename = _OUTPUT
+        raise
 
 
 def emit_json(record: Mapping[str, object]) -> None:
     """Write one object as one line to stdout, at once, in ASCII so that every terminal can take it."""
-    sys.stdout.write(json.dumps(record, allow_nan=False) + "\n")
-    sys.stdout.flush()
+    emit(json.dumps(record, allow_nan=False))
 
 
 class _LineHandler(logging.Handler):
     """Writes `warning: ...` lines to whatever stderr is at that moment."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo(f"{record.levelname.lower()}: {' '.join(record.getMessage().split())}", err=True)
+        _say_in_one_line(f"{record.levelname.lower()}: {record.getMessage()}")
 
 
 def setup_logging() -> None:
-    """Send warnings to stderr, one line each. Calling it again changes nothing.
+    """Send warnings, those of libraries too, to stderr, one line each. Calling it again changes nothing.
 
     The handler is the root logger's: without one there, a library that logs to it (open_clip) gives it one of
     its own, and every warning of ours would be printed twice.
     """
     if not any(isinstance(handler, _LineHandler) for handler in logging.root.handlers):
         logging.root.addHandler(_LineHandler(logging.WARNING))
+        warnings.showwarning = _log_warning
+
+
+def _log_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object, **__: object
+) -> None:
+    """Python's own form is two lines with a line of a library's source."""
+    logging.getLogger("py.warnings").warning("%s", message)
 
 
 def make_streams_tolerant() -> None:
@@ -193,5 +252,6 @@ def spinner(description: str) -> Iterator[None]:
 
 def main_entry(command: click.Command, args: Sequence[str] | None = None) -> NoReturn:
     """Run a command as the process's entry point: exits with its code. `args` defaults to the command line."""
+    entry.prepare()
     arguments = None if args is None else list(args)
     sys.exit(guarded(lambda: command.main(arguments, standalone_mode=False)))

@@ -20,7 +20,7 @@ from typing import Literal
 import click
 
 from m2df_runtime import __version__
-from m2df_runtime.console import emit_json, main_entry
+from m2df_runtime.console import M2dfGroup, emit, emit_json, main_entry
 from m2df_runtime.errors import EnvironmentMissing, M2dfError
 from m2df_runtime.files import cache_dir, user_cache
 
@@ -186,19 +186,20 @@ def verdict(checks: Sequence[Check]) -> list[str]:
     return [check.name for check in checks if check.needed and check.status == "failed"]
 
 
-@click.command("m2df-doctor")
+EXAMPLES = """
+\b
+Examples:
+  m2df-doctor           what works here, and what to do about what does not
+  m2df-doctor --json    the same, one object per check
+
+Exit codes: 0 m2df-run works on the CPU, 3 it does not.
+"""
+
+
+@click.command("m2df-doctor", cls=M2dfGroup, epilog=EXAMPLES, subcommand_metavar="")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per check and line.")
-@click.version_option(__version__, prog_name="m2df-doctor")
 def cli(as_json: bool) -> None:
-    """Show what works on this machine: engines, decoding, GPU, packages, caches.
-
-    Exit code 0 where m2df-run works on the CPU, else 3.
-
-    \b
-    Examples:
-      m2df-doctor
-      m2df-doctor --json
-    """
+    """Show what works on this machine: engines, decoding, GPU, packages, caches."""
     checks = examine()
     for check in checks:
         if as_json:
@@ -209,14 +210,14 @@ def cli(as_json: bool) -> None:
     if failed:
         raise EnvironmentMissing(f"m2df cannot run here: {', '.join(failed)}", "see the hints above")
     if not as_json:
-        click.echo("m2df-run works on this machine")
+        emit("m2df-run works on this machine")
 
 
 def _print(check: Check) -> None:
     mark, colour = MARKS[check.status]
-    click.echo(f"{click.style(f'{mark:<4}', fg=colour)} {check.name:<22} {check.detail}")
+    emit(f"{click.style(f'{mark:<4}', fg=colour)} {check.name:<22} {check.detail}")
     if check.hint and check.status in ("missing", "failed"):
-        click.echo(f"{'':<27} -> {check.hint}")
+        emit(f"{'':<27} -> {check.hint}")
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from m2df_runtime.console import M2dfGroup, emit_json, main_entry
+from m2df_runtime.console import M2dfGroup, emit, emit_json, main_entry
 from m2df_train.data.benchmarks import BENCHMARKS
 from m2df_train.import_cli import import_command
 from m2df_train.prepare_cli import prepare_command
@@ -31,7 +31,7 @@ Examples:
 """
 
 
-@click.group(cls=M2dfGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group("m2df-train", cls=M2dfGroup, epilog=EPILOG)
 @click.option("--recipe", help="Name of a shipped recipe, or a YAML file.  [default: demo; custom with --data]")
 @click.option("--data", type=click.Path(path_type=Path), help="Folder of class folders, or a download of --dataset.")
 @click.option("--dataset", type=click.Choice(BENCHMARKS), help="Benchmark that --data is a download of.")
@@ -81,7 +81,7 @@ def cli(
         found = {"checkpoint": str(result.checkpoint), "seconds": round(result.seconds, 1)}
         emit_json({**found, **measured(result.splits)})
     else:
-        click.echo("\n".join(lines(result)))
+        emit("\n".join(lines(result)))
 
 
 cli.add_command(import_command)

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from m2df_runtime import __version__
-from m2df_runtime.console import M2dfGroup, emit_json, main_entry, progress
+from m2df_runtime.console import M2dfGroup, emit, emit_json, main_entry, progress
 from m2df_train.data.benchmarks import BENCHMARKS, BenchmarkName
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ def _splits(_ctx: click.Context, _parameter: click.Parameter, value: Sequence[st
     cls=M2dfGroup,
     subcommand_metavar="",
     epilog=EXAMPLES,
-    context_settings={"show_default": True, "help_option_names": ["-h", "--help"]},
+    context_settings={"show_default": True},
 )
 @click.option(
     "--bundle", type=click.Path(path_type=Path), help="Bundle directory or zip [newest, else the shipped one]."
@@ -113,7 +112,6 @@ def _splits(_ctx: click.Context, _parameter: click.Parameter, value: Sequence[st
     "--report", type=click.Path(path_type=Path), metavar="FILE", help="Write an HTML page that looks into the model."
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per split and shot value, with everything.")
-@click.version_option(__version__, prog_name="m2df-eval")
 def cli(**options: Any) -> None:  # noqa: ANN401 - click passes every option by name
     """Measure episode accuracy with its 95 % confidence interval, without PyTorch for a bundle."""
     named = [name for name in ("bundle", "checkpoint", "compare") if options[name]]
@@ -191,7 +189,7 @@ def run(
 
             report_on(report, dataset or data, chosen, options, encoded, answers)
             if not as_json:
-                click.echo(f"report: {report}")
+                emit(f"report: {report}")
 
 
 def _cache(folder: Path | None, unused: bool) -> FeatureCache:
@@ -271,7 +269,7 @@ def _report(results: Sequence[tuple[Measured, Answers]], *, as_json: bool, per_c
         emit_json(as_record)
     else:
         for line in as_lines:
-            click.echo(line)
+            emit(line)
 
 
 def main() -> None:

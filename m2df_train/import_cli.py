@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from m2df_runtime.console import emit_json, progress
+from m2df_runtime.console import emit, emit_json, progress
 from m2df_train.data.benchmarks import BENCHMARKS
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ The result is exported like any run: m2df-export --checkpoint runs/NAME
 """
 
 
-@click.command("import", epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("import", epilog=EPILOG)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--preset", type=click.Choice(PRESETS), help="Repository it comes from.  [default: found out]")
 @click.option("--dataset", type=click.Choice(BENCHMARKS), required=True, help="Benchmark it was trained on.")
@@ -76,7 +76,7 @@ def import_command(
     if as_json:
         emit_json(record)
     else:
-        click.echo(_summary(folder / BEST, checkpoint, report))
+        emit(_summary(folder / BEST, checkpoint, report))
 
 
 def _folder(out: Path | None, dataset: str) -> Path:

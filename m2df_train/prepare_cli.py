@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from m2df_runtime.console import emit_json, progress
+from m2df_runtime.console import emit, emit_json, progress
 from m2df_train.data.benchmarks import BENCHMARKS, SPLITS, BenchmarkName
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ Exit codes: 0 complete, 1 videos missing or unreadable, 2 bad input.
 """
 
 
-@click.command("prepare", epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("prepare", epilog=EPILOG)
 @click.option("--dataset", type=click.Choice(BENCHMARKS), required=True, help="Which benchmark.")
 @click.option("--root", type=click.Path(path_type=Path), metavar="DIR", required=True, help="The download.")
 @click.option("--split-files", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the lists of videos.")
@@ -57,7 +57,7 @@ def prepare_command(dataset: BenchmarkName, root: Path, split_files: Path | None
     if as_json:
         emit_json(_record(dataset, root, split_files, report))
     else:
-        click.echo("\n".join(_lines(report)))
+        emit("\n".join(_lines(report)))
     if report.lacking or report.unreadable:
         total = sum(split.expected for split in report.splits)
         raise CheckFailed(

@@ -8,9 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
-import click
-
-from m2df_runtime.console import bar
+from m2df_runtime.console import bar, say
 
 LINE_EVERY = 30.0  # seconds between lines where stderr is a file or a pipe
 
@@ -60,6 +58,6 @@ def _lines(title: str, total: int) -> Iterator[Advance]:
         if done >= total or now - last >= LINE_EVERY:
             last = now
             left = f"  {(now - started) * (total - done) / done:.0f} s left" if 0 < done < total else ""
-            click.echo(f"{title}: {done}/{total}  {note}  {now - started:.0f} s{left}", err=True)
+            say(f"{title}: {done}/{total}  {note}  {now - started:.0f} s{left}")
 
     yield advance

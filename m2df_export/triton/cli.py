@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from m2df_runtime.console import emit_json, progress
+from m2df_runtime.console import emit, emit_json, progress
 from m2df_runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ Exit codes: 0 done, 2 bad input.
 """
 
 
-@click.command("triton", epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("triton", epilog=EPILOG)
 @click.option("--bundle", "path", type=click.Path(path_type=Path), help="Bundle.  [default: newest in bundles/]")
 @click.option("--support", type=click.Path(path_type=Path), metavar="DIR", help="Folder with one sub-folder per class.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The model repository.")
@@ -77,7 +77,7 @@ def triton(
     if as_json:
         emit_json(json_record(result))
     else:
-        click.echo(summary(result))
+        emit(summary(result))
 
 
 def check_inputs(out: Path, support: Path | None) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from m2df_runtime.console import emit_json, spinner
+from m2df_runtime.console import emit, emit_json, spinner
 
 EPILOG = """\b
 Examples:
@@ -26,7 +26,7 @@ runs in a process of its own. Exit codes: 0 passed, 1 failed, 2 bad input, 3 an 
 """
 
 
-@click.command("verify", epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("verify", epilog=EPILOG)
 @click.argument("bundle", type=click.Path(path_type=Path), required=False)
 @click.option(
     "--against",
@@ -83,9 +83,9 @@ def verify(
             emit_json(report.engine_record(result))
         emit_json(report.verdict_record(found, seconds, command))
     else:
-        click.echo(report.header(found))
+        emit(report.header(found))
         for result in found.results:
-            click.echo(report.engine_text(result))
-        click.echo(report.verdict(found, seconds, command))
+            emit(report.engine_text(result))
+        emit(report.verdict(found, seconds, command))
     if not found.passed:
         raise click.exceptions.Exit(1)

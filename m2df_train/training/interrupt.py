@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-import click
-
+from m2df_runtime.console import say
 from m2df_runtime.errors import M2dfError
 
 
@@ -29,7 +28,7 @@ class Stop:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
-        click.echo("stopping; once more ends it at once, without what was done since the last save", err=True)
+        say("stopping; once more ends it at once, without what was done since the last save")
 
 
 @contextmanager

@@ -283,23 +283,6 @@ def test_killed_while_building_leaves_no_half_bank(
         assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_reader_that_leaves_early_is_no_fault(
-    run_module, tiny_bundle: Path, support_dir: Path, query_dir: Path
-) -> None:
-    root = Path(__file__).parents[2]
-    args = ["--bundle", tiny_bundle, "--support", support_dir, "--query", query_dir, "--json"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", MODULE, *map(str, args)], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    assert process.stdout is not None
-    assert process.stderr is not None
-    process.stdout.close()
-    errors = process.stderr.read()
-    process.stderr.close()
-    process.wait()
-    assert errors == b""
-
-
 @pytest.mark.parametrize(
     ("error", "code", "line"),
     [

@@ -1,0 +1,12 @@
+"""Where `m2df-export` begins; see `m2df_runtime.entry`."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from m2df_runtime.entry import enter
+
+
+def export() -> NoReturn:
+    """Entry point of `m2df-export`."""
+    enter("m2df_export.cli")

@@ -1,0 +1,17 @@
+"""Where `m2df-train` and `m2df-eval` begin; see `m2df_runtime.entry`."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from m2df_runtime.entry import enter
+
+
+def train() -> NoReturn:
+    """Entry point of `m2df-train`."""
+    enter("m2df_train.cli")
+
+
+def evaluate() -> NoReturn:
+    """Entry point of `m2df-eval`."""
+    enter("m2df_train.eval_cli")
