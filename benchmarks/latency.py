@@ -25,12 +25,12 @@ from benchmarks.models import export, random_model
 from benchmarks.record import Machine, bundle_hash, write
 from m2df_export.extras import nncf_missing
 from m2df_runtime.bundle import Bundle, Precision, demo_queries, demo_support, newest_bundle, sha256_file
+from m2df_runtime.clip_folders import list_clips
 from m2df_runtime.console import main_entry
 from m2df_runtime.errors import CheckFailed, InputError
 from m2df_runtime.labels import LabelRules
 from m2df_runtime.session import Session
 from m2df_runtime.support import read_support
-from m2df_runtime.video import list_clips
 
 if TYPE_CHECKING:
     from m2df_train.model.heads import HeadName

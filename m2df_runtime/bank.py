@@ -11,7 +11,7 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -206,7 +206,7 @@ def load_for_features(path: Path, bundle: Bundle) -> SupportBank:
         rows = tensors["features"][row : row + len(entry.clips)]
         row += len(entry.clips)
         clips = tuple(
-            BankClip(clip.name, clip.digest, Stamp(clip.size, clip.mtime_ns), features)
+            BankClip(clip.name, clip.digest, Stamp(clip.size, clip.mtime_ns, clip.ctime_ns, clip.inode), features)
             for clip, features in zip(entry.clips, rows, strict=True)
         )
         prompt, prototypes = tensors["prompts"][number], tensors["prototypes"][number]
@@ -216,9 +216,7 @@ def load_for_features(path: Path, bundle: Bundle) -> SupportBank:
 
 
 def _class_entry(entry: BankClass) -> ClassEntry:
-    clips = tuple(
-        ClipEntry(name=c.name, digest=c.digest, size=c.stamp.size, mtime_ns=c.stamp.mtime_ns) for c in entry.clips
-    )
+    clips = tuple(ClipEntry(name=c.name, digest=c.digest, **asdict(c.stamp)) for c in entry.clips)
     return ClassEntry(label=entry.label, text=entry.text, prompt=entry.prompt, clips=clips)
 
 

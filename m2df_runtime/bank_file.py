@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from m2df_runtime.errors import InputError
 from m2df_runtime.files import atomic_write
 
-BANK_VERSION = 1
+BANK_VERSION = 2  # 1 had no change time and inode of clips
 MAX_HEADER_BYTES = 64 << 20  # 1000 classes of 5 clips take 1.5 MB
 MAX_BANK_BYTES = 8 << 30
 TENSORS = ("features", "prompts", "prototypes")
@@ -42,6 +42,8 @@ class ClipEntry(_Schema):
     digest: str = Field(pattern=r"^[0-9a-f]{64}$")
     size: int = Field(ge=0)
     mtime_ns: int
+    ctime_ns: int
+    inode: int
 
 
 class ClassEntry(_Schema):
@@ -73,7 +75,7 @@ class CalibrationEntry(_Schema):
 class BankIndex(_Schema):
     """The JSON part of a bank."""
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     keys: BankKeys
     classes: tuple[ClassEntry, ...] = Field(min_length=1)
     calibration: CalibrationEntry | None = None

@@ -6,6 +6,7 @@ gives the same pixels as a video of it.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
@@ -17,22 +18,42 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from m2df_runtime.errors import InputError
+from m2df_runtime.folder_entries import entries, named
+from m2df_runtime.regular_files import open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+_log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 ANIMATED_SUFFIXES = frozenset({".apng", ".gif", ".png", ".webp"})
 _FRAME_FOLDER_FPS = 25.0  # pictures carry no clock; 25 is the rate of the datasets usually unpacked to frames
 _STILL_SECONDS = 0.1  # browsers show a frame of duration 0 for 100 ms
-_NUMBER = re.compile(r"(\d+)")
+_NUMBER = re.compile(r"\d+")
+_WORD = re.compile(r"[^\W\d_]+")
+# What the pictures of a clip are called where others of the same frames lie beside them, and what the others are.
+_PICTURE_WORDS = frozenset({"color", "colour", "frame", "image", "img", "rgb"})
+_OTHER_WORDS = frozenset(
+    {"alpha", "depth", "disp", "disparity", "edge", "edges", "flow", "flowx", "flowy", "heatmap", "ir", "mask", "masks"}
+    | {"normal", "optflow", "pose", "seg", "skeleton", "thermal", "thumb", "thumbnail", "u", "v", "warp", "x", "y"}
+)
+# How files of video begin, at which byte: those that are found under the name of a picture.
+_VIDEO_HEADS = (
+    (4, b"ftyp"),
+    (4, b"moov"),
+    (4, b"mdat"),
+    (4, b"wide"),
+    (0, b"\x1aE\xdf\xa3"),
+    (8, b"AVI "),
+    (0, b"OggS"),
+    (0, b"FLV\x01"),
+    (0, b"\x00\x00\x01\xba"),
+    (0, b"\x00\x00\x01\xb3"),
+    (0, b"0&\xb2u\x8ef\xcf\x11"),
+)
+_HEAD = 16
 _PATTERN = re.compile(r"%(0\d+)?d")
-
-
-def natural_key(name: str) -> list[tuple[int, int, str]]:
-    """Sort key that puts `frame_9` before `frame_10`."""
-    parts = _NUMBER.split(name)
-    return [(0, int(part), part) if part.isdecimal() else (1, 0, part.lower()) for part in parts if part]
 
 
 def is_pattern(path: Path) -> bool:
@@ -40,23 +61,67 @@ def is_pattern(path: Path) -> bool:
     return len(_PATTERN.findall(path.name)) == 1
 
 
-def is_animated(path: Path) -> bool:
-    """Whether a picture file holds more than one frame; False for a file that cannot be read."""
+def is_moving(path: Path) -> bool:
+    """Whether a picture file holds more than one frame or is a video by another name; False where it is unreadable."""
     try:
-        with Image.open(path) as image:
-            return bool(getattr(image, "is_animated", False))
+        with open_regular(path) as file:
+            head = file.read(_HEAD)
+            if any(head[at : at + len(mark)] == mark for at, mark in _VIDEO_HEADS):
+                return True
+            file.seek(0)
+            with Image.open(file) as image:
+                return bool(getattr(image, "is_animated", False))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return False
 
 
 def folder_images(folder: Path) -> list[Path]:
-    """The pictures directly in a folder in natural order; hidden files are left out."""
-    found = [
-        entry
-        for entry in folder.iterdir()
-        if entry.suffix.lower() in IMAGE_SUFFIXES and not entry.name.startswith(".") and entry.is_file()
+    """The pictures directly in a folder in natural order; hidden files are left out. Raises OSError."""
+    return [
+        entry.path
+        for entry in entries(folder)
+        if entry.path.suffix.lower() in IMAGE_SUFFIXES and not entry.is_folder and entry.problem is None
     ]
-    return sorted(found, key=lambda entry: natural_key(entry.name))
+
+
+def families(pictures: Sequence[Path]) -> list[list[Path]]:
+    """Pictures whose names differ in their numbers only, or in the suffix where no number is there twice."""
+    shapes: dict[str, list[Path]] = {}
+    for picture in pictures:
+        shapes.setdefault(_NUMBER.sub("#", picture.stem), []).append(picture)
+    found: list[list[Path]] = []
+    for family in shapes.values():
+        suffixes: dict[str, list[Path]] = {}
+        for picture in family:
+            suffixes.setdefault(picture.suffix.lower(), []).append(picture)
+        found += [family] if len({picture.stem for picture in family}) == len(family) else suffixes.values()
+    return found
+
+
+def frames_of(folder: Path) -> tuple[list[Path], str | None]:
+    """The pictures that are a folder's clip, in natural order, and what others were left out, if any.
+
+    Unpacked data sets keep optical flow beside the frames (`img_00001.jpg`, `flow_x_00001.jpg`), others masks or a
+    cover: where most pictures belong to numbered families, one family is the clip. Raises OSError.
+    """
+    pictures = folder_images(folder)
+    groups = families(pictures)
+    numbered = [group for group in groups if len(group) > 1]
+    if len(groups) < 2 or 2 * sum(map(len, numbered)) < len(pictures):  # names without numbers: all are the clip
+        return pictures, None
+    clip = max(numbered, key=lambda group: (_likeness(group[0]), len(group)))
+    others = [f"{_shape(group)} ({len(group)})" for group in groups if group is not clip]
+    return clip, f"reading the {len(clip)} pictures {_shape(clip)}; left out: {named(others)}"
+
+
+def _likeness(picture: Path) -> int:
+    """How much a name is that of a clip's own frames: 2, 1, or 0 for what is made from them."""
+    words = set(_WORD.findall(picture.stem.casefold()))
+    return 0 if words & _OTHER_WORDS else 2 if words & _PICTURE_WORDS else 1
+
+
+def _shape(group: Sequence[Path]) -> str:
+    return group[0].name if len(group) == 1 else _NUMBER.sub("#", group[0].stem) + group[0].suffix
 
 
 def checked_indices(indices: Sequence[int] | NDArray[np.int64], n_frames: int) -> NDArray[np.int64]:
@@ -86,9 +151,11 @@ class FrameFolder:
     def from_folder(cls, folder: Path, fps: float = _FRAME_FOLDER_FPS) -> FrameFolder:
         """All pictures of a folder. Raises InputError when it holds none."""
         try:
-            files = folder_images(folder)
+            files, left_out = frames_of(folder)
         except OSError as error:
             raise InputError(f"{folder}: cannot be listed: {error.strerror}") from error
+        if left_out:
+            _log.warning("%s: %s", folder, left_out)
         if not files:
             raise InputError(
                 f"{folder}: a directory without images",

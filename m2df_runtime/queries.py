@@ -3,31 +3,46 @@
 from __future__ import annotations
 
 import glob
+import itertools
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from m2df_runtime.clip_folders import clips_below
 from m2df_runtime.errors import InputError
-from m2df_runtime.image_sequences import folder_images
-from m2df_runtime.video import list_clips
+from m2df_runtime.folder_entries import folders_below, named, passed_over
 
 STDIN = "-"
+_ANY_DEPTH = "**"
+
+_log = logging.getLogger(__name__)
 
 
 def expand_queries(arguments: Sequence[str], stdin: Iterable[str]) -> list[Path]:
-    """Paths of all query clips in the order given; paths that do not exist stay, to be reported one by one.
+    """Paths of all query clips in the order given.
+
+    Folders give the clips in them and in all folders below; what else is there is named in a warning. Of several
+    arguments or lines, one that names nothing stays as it is, to be reported when its turn comes.
 
     Raises:
-        InputError: A URL, a glob without match, a folder without clips, or nothing at all.
+        InputError: There is one argument and it is a URL, a glob without match or a folder without clips; or
+            there is nothing at all.
     """
-    queries: list[Path] = []
+    lines: list[str] = []
     for argument in arguments:
-        lines = (line.rstrip("\r\n") for line in stdin) if argument == STDIN else [argument]
-        for line in lines:
-            if line:
-                queries.extend(_expand(line))
-    if not queries:
+        lines += (line.rstrip("\r\n") for line in stdin) if argument == STDIN else [argument]
+    lines = [line for line in lines if line]
+    if not lines:
         raise InputError("no queries: standard input was empty", "pipe one path per line into --query -")
+    queries: list[Path] = []
+    for line in lines:
+        try:
+            queries += _expand(line)
+        except InputError:
+            if len(lines) == 1:
+                raise
+            queries.append(Path(line))
     return queries
 
 
@@ -39,24 +54,47 @@ def _expand(argument: str) -> list[Path]:
         if "://" in argument:
             raise InputError(f"{argument}: this version reads files, not streams", "record a clip and name its file")
         if glob.has_magic(argument):
-            matches = [Path(match) for match in sorted(glob.glob(argument, recursive=True))]
+            matches = _wanted(sorted(_matches(path)), path)
             if not matches:
                 raise InputError(f"{argument}: no file matches", "quote the pattern, and check the folder")
-            return [clip for match in matches for clip in (_folder(match) if match.is_dir() else [match])]
+            clips = (clip for match in matches for clip in (_folder(match) if os.path.isdir(match) else [match]))
+            return list(dict.fromkeys(clips))  # a folder matches, and so may what is in it
     return [path]
 
 
+def _matches(pattern: Path) -> list[Path]:
+    """What a glob matches; `**` visits each folder once, where Python's own follows links that lead back."""
+    parts = pattern.parts
+    if _ANY_DEPTH not in parts:
+        return [Path(match) for match in glob.glob(str(pattern))]
+    place = parts.index(_ANY_DEPTH)
+    starts = _matches(Path(*parts[:place])) if place else [Path()]
+    rest = list(itertools.dropwhile(lambda part: part == _ANY_DEPTH, parts[place + 1 :]))
+    found: dict[Path, None] = {}
+    for start in filter(os.path.isdir, starts):
+        if not rest:
+            found[start] = None
+            continue
+        below, unlisted = folders_below(start)
+        if unlisted:
+            _log.warning("%s: not looked into: %s", start, named(unlisted))
+        for folder in below:
+            found.update(dict.fromkeys(_matches(Path(glob.escape(str(folder)), *rest))))
+    return list(found)
+
+
+def _wanted(matches: Iterable[Path], pattern: Path) -> list[Path]:
+    """Matches without those in folders of the system, unless the pattern itself spells them."""
+    spelled = set(pattern.parts)
+    return [match for match in matches if not any(passed_over(part) for part in match.parts if part not in spelled)]
+
+
 def _folder(path: Path) -> list[Path]:
-    """The clips of a folder and of its sub-folders; a folder of frames is itself one clip."""
-    clips = set(list_clips(path).clips)
-    if not clips and folder_images(path):
-        return [path]
-    found: list[Path] = []
-    for entry in sorted(path.iterdir()):
-        if entry in clips:
-            found.append(entry)
-        elif entry.is_dir() and not entry.name.startswith("."):
-            found.extend(list_clips(entry).clips)
-    if not found:
-        raise InputError(f"{path}: no clips in this folder", "name a video file, or a folder that holds some")
-    return found
+    """The clips of a folder and of the folders below it; a folder of frames is itself one clip."""
+    found = clips_below(path)
+    if not found.clips:
+        problem = "no clips in this folder" + (f", only {named(found.ignored)}" if found.ignored else "")
+        raise InputError(f"{path}: {problem}", "name a video file, or a folder that holds some")
+    if found.ignored:
+        _log.warning("%s: not read, not clips: %s", path, named(found.ignored))
+    return found.clips

@@ -7,27 +7,32 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 from m2df_runtime.bundle import sha256_file
+from m2df_runtime.clip_folders import clip_files, list_clips
 from m2df_runtime.errors import InputError
-from m2df_runtime.image_sequences import folder_images, natural_key
-from m2df_runtime.video import list_clips
+from m2df_runtime.folder_entries import entries, named
+from m2df_runtime.image_sequences import folder_images, frames_of
 
 LAYOUT_HINT = "expected one sub-folder per class with its clips inside, for example jump/clip.mp4"
-MAX_NAMED = 5
 
 
 @dataclass(frozen=True)
 class Stamp:
-    """Cheap sign that a clip did not change: bytes and modification time in ns.
+    """Cheap sign that a clip did not change: bytes, times of content and of any change in ns, and inode.
 
-    Of a frame folder: summed, and the newest of its frames and itself, whose time tells of renamed frames.
+    Tools that keep size and modification time (`rsync --times --inplace`, a restored backup, two clips exchanged)
+    cannot keep the time of change, which the system alone sets. Of a frame folder: summed bytes, and the newest
+    times of its frames and itself, whose time tells of renamed frames.
     """
 
     size: int
     mtime_ns: int
+    ctime_ns: int
+    inode: int
 
 
 def clip_stamp(path: Path) -> Stamp:
@@ -36,10 +41,11 @@ def clip_stamp(path: Path) -> Stamp:
     Raises:
         OSError: It is not there, or a folder that may not be listed.
     """
-    frames = folder_images(path) if path.is_dir() else []
-    own, stats = path.stat(), [frame.stat() for frame in frames]
-    size = sum(s.st_size for s in stats) if frames else own.st_size
-    return Stamp(size, max(s.st_mtime_ns for s in (own, *stats)))
+    own = path.stat()
+    stats = [frame.stat() for frame in frames_of(path)[0]] if stat.S_ISDIR(own.st_mode) else []
+    size = sum(s.st_size for s in stats) if stats else own.st_size
+    every = (own, *stats)
+    return Stamp(size, max(s.st_mtime_ns for s in every), max(s.st_ctime_ns for s in every), own.st_ino)
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ class SupportClip:
     Attributes:
         path: The video file, animated picture or frame folder.
         name: `class/clip`, its path inside the support folder.
-        stamp: Size and time.
+        stamp: Tells whether it changed.
     """
 
     path: Path
@@ -61,7 +67,7 @@ class SupportClip:
         if not self.path.is_dir():
             return sha256_file(self.path)
         digest = hashlib.sha256()
-        for frame in folder_images(self.path):
+        for frame in frames_of(self.path)[0]:
             digest.update(bytes.fromhex(sha256_file(frame)))
         return digest.hexdigest()
 
@@ -87,48 +93,48 @@ def read_support(path: Path) -> SupportFolder:
     Raises:
         InputError: The folder is missing or holds no class with a clip.
     """
-    if not path.is_dir():
-        what = "is a file" if path.exists() else "no such folder"
+    if not os.path.isdir(path):  # unlike Path.is_dir, no error where it may not be looked at
+        what = "is a file" if os.path.exists(path) else "no such folder"
         raise InputError(f"{path}: {what}", LAYOUT_HINT)
+    try:
+        inside = entries(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be listed: {error.strerror}", LAYOUT_HINT) from None
     classes: dict[str, tuple[SupportClip, ...]] = {}
     warnings: list[str] = []
-    folders = _class_folders(path)
+    folders = [entry.path for entry in inside if entry.is_folder]
     for folder in folders:
-        listing = list_clips(folder)
+        try:
+            listing = list_clips(folder)
+        except InputError as error:  # such as one of another user
+            warnings.append(f"{error.message}; class left out")
+            continue
         if listing.ignored:
-            warnings.append(f"{folder}: ignored, not clips: {_named([os.fspath(name) for name in listing.ignored])}")
+            warnings.append(f"{folder}: ignored, not clips: {named(listing.ignored)}")
         clips = []
         for clip in listing.clips:
             try:
                 clips.append(SupportClip(clip, f"{folder.name}/{clip.name}", clip_stamp(clip)))
-            except OSError as error:  # a dangling link, or a frame folder that may not be listed
+            except OSError as error:  # gone by now
                 warnings.append(f"{clip}: {error.strerror}; not used")
         if clips:
             classes[folder.name] = tuple(clips)
         else:
             warnings.append(f"{folder}: no clips in this class folder, class left out{_frames_note([folder])}")
-    loose = [entry for entry in list_clips(path).clips if entry.is_file()]
+    moving = clip_files(inside)
+    loose = [entry.path.name for entry in inside if entry.path in moving]
     if not classes:
         raise InputError(f"{path}: {_why_no_class(folders, loose)}", LAYOUT_HINT)
     if loose:
-        names = _named([os.fspath(clip) for clip in loose])
-        warnings.append(f"{path}: clips outside class folders are not used: {names}")
+        warnings.append(f"{path}: clips outside class folders are not used: {named(loose)}")
     if len(classes) == 1:
         warnings.append(f"{path}: only one class ({next(iter(classes))}), every query will be given that label")
     return SupportFolder(path, classes, tuple(warnings))
 
 
-def _class_folders(path: Path) -> list[Path]:
-    try:
-        entries = [entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
-    except OSError as error:
-        raise InputError(f"{path}: cannot be listed: {error.strerror}", LAYOUT_HINT) from None
-    return sorted(entries, key=lambda entry: natural_key(entry.name))
-
-
-def _why_no_class(folders: list[Path], loose: list[Path]) -> str:
+def _why_no_class(folders: list[Path], loose: list[str]) -> str:
     if folders:
-        names = _named([os.fspath(folder) for folder in folders])
+        names = named(folder.name for folder in folders)
         return f"none of its class folders holds a clip: {names}{_frames_note(folders)}"
     if loose:
         return f"{len(loose)} clip{'s' if len(loose) > 1 else ''} directly in it, no class folders"
@@ -136,10 +142,12 @@ def _why_no_class(folders: list[Path], loose: list[Path]) -> str:
 
 
 def _frames_note(folders: list[Path]) -> str:
-    loose = any(folder_images(folder) for folder in folders)
+    loose = any(_holds_pictures(folder) for folder in folders)
     return "; the frames of one clip belong in a folder of their own inside the class folder" if loose else ""
 
 
-def _named(names: list[str]) -> str:
-    shown = ", ".join(Path(name).name for name in names[:MAX_NAMED])
-    return shown if len(names) <= MAX_NAMED else f"{shown} and {len(names) - MAX_NAMED} more"
+def _holds_pictures(folder: Path) -> bool:
+    try:
+        return bool(folder_images(folder))
+    except OSError:
+        return False

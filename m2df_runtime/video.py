@@ -1,10 +1,10 @@
-"""What a clip is to the rest of m2df, how a path becomes one, and which clips a folder holds."""
+"""What a clip is to the rest of m2df, and how a path becomes one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,17 +16,10 @@ from m2df_runtime.image_sequences import (
     AnimatedImage,
     FrameFolder,
     checked_indices,
-    folder_images,
-    is_animated,
     is_pattern,
-    natural_key,
 )
 from m2df_runtime.video_file import VideoFile
 
-VIDEO_SUFFIXES = frozenset(
-    {".3gp", ".asf", ".avi", ".divx", ".f4v", ".flv", ".m2ts", ".m4v", ".mjpeg", ".mkv", ".mov"}
-    | {".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv"}
-)
 _DEFAULT_FPS = 25.0
 
 
@@ -46,18 +39,6 @@ class FrameSource(Protocol):
     def read(self, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
         """Frames in the order asked (any order, repeats allowed), uint8 [M, H, W, 3] RGB."""
         ...
-
-
-class ClipListing(NamedTuple):
-    """What a folder of clips holds.
-
-    Attributes:
-        clips: Video files, animated pictures and frame folders, in natural order.
-        ignored: Names of visible entries that are none of these.
-    """
-
-    clips: list[Path]
-    ignored: list[str]
 
 
 class ArraySource:
@@ -104,31 +85,3 @@ def open_source(path: Path | str) -> FrameSource:
     if path.suffix.lower() in IMAGE_SUFFIXES | ANIMATED_SUFFIXES:
         return AnimatedImage(path)
     return VideoFile(path)
-
-
-def list_clips(folder: Path) -> ClipListing:
-    """The clips directly in a folder, and the names of what is not a clip; hidden entries are skipped.
-
-    Raises:
-        InputError: The folder is missing or cannot be listed.
-    """
-    clips: list[Path] = []
-    ignored: list[str] = []
-    try:
-        for entry in sorted(folder.iterdir(), key=lambda item: natural_key(item.name)):
-            if entry.name.startswith("."):
-                continue
-            if _is_clip(entry):
-                clips.append(entry)
-            else:
-                ignored.append(entry.name)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be listed: {error.strerror}", hint="give a folder of clips") from error
-    return ClipListing(clips, ignored)
-
-
-def _is_clip(entry: Path) -> bool:
-    if entry.is_dir():
-        return bool(folder_images(entry))
-    suffix = entry.suffix.lower()
-    return suffix in VIDEO_SUFFIXES or (suffix in ANIMATED_SUFFIXES and is_animated(entry))

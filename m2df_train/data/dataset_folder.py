@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from m2df_runtime.clip_folders import VIDEO_SUFFIXES
 from m2df_runtime.errors import InputError
+from m2df_runtime.folder_entries import passed_over
 from m2df_runtime.image_sequences import IMAGE_SUFFIXES
-from m2df_runtime.video import VIDEO_SUFFIXES
 from m2df_train.data.benchmarks import Benchmark, BenchmarkClass
 from m2df_train.data.split_files import SplitClip, video_stem
 
@@ -168,7 +169,7 @@ class _Scan:
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    if entry.name.startswith((".", "__MACOSX")):
+                    if passed_over(entry.name):
                         continue
                     suffix = os.path.splitext(entry.name)[1].lower()
                     if suffix in IMAGE_SUFFIXES:  # before is_dir, which costs a call for each of a million frames

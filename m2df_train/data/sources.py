@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from m2df_runtime.clip_folders import list_clips
 from m2df_runtime.errors import InputError
 from m2df_runtime.files import atomic_write
+from m2df_runtime.folder_entries import entries
 from m2df_runtime.labels import LabelRules, read_labels
-from m2df_runtime.video import list_clips
 from m2df_train.data.benchmarks import SPLITS, Split, benchmark
 from m2df_train.data.clips import LabelledClip, folder_clips, generated_clips
 from m2df_train.data.dataset_folder import DatasetFolder
@@ -175,19 +176,28 @@ def _split_folders(root: Path) -> dict[Split, Path]:
     A class may be called `train` too: its folder then holds clips, not folders of clips. A stray clip beside
     folders of clips is none of the split's.
     """
-    if not root.is_dir():
-        return {}
-    inside = {entry.name.lower(): entry for entry in root.iterdir() if entry.is_dir()}
+    inside = {folder.name.lower(): folder for folder in _folders(root)}
     places: dict[Split, Path] = {}
     for split, names in _FOLDERS.items():
         place = next((inside[name] for name in names if name in inside), None)
-        if place is not None and any(_holds_clips(entry) for entry in place.iterdir()):
+        if place is not None and any(_holds_clips(folder) for folder in _folders(place)):
             places[split] = place
     return places
 
 
-def _holds_clips(entry: Path) -> bool:
-    return entry.is_dir() and not entry.name.startswith(".") and bool(list_clips(entry).clips)
+def _folders(root: Path) -> list[Path]:
+    """The folders in a folder; none where it is missing or may not be listed, which the listing of clips reports."""
+    try:
+        return [entry.path for entry in entries(root) if entry.is_folder]
+    except OSError:
+        return []
+
+
+def _holds_clips(folder: Path) -> bool:
+    try:
+        return bool(list_clips(folder).clips)
+    except InputError:
+        return False
 
 
 def _listed(folder: Path) -> list[LabelledClip]:

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from m2df_runtime.clip_folders import VIDEO_SUFFIXES
 from m2df_runtime.errors import InputError
-from m2df_runtime.video import VIDEO_SUFFIXES
 from m2df_train.data.benchmarks import Benchmark, BenchmarkClass, BenchmarkName, Split, benchmark
 
 LISTS_HINT = "--split-files names the folder of the lists, such as splits/hmdb_ARN of CLIP-MDMF"

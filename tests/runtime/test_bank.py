@@ -68,6 +68,30 @@ def test_new_time_with_the_same_content_is_not_encoded_again(support_dir: Path, 
     assert counts(update(support_dir, session)) == (0, 6, 0, 0, 0)
 
 
+def test_content_changed_behind_size_and_time_is_noticed(support_dir: Path, session: Session) -> None:
+    clip, other = support_dir / "red" / "0.mp4", support_dir / "green" / "0.mp4"
+    before = SupportBank.update(support_dir, session)[0]
+    times = clip.stat()
+    data = bytearray(clip.read_bytes())
+    data[-1] ^= 1  # the last byte of the index: the same pictures in another file
+    clip.write_bytes(data)
+    os.utime(clip, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert SupportBank.update(support_dir, session)[1].encoded == 1
+    for path in (clip, other):  # two clips of one size and time change places
+        path.write_bytes(path.read_bytes().ljust(1 << 16, b"\0"))
+        os.utime(path, ns=(0, 0))
+    update(support_dir, session)
+    clip.rename(support_dir / "third")
+    other.rename(clip)
+    (support_dir / "third").rename(other)
+    after, report = SupportBank.update(support_dir, session)
+    assert counts(report)[:3] == (0, 6, 0)
+    assert report.prototypes == 2
+    digests = {clip.name: clip.digest for entry in after.classes for clip in entry.clips}
+    assert digests["red/0.mp4"] == hashlib.sha256(clip.read_bytes()).hexdigest()
+    assert before.labels == after.labels
+
+
 def test_classes_are_added_removed_and_renamed_without_encoding_the_others(support_dir: Path, session: Session) -> None:
     update(support_dir, session)
     write_clip(support_dir / "white" / "a.mp4", "white")
@@ -295,7 +319,7 @@ def edit_bank(path: Path, edit: Callable[[Header, Header], object]) -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda h, i: i.update(version=2), "bank version 2, this m2df reads version 1"),
+        (lambda h, i: i.update(version=1), "bank version 1, this m2df reads version 2"),
         (lambda h, i: i["keys"].update(visual="0" * 64), "another bundle"),
         (lambda h, i: i.update(extra=1), "extra"),
         (lambda h, i: i.update(classes=[]), "classes"),

@@ -19,7 +19,6 @@ from tiny_bundle import write_clip
 from m2df_runtime.cli import cli
 from m2df_runtime.console import guarded
 from m2df_runtime.errors import CheckFailed, EnvironmentMissing, InputError
-from m2df_runtime.queries import expand_queries
 
 MODULE = "m2df_runtime.cli"
 TIMINGS = {"decode", "preprocess", "visual", "query", "total"}
@@ -319,18 +318,3 @@ def test_debug_variable_keeps_the_exception(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("M2DF_DEBUG", "1")
     with pytest.raises(InputError, match=r"a\.mp4"):
         guarded(fail)
-
-
-def test_queries_expand_in_order(query_dir: Path, tmp_path: Path) -> None:
-    frames = tmp_path / "all" / "frames"
-    frames.mkdir(parents=True)
-    Image.new("RGB", (8, 8)).save(frames / "0.png")
-    nested = write_clip(tmp_path / "all" / "jump" / "a.mp4")
-    (tmp_path / "all" / ".hidden").mkdir()
-    os.link(nested, tmp_path / "all" / ".hidden" / "b.mp4")
-    assert expand_queries([str(tmp_path / "all")], []) == [frames, nested]
-    assert expand_queries([str(frames)], []) == [frames]
-    assert expand_queries([str(query_dir / "[rb]*.mp4")], []) == [query_dir / "blue.mp4", query_dir / "red.mp4"]
-    assert expand_queries(["-", "x.mp4"], ["a.mp4\n", "b c.mp4\r\n"]) == [Path("a.mp4"), Path("b c.mp4"), Path("x.mp4")]
-    with pytest.raises(InputError, match="files, not streams"):
-        expand_queries(["rtsp://camera/1"], [])

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from m2df_runtime.errors import InputError
-from m2df_runtime.video import ArraySource, list_clips, open_source
+from m2df_runtime.video import ArraySource, open_source
 
 
 def moving_square(count: int, width: int = 64, height: int = 48) -> NDArray[np.uint8]:
@@ -350,22 +350,3 @@ def test_array_source() -> None:
         source.read([6])
     with pytest.raises(InputError, match="uint8"):
         ArraySource(frames.astype(np.float32))  # type: ignore[arg-type]
-
-
-def test_list_clips(tmp_path: Path) -> None:
-    still = Image.fromarray(moving_square(1)[0])
-    for name in ("clip 10.mp4", "clip 2.MKV", ".hidden.mp4"):
-        (tmp_path / name).touch()
-    still.save(tmp_path / "anim.gif")
-    moving = [Image.fromarray(frame) for frame in moving_square(2)]
-    moving[0].save(tmp_path / "anim.png", save_all=True, append_images=moving[1:])
-    moving[0].save(tmp_path / "anim2.gif", save_all=True, append_images=moving[1:])
-    (tmp_path / "notes.txt").touch()
-    (tmp_path / "frames").mkdir()
-    still.save(tmp_path / "frames" / "1.png")
-    (tmp_path / "nothing").mkdir()
-    listing = list_clips(tmp_path)
-    assert [clip.name for clip in listing.clips] == ["anim2.gif", "anim.png", "clip 2.MKV", "clip 10.mp4", "frames"]
-    assert listing.ignored == ["anim.gif", "notes.txt", "nothing"]
-    with pytest.raises(InputError, match="cannot be listed"):
-        list_clips(tmp_path / "missing")

@@ -16,6 +16,7 @@ from tiny_bundle import write_bundle, write_support
 
 from m2df_runtime.bundle import sha256_bytes
 from m2df_runtime.console import guarded
+from m2df_runtime.errors import ClipError
 from m2df_train.data.clips import folder_clips
 from m2df_train.data.feature_cache import FeatureCache
 from m2df_train.eval_cli import cli
@@ -44,7 +45,7 @@ def evaluate(capsys):
 
 
 def make_unreadable(clip: Path) -> None:
-    """No video any more, but of the same size and time, which is what caches know a clip by."""
+    """No video any more, but of the same size and modification time."""
     stat = clip.stat()
     clip.write_bytes(bytes(stat.st_size))
     os.utime(clip, ns=(stat.st_atime_ns, stat.st_mtime_ns))
@@ -222,16 +223,25 @@ def test_splits_of_a_run_are_those_of_its_recipe(trained, tmp_path, evaluate):
     assert f"there is no {tmp_path / 'recipe.yaml'}" in err
 
 
-def test_features_are_kept_for_the_next_run(tiny_bundle, tmp_path, evaluate):
+def unreadable(clip: Path) -> None:
+    raise ClipError(clip, "gone")
+
+
+def test_features_are_kept_for_the_next_run(tiny_bundle, tmp_path, evaluate, monkeypatch):
     data = write_colour_folder(tmp_path / "data")
     options = ("--bundle", tiny_bundle, "--data", data, "--way", 3, "--episodes", 10, "--json")
     first = json.loads(evaluate(*options, "--cache", tmp_path / "cache")[1])
-    make_unreadable(data / "green" / "ben_1.avi")
+    monkeypatch.setattr("m2df_train.data.clips.open_source", unreadable)
     again = json.loads(evaluate(*options, "--cache", tmp_path / "cache")[1])
     assert again["skipped"] == ["red/dora_1.avi"]
     assert (again["accuracy"], again["confusion"]) == (first["accuracy"], first["confusion"])
     for anew in (("--no-cache",), ("--cache", tmp_path / "other")):
-        assert json.loads(evaluate(*options, *anew)[1])["skipped"] == ["green/ben_1.avi", "red/dora_1.avi"]
+        code, _, err = evaluate(*options, *anew)
+        assert (code, "gone" in err) == (2, True)
+    monkeypatch.undo()
+    make_unreadable(data / "green" / "ben_1.avi")  # which is noticed, though its size and time are the old ones
+    again = json.loads(evaluate(*options, "--cache", tmp_path / "cache")[1])
+    assert again["skipped"] == ["green/ben_1.avi", "red/dora_1.avi"]
 
 
 @pytest.mark.parametrize(
