@@ -19,7 +19,6 @@ from m2df_runtime.errors import CheckFailed, InputError
 
 if TYPE_CHECKING:
     from m2df_runtime.bank import SupportBank
-    from m2df_runtime.bundle import Bundle
     from m2df_runtime.labels import LabelRules
     from m2df_runtime.matcher import Matcher, Prediction
     from m2df_runtime.session import Session
@@ -153,6 +152,7 @@ def run(options: RunOptions) -> None:
         CheckFailed: Some queries of a batch could not be read.
     """
     from m2df_runtime.bundle import demo_queries, demo_support
+    from m2df_runtime.labels import LabelRules, read_labels, warn_unmatched
     from m2df_runtime.queries import expand_queries
 
     demo = options.support is None
@@ -163,8 +163,12 @@ def run(options: RunOptions) -> None:
     if len(queries) == 1 and not (os.path.exists(queries[0]) or "%" in queries[0].name):
         raise InputError(f"{queries[0]}: no such file", "check the path given to --query")
     session = _session(options, demo)
-    rules = _rules(options, session.bundle)
+    labels = read_labels(options.labels) if options.labels else {}
+    text = session.bundle.manifest.text
+    rules = LabelRules(options.prompt if options.prompt is not None else text.prompt, {**text.labels, **labels})
     bank = _bank(support, session, rules, calibrated=options.reject == "auto", in_cache=demo)
+    if options.labels:
+        warn_unmatched(options.labels, labels, bank.labels)
     _classify(queries, support, _matcher(session, bank, options), options)
 
 
@@ -176,14 +180,6 @@ def _session(options: RunOptions, demo: bool) -> Session:
     if options.roi is not None:
         bundle = bundle.with_clip(bundle.manifest.clip.model_copy(update={"region": options.roi}))
     return Session(bundle, backend=options.backend, precision=options.precision, threads=options.threads)
-
-
-def _rules(options: RunOptions, bundle: Bundle) -> LabelRules:
-    from m2df_runtime.labels import LabelRules, read_labels
-
-    text = bundle.manifest.text
-    texts = {**text.labels, **(read_labels(options.labels) if options.labels else {})}
-    return LabelRules(options.prompt if options.prompt is not None else text.prompt, texts)
 
 
 def _bank(support: Path, session: Session, rules: LabelRules, *, calibrated: bool, in_cache: bool) -> SupportBank:

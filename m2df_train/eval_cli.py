@@ -157,7 +157,7 @@ def run(
     as_json: bool,
 ) -> None:
     """Encode the clips of every split once, then report on every number of shots."""
-    from m2df_runtime.labels import read_labels
+    from m2df_runtime.labels import read_labels, warn_unmatched
     from m2df_train.evaluation.clips import EpisodeOptions, benchmark_sets, folder_sets, run_sets
     from m2df_train.evaluation.subject import encode_for_all
 
@@ -173,6 +173,8 @@ def run(
         sets = run_sets(checkpoint, data, splits, classes)
     else:
         sets = folder_sets(data, classes)
+    if labels:
+        warn_unmatched(labels, texts, (clip.label for chosen in sets for clip in chosen.clips))
     for chosen in sets:
         options.check([clip.label for clip in chosen.clips], [clip.name for clip in chosen.clips])
     subjects = _subjects(bundle, checkpoint, compare, backend, precision, texts)

@@ -61,9 +61,11 @@ def triton(
 ) -> None:
     """Write a bundle and the bank of a support folder as a model repository of Triton Inference Server."""
     from m2df_runtime.bundle import Bundle, newest_bundle
+    from m2df_runtime.labels import LabelRules, read_labels, warn_unmatched
 
     support = check_inputs(out, support)
     bundle = Bundle.open(path or newest_bundle())
+    text, texts = bundle.manifest.text, read_labels(labels) if labels else {}
     result = publish(
         bundle,
         support,
@@ -72,8 +74,10 @@ def triton(
         precision=precision,
         max_batch=max_batch,
         tensorrt=tensorrt,
-        rules=_rules(bundle, prompt, labels),
+        rules=LabelRules(prompt if prompt is not None else text.prompt, {**text.labels, **texts}),
     )
+    if labels:
+        warn_unmatched(labels, texts, result.classes)
     if as_json:
         emit_json(json_record(result))
     else:
@@ -129,15 +133,6 @@ def publish(
         raise InputError("TensorRT runs on GPUs", "use --device gpu, or leave out --tensorrt")
     bank, _ = SupportBank.update(support, Session(bundle), rules, calibrated=True, progress=progress)
     return write_repository(out, bundle, bank, Target(device, precision, max_batch, tensorrt))
-
-
-def _rules(bundle: Bundle, prompt: str | None, labels: Path | None) -> LabelRules:
-    from m2df_runtime.labels import LabelRules, read_labels
-
-    text = bundle.manifest.text
-    return LabelRules(
-        prompt if prompt is not None else text.prompt, {**text.labels, **(read_labels(labels) if labels else {})}
-    )
 
 
 def json_record(result: Repository) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from m2df_runtime.errors import InputError
+from m2df_runtime.labels import class_key
 from m2df_runtime.support import Stamp, clip_stamp, read_support
 from m2df_runtime.video import FrameSource, open_source
 
@@ -81,11 +82,12 @@ def chosen_classes(known: list[str], wanted: Sequence[str] | None, where: str) -
     """
     if wanted is None:
         return known
-    unknown = [name for name in wanted if name not in known]
+    named = {class_key(name): name for name in known}
+    unknown = [name for name in wanted if class_key(name) not in named]
     if unknown:
         shown = ", ".join(known[:20]) + (" ..." if len(known) > 20 else "")
         raise InputError(f"{where}: no class {', '.join(map(repr, unknown))}", f"there are: {shown}")
-    return list(dict.fromkeys(wanted))
+    return list(dict.fromkeys(named[class_key(name)] for name in wanted))
 
 
 def clip_groups(names: Sequence[str], pattern: str) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from m2df_runtime.clip_folders import list_clips
 from m2df_runtime.errors import InputError
 from m2df_runtime.files import atomic_write
 from m2df_runtime.folder_entries import entries
-from m2df_runtime.labels import LabelRules, read_labels
+from m2df_runtime.labels import LabelRules, class_key, read_labels, warn_unmatched
 from m2df_train.data.benchmarks import SPLITS, Split, benchmark
 from m2df_train.data.clips import LabelledClip, folder_clips, generated_clips
 from m2df_train.data.dataset_folder import DatasetFolder
@@ -98,7 +97,9 @@ def load_splits(recipe: Recipe, run: Path | None = None) -> Splits:
     find = _generated if data.root is None else _folder if data.dataset is None else _benchmark
     found, texts = find(recipe, _kept_division(run))
     if data.labels not in _SPELLINGS:
-        texts = {**texts, **read_labels(Path(data.labels))}
+        labels = read_labels(Path(data.labels))
+        warn_unmatched(Path(data.labels), labels, (clip.label for clips in found.values() for clip in clips))
+        texts = {**texts, **labels}
     rules = LabelRules(texts=texts)
     sets: dict[Split, ClipSet] = {}
     for split, clips in found.items():
@@ -223,14 +224,16 @@ def _divided(
 def _as_kept(
     counts: Mapping[str, int], kept: Mapping[str, Split], root: Path, splits: tuple[Split, ...]
 ) -> dict[str, Split]:
-    gone = [name for name, split in kept.items() if split in splits and name not in counts]
+    split_of = {class_key(name): split for name, split in kept.items()}
+    there = {class_key(name) for name in counts}
+    gone = [name for name, split in kept.items() if split in splits and class_key(name) not in there]
     if gone:
         raise InputError(f"{root}: classes of the run are not there: {', '.join(gone[:_MOST_NAMED])}", "put them back")
-    new = [name for name in counts if name not in kept]
+    new = [name for name in counts if class_key(name) not in split_of]
     if new:
         named = ", ".join(new[:_MOST_NAMED]) + (" ..." if len(new) > _MOST_NAMED else "")
         _log.warning("%s: classes that were not there when the run began are left out: %s", root, named)
-    return dict(kept)
+    return {name: split_of[class_key(name)] for name in counts if class_key(name) in split_of}
 
 
 def _owners(counts: Mapping[str, int], recipe: Recipe, root: Path, splits: tuple[Split, ...]) -> dict[str, Split]:
@@ -263,7 +266,7 @@ def _check_disjoint(root: Path, found: Mapping[Split, Sequence[LabelledClip]]) -
     seen: dict[str, Split] = {}
     for split, clips in found.items():
         for name in _counts(clips):
-            first = seen.setdefault(unicodedata.normalize("NFC", name).casefold(), split)
+            first = seen.setdefault(class_key(name).casefold(), split)
             if first != split:
                 raise InputError(
                     f"{root}: class {name!r} is in {first} and {split}; accuracy is that of classes which "

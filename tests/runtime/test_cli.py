@@ -204,6 +204,10 @@ def test_options_change_prompt_texts_and_region(run, query_dir: Path, tmp_path: 
     query = ("--query", query_dir / "red.mp4", "--json")
     plain = json.loads(run(*query).stdout)
     told = json.loads(run(*query, "--labels", tmp_path / "labels.csv", "--prompt", "see {}!").stdout)
+    (tmp_path / "none.csv").write_text("class,text\nreed,something red\n")
+    unmatched = run(*query, "--labels", tmp_path / "none.csv")
+    assert "none.csv: no row is of a class" in unmatched.stderr
+    assert json.loads(unmatched.stdout)["predictions"] == plain["predictions"]
     cropped = json.loads(run(*query, "--roi", "0,0,20,20").stdout)
     assert plain["predictions"][0]["distance"] != told["predictions"][0]["distance"]
     assert plain["predictions"][0]["distance"] != cropped["predictions"][0]["distance"]

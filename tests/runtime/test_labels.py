@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from m2df_runtime.errors import InputError
-from m2df_runtime.labels import LabelRules, read_labels, text_from_folder
+from m2df_runtime.labels import LabelRules, read_labels, text_from_folder, warn_unmatched
+from m2df_train.data.clips import chosen_classes
 
 
 @pytest.mark.parametrize(
@@ -60,11 +62,14 @@ def test_cells_may_hold_line_breaks(tmp_path: Path) -> None:
         ("class,text\n,jump\n", "line 2: empty class"),
         ("class,text\njump,a\njump,b\n", "line 3: class 'jump' has two texts"),
         ("class,text\njump\n", "line 2: empty text"),
+        ("class,text\n\u00e9,a\ne\u0301,b\n", "line 3: class '\u00e9' has two texts"),
+        ("class,text\njump," + "&amp;" * 250, "line 2: a text of 1250 characters, at most 1000 are allowed"),
+        ("class,text\n" + "j" * 1001 + ",a", "line 2: a class of 1001 characters, at most 1000 are allowed"),
     ],
 )
 def test_bad_labels_file_is_named_with_its_line(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "labels.csv"
-    path.write_text(content)
+    path.write_text(content, encoding="utf-8")
     with pytest.raises(InputError, match=message) as caught:
         read_labels(path)
     assert str(path) in caught.value.message
@@ -76,6 +81,40 @@ def test_labels_file_that_is_missing_or_binary_is_an_input_error(tmp_path: Path)
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="not a UTF-8 CSV file"):
         read_labels(tmp_path / "binary.csv")
+
+
+def test_labels_file_that_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "labels.csv")
+    for path, kind in ((tmp_path / "labels.csv", "a pipe"), (Path("/dev/zero"), "a device"), (tmp_path, "a folder")):
+        with pytest.raises(InputError, match=f"{path}: {kind}, not a file"):
+            read_labels(path)
+
+
+def test_names_are_compared_in_one_unicode_form(tmp_path: Path) -> None:
+    composed, decomposed = "saluer \u00e9", "saluer e\u0301"
+    path = tmp_path / "labels.csv"
+    for written, folder in ((composed, decomposed), (decomposed, composed)):
+        path.write_text(f"class,text\n{written},waving\n", encoding="utf-8")
+        assert LabelRules(texts=read_labels(path)).text(folder) == "waving"
+        rules = LabelRules(texts={written: "of the bundle", **read_labels(path)})
+        assert rules.text(folder) == rules.text(written) == "waving"
+        assert chosen_classes(["a", folder], [written], "data") == [folder]
+
+
+def test_labels_without_a_row_for_any_class_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    labels = {"foo": "bar", "\u00e9": "qux"}
+    warn_unmatched(tmp_path / "l.csv", labels, ["run", "e\u0301"])
+    assert not caplog.records
+    warn_unmatched(tmp_path / "l.csv", labels, ["run", "walk", "run"])
+    assert caplog.messages == [
+        f"{tmp_path / 'l.csv'}: no row is of a class, the folders' names are used; "
+        "its rows: foo, \u00e9; the classes: run, walk"
+    ]
+
+
+def test_a_template_is_bounded() -> None:
+    with pytest.raises(InputError, match="a prompt of 80002 characters, at most 1000"):
+        LabelRules("x" * 80000 + "{}")
 
 
 @pytest.mark.parametrize("template", ["a photo", "{} and {}", "{0}", "{name} {}", "{} {", "{{}}"])
