@@ -135,7 +135,8 @@ class RunOptions:
     "--roi",
     metavar="full|motion|X,Y,W,H",
     callback=parse_region,
-    help="Part of the picture to look at: all, what moves, or a rectangle in pixels. [default: the bundle's]",
+    help="Part of the picture to look at: all, or what moves [default: the bundle's]; a rectangle in pixels is cut "
+    "out of the query first and leaves the support clips as they are.",
 )
 @click.option("--picture", type=click.Path(path_type=Path), metavar="PNG", help="Write a filmstrip of each prediction.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads. [default: all cores]")
@@ -177,7 +178,7 @@ def _session(options: RunOptions, demo: bool) -> Session:
     from m2df_runtime.session import Session
 
     bundle = Bundle.open(options.bundle or (demo_bundle() if demo else newest_bundle()))
-    if options.roi is not None:
+    if isinstance(options.roi, str):
         bundle = bundle.with_clip(bundle.manifest.clip.model_copy(update={"region": options.roi}))
     return Session(bundle, backend=options.backend, precision=options.precision, threads=options.threads)
 
@@ -199,7 +200,7 @@ def _classify(queries: Sequence[Path], support: Path, matcher: Matcher, options:
     failed = 0
     for number, query in enumerate(queries, 1):
         try:
-            prediction = matcher.predict_file(query)
+            prediction = matcher.predict_file(query, None if isinstance(options.roi, str) else options.roi)
         except (InputError, OSError) as error:
             if len(queries) == 1:
                 raise

@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from m2df_runtime.errors import InputError
+from m2df_runtime.errors import ClipError, InputError
 from m2df_runtime.folder_entries import entries, named
 from m2df_runtime.regular_files import open_regular
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from m2df_runtime.source import ArrayPicture, FrameSource, Picture
 
 _log = logging.getLogger(__name__)
 
@@ -124,15 +121,7 @@ def _shape(group: Sequence[Path]) -> str:
     return group[0].name if len(group) == 1 else _NUMBER.sub("#", group[0].stem) + group[0].suffix
 
 
-def checked_indices(indices: Sequence[int] | NDArray[np.int64], n_frames: int) -> NDArray[np.int64]:
-    """Frame indices as int64 [M], refused (IndexError) outside 0..n_frames-1."""
-    chosen = np.asarray(indices, dtype=np.int64).reshape(-1)
-    if chosen.size and (chosen.min() < 0 or chosen.max() >= n_frames):
-        raise IndexError(f"frame indices {chosen.min()}..{chosen.max()} outside 0..{n_frames - 1}")
-    return chosen
-
-
-class FrameFolder:
+class FrameFolder(FrameSource):
     """Frames stored one picture per file, in natural order of their names.
 
     Attributes:
@@ -142,6 +131,7 @@ class FrameFolder:
     """
 
     def __init__(self, files: Sequence[Path], fps: float = _FRAME_FOLDER_FPS) -> None:
+        self.name = str(files[0].parent)
         self._files = list(files)
         self.n_frames = len(self._files)
         self.fps = float(fps)
@@ -181,19 +171,17 @@ class FrameFolder:
             raise InputError(f"{pattern}: no file matches the pattern", hint="example: frames/frame_%04d.png")
         return cls([entry for _, entry in sorted(numbered)], fps)
 
-    def read(self, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Frames in the order asked, uint8 [M, H, W, 3] RGB. Raises InputError naming a bad picture."""
-        chosen = checked_indices(indices, self.n_frames)
-        decoded: dict[int, NDArray[np.uint8]] = {}
-        for index in np.unique(chosen).tolist():
+    def pictures(self, indices: NDArray[np.int64]) -> Iterator[Picture]:
+        """See `FrameSource.pictures`. Raises ClipError naming a bad picture."""
+        shape: tuple[int, ...] | None = None
+        for index in indices.tolist():
             with _opened(self._files[index]) as image:
                 frame = _rgb(ImageOps.exif_transpose(image))
-            _require_one_size(self._files[index], frame, decoded)
-            decoded[index] = frame
-        return np.stack([decoded[index] for index in chosen.tolist()])
+            shape = _one_shape(self._files[index], frame, shape)
+            yield ArrayPicture(frame)
 
 
-class AnimatedImage:
+class AnimatedImage(FrameSource):
     """A picture file read as a clip: animated GIF, WebP or PNG, or one still frame.
 
     Attributes:
@@ -203,6 +191,7 @@ class AnimatedImage:
     """
 
     def __init__(self, path: Path) -> None:
+        self.name = str(path)
         self._path = path
         seconds: list[float] = []
         with _opened(path) as image:
@@ -225,26 +214,25 @@ class AnimatedImage:
         self.times: NDArray[np.float64] = np.concatenate([[0.0], np.cumsum(seconds)[:-1]])
         self.fps = self.n_frames / sum(seconds)
 
-    def read(self, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Frames in the order asked, uint8 [M, H, W, 3] RGB. Raises InputError on damaged data."""
-        chosen = checked_indices(indices, self.n_frames)
-        decoded: dict[int, NDArray[np.uint8]] = {}
+    def pictures(self, indices: NDArray[np.int64]) -> Iterator[Picture]:
+        """See `FrameSource.pictures`. Raises ClipError on damaged data."""
+        shape: tuple[int, ...] | None = None
         with _opened(self._path) as image:
-            for index in np.unique(chosen).tolist():
+            for index in indices.tolist():
                 image.seek(index)
                 frame = _rgb(image)
-                _require_one_size(self._path, frame, decoded)  # pages of a TIFF, previews in a JPEG
-                decoded[index] = frame
-        return np.stack([decoded[index] for index in chosen.tolist()])
+                shape = _one_shape(self._path, frame, shape)  # pages of a TIFF, previews in a JPEG
+                yield ArrayPicture(frame)
 
 
-def _require_one_size(path: Path, frame: NDArray[np.uint8], before: Mapping[int, NDArray[np.uint8]]) -> None:
-    shape = next((other.shape for other in before.values()), frame.shape)
-    if frame.shape != shape:
-        raise InputError(
-            f"{path}: {frame.shape[1]}x{frame.shape[0]} pixels where the frames before it have {shape[1]}x{shape[0]}",
-            hint="all frames of a clip must have one size",
+def _one_shape(path: Path, frame: NDArray[np.uint8], before: tuple[int, ...] | None) -> tuple[int, ...]:
+    if before is not None and frame.shape != before:
+        raise ClipError(
+            path,
+            f"{frame.shape[1]}x{frame.shape[0]} pixels where the frames before it have {before[1]}x{before[0]}",
+            "all frames of a clip must have one size",
         )
+    return frame.shape
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -18,6 +19,7 @@ from m2df_runtime.bank import BankClass, BankClip, SupportBank, keys_of
 from m2df_runtime.errors import InputError
 from m2df_runtime.preprocess import load_clip
 from m2df_runtime.session import Session
+from m2df_runtime.source import CroppedSource, FrameSource, Picture, Rectangle
 from m2df_runtime.video import open_source
 
 Float = NDArray[np.float32]
@@ -64,23 +66,48 @@ class Prediction:
         return self.predictions[0]
 
 
-class TimedSource:
-    """A FrameSource that adds up the seconds spent reading frames."""
+class TimedSource(FrameSource):
+    """A clip that adds up the seconds spent decoding and converting its frames."""
 
     def __init__(self, path: Path) -> None:
         start = perf_counter()
         self._source = open_source(path)
+        self.name = self._source.name
         self.n_frames = self._source.n_frames
         self.times = self._source.times
         self.fps = self._source.fps
         self.seconds = perf_counter() - start
 
-    def read(self, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
-        """See `FrameSource.read`."""
+    def pictures(self, indices: NDArray[np.int64]) -> Iterator[Picture]:
+        """See `FrameSource.pictures`."""
+        pictures = self._source.pictures(indices)
+        while True:
+            with self._timed():
+                picture = next(pictures, None)
+            if picture is None:
+                return
+            yield _TimedPicture(picture, self._timed)
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
         start = perf_counter()
-        frames = self._source.read(indices)
+        yield
         self.seconds += perf_counter() - start
-        return frames
+
+
+class _TimedPicture(Picture):
+    def __init__(self, picture: Picture, timed: Callable[[], AbstractContextManager[None]]) -> None:
+        self._picture = picture
+        self._timed = timed
+        self.nbytes = picture.nbytes
+
+    def rgb(self) -> NDArray[np.uint8]:
+        with self._timed():
+            return self._picture.rgb()
+
+    def grey(self, long_side: int | None = None) -> NDArray[np.uint8]:
+        with self._timed():
+            return self._picture.grey(long_side)
 
 
 class Matcher:
@@ -133,16 +160,21 @@ class Matcher:
         labels = names if names is not None else [""] * len(features)
         return [Prediction(n, r, self._rejects(r[0]), timings) for n, r in zip(labels, ranked, strict=True)]
 
-    def predict_file(self, path: Path) -> Prediction:
+    def predict_file(self, path: Path, roi: Rectangle | None = None) -> Prediction:
         """Read and classify a clip: a video file, frame folder, pattern or animated picture.
 
+        Args:
+            path: The clip.
+            roi: x, y, width, height in pixels of the upright picture, cut out before the bundle's region applies.
+
         Raises:
-            InputError: The clip cannot be read.
+            ClipError: The clip cannot be read, or the rectangle lies outside it.
         """
         self.session.prepare("visual", "query")
         start = perf_counter()
         source = TimedSource(path)
-        clip = load_clip(source, self.session.bundle.manifest.clip)
+        seen = source if roi is None else CroppedSource(source, roi)
+        clip = load_clip(seen, self.session.bundle.manifest.clip)
         loaded = 1000 * (perf_counter() - start)
         prediction = self.predict(clip, os.fspath(path))
         decode = 1000 * source.seconds

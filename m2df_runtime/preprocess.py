@@ -6,6 +6,7 @@ where pictures are worked on and not with the module, here and beneath: TensorRT
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Annotated, Literal
 
@@ -14,11 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from m2df_runtime.camera import steady_scene
-from m2df_runtime.errors import InputError
+from m2df_runtime.camera import Scene, steady_scene
 from m2df_runtime.region import background_indices, motion_boxes
 from m2df_runtime.sampling import Sampler, sample_indices
-from m2df_runtime.video import FrameSource
+from m2df_runtime.source import FrameSource, Picture
 
 # Names what `load_clip` makes of a clip. It is part of every key under which features or pixels are kept, so it goes
 # up by one whenever decoding, sampling, region, channels or resizing give other pixels of any clip; the golden
@@ -34,6 +34,10 @@ _PREVIOUS_SECONDS = 0.08  # two frames at 25 fps
 _TIME_ROUNDING = 0.001  # Matroska rounds time stamps to 1 ms
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _NO_DIFFERENCE = 128
+# Decoded frames kept until the region is known; beyond it the clip is decoded a second time. 8 frames of 4K are 100 MB.
+_KEPT_BYTES = 128 << 20
+
+_log = logging.getLogger(__name__)
 
 Length = Annotated[int, Field(gt=0)]
 Box = tuple[float, float, float, float]  # x, y, width, height in pixels
@@ -52,7 +56,7 @@ class ClipSpec(BaseModel):
         antialias: Widen the filter when shrinking, as Pillow does. False is the tensor style (half-pixel centres,
             `cv2.INTER_LINEAR`), for checkpoints trained so; bilinear only.
         sampler: Rule that chooses the frames (see `sampling.py`).
-        region: `full`, `motion` (one square box that follows what moves) or a fixed x, y, width, height in pixels.
+        region: `full`, or `motion`: one square box that follows what moves.
         channels: `rgb`, or `motion`: grey, difference to the frame 0.08 s earlier, difference to the clip's median,
             differences halved around 128 and taken in the full scene (long side at most 320), before the crop.
         mean: Subtracted from pixels in [0, 1] inside the visual graph; (0, 0, 0) for none.
@@ -68,7 +72,7 @@ class ClipSpec(BaseModel):
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     antialias: bool = True
     sampler: Sampler = "uniform"
-    region: Literal["full", "motion"] | tuple[int, int, int, int] = "full"
+    region: Literal["full", "motion"] = "full"
     channels: Literal["rgb", "motion"] = "rgb"
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
@@ -79,8 +83,6 @@ class ClipSpec(BaseModel):
             raise ValueError("antialias can be off with bilinear interpolation only")
         if self.short_side is not None and self.short_side < self.size:
             raise ValueError(f"short_side {self.short_side} is smaller than size {self.size}")
-        if isinstance(self.region, tuple) and min(self.region[2:]) < 1:
-            raise ValueError(f"region {self.region} has no area: give x, y, width, height")
         if min(self.std) <= 0:
             raise ValueError("std must be above 0")
         return self
@@ -90,7 +92,7 @@ def load_clip(source: FrameSource, spec: ClipSpec, *, rng: np.random.Generator |
     """Reads a clip as a model sees it: sample, find the region, build the channels, resize and crop.
 
     Args:
-        source: The clip; read once, only the frames needed.
+        source: The clip; only the frames needed are read.
         spec: What to do.
         rng: Randomness of the sampler in training; None for deployment.
 
@@ -98,9 +100,12 @@ def load_clip(source: FrameSource, spec: ClipSpec, *, rng: np.random.Generator |
         uint8 [T, S, S, 3].
 
     Raises:
-        InputError: The frames cannot be read, or the region lies outside them.
+        ClipError: The frames cannot be read.
     """
     chosen = sample_indices(spec.sampler, source.n_frames, spec.frames, fps=source.fps, times=source.times, rng=rng)
+    different, possible = len(np.unique(chosen)), min(spec.frames, source.n_frames)
+    if rng is None and spec.sampler == "uniform" and different < possible:
+        _log.warning("%s: its frames are so uneven in time that %d of %d are sampled", source.name, different, possible)
     return _load(source, spec, chosen, _fit)
 
 
@@ -111,7 +116,7 @@ def load_uncropped(source: FrameSource, spec: ClipSpec, chosen: NDArray[np.int64
     which `load_clip` scales and cuts in one step, values may differ by rounding.
 
     Args:
-        source: The clip; read once, only the frames needed.
+        source: The clip; only the frames needed are read.
         spec: What to do; its sampler is not used.
         chosen: Indices of frames, int64 [M].
 
@@ -119,7 +124,7 @@ def load_uncropped(source: FrameSource, spec: ClipSpec, chosen: NDArray[np.int64
         uint8 [M, h, w, 3], both sides at least S.
 
     Raises:
-        InputError: The frames cannot be read, or the region lies outside them.
+        ClipError: The frames cannot be read.
     """
     return _load(source, spec, chosen, _scaled)
 
@@ -135,65 +140,70 @@ _Resize = Callable[[NDArray[np.uint8], Box | None, ClipSpec], NDArray[np.uint8]]
 
 def _load(source: FrameSource, spec: ClipSpec, chosen: NDArray[np.int64], resize: _Resize) -> NDArray[np.uint8]:
     """Chosen frames with region and channels of a spec, each finished by `resize`."""
-    if spec.channels == "rgb" and spec.region != "motion":
-        wanted, places = np.unique(chosen, return_inverse=True)
-        frames = _cropped(source.read(wanted), spec.region)
-        return np.stack([resize(frame, None, spec) for frame in frames])[places]
-    return _load_moving(source, spec, chosen, resize)
+    if spec.channels == "motion":
+        return _load_motion_channels(source, spec, chosen, resize)
+    wanted, places = np.unique(chosen, return_inverse=True)
+    if spec.region == "motion":
+        return _load_moving_colour(source, spec, wanted, resize)[places]
+    return np.stack([resize(picture.rgb(), None, spec) for picture in source.pictures(wanted)])[places]
 
 
-def _load_moving(source: FrameSource, spec: ClipSpec, chosen: NDArray[np.int64], resize: _Resize) -> NDArray[np.uint8]:
-    """`_load` where the clip's background is needed: region or channels are `motion`."""
+def _load_motion_channels(
+    source: FrameSource, spec: ClipSpec, chosen: NDArray[np.int64], resize: _Resize
+) -> NDArray[np.uint8]:
+    """`_load` where all channels come from the grey scene."""
     still = background_indices(source.n_frames)
-    earlier = previous_indices(source.times, chosen) if spec.channels == "motion" else chosen
+    earlier = previous_indices(source.times, chosen)
     wanted = np.unique(np.concatenate([chosen, earlier, still]))
-    frames = _cropped(source.read(wanted), spec.region)
-    grey = scene_grey(frames)  # [M, h, w]
+    grey = np.stack([picture.grey(_SCENE_SIDE) for picture in source.pictures(wanted)])  # [M, h, w]
     at_chosen, at_earlier, at_still = (np.searchsorted(wanted, which) for which in (chosen, earlier, still))
     scene = steady_scene(grey, at_still)
-    if spec.channels == "motion":
-        pictures = motion_channels(scene.frames[at_chosen], scene.frames[at_earlier], scene.background)
-    else:
-        pictures = frames[at_chosen]
-    if spec.region != "motion":
-        if spec.channels == "motion":
-            pictures = scene.cut(pictures, at_chosen, grey.shape[1:])
-        return np.stack([resize(picture, None, spec) for picture in pictures])
-    boxes = motion_boxes(
-        scene.frames[at_still],
-        scene.background,
-        source.times[still],
-        at=source.times[chosen],
-        misplaced=bool(scene.corners.any()),
-    )
-    if spec.channels == "rgb":  # pictures are the frames themselves, boxes lie in the scene
-        boxes[:, :2] -= scene.corners[at_chosen]
-        boxes *= np.asarray([*frames.shape[2:0:-1]] * 2) / np.asarray([*grey.shape[:0:-1]] * 2)
-    neutral = spec.channels == "motion"
-    padded = (_padded(picture, box, neutral) for picture, box in zip(pictures, boxes, strict=True))
+    pictures = motion_channels(scene.frames[at_chosen], scene.frames[at_earlier], scene.background)
+    if spec.region == "full":
+        return np.stack([resize(p, None, spec) for p in scene.cut(pictures, at_chosen, grey.shape[1:])])
+    boxes = _scene_boxes(scene, at_still, source.times[still], source.times[chosen])
+    padded = (_padded(picture, box, neutral=True) for picture, box in zip(pictures, boxes, strict=True))
     return np.stack([resize(picture, box, spec) for picture, box in padded])
+
+
+def _load_moving_colour(
+    source: FrameSource, spec: ClipSpec, wanted: NDArray[np.int64], resize: _Resize
+) -> NDArray[np.uint8]:
+    """`_load` for distinct frames in colour, cut where the grey scene moves."""
+    still = background_indices(source.n_frames)
+    seen = np.unique(np.concatenate([wanted, still]))
+    at_wanted, at_still = np.searchsorted(seen, wanted), np.searchsorted(seen, still)
+    grey: list[NDArray[np.uint8]] = []
+    kept: list[Picture] = []
+    for place, picture in enumerate(source.pictures(seen)):
+        grey.append(picture.grey(_SCENE_SIDE))
+        if len(wanted) * picture.nbytes <= _KEPT_BYTES and place in at_wanted:
+            kept.append(picture)
+    scene = steady_scene(np.stack(grey), at_still)
+    boxes = _scene_boxes(scene, at_still, source.times[still], source.times[wanted])
+    boxes[:, :2] -= scene.corners[at_wanted]
+    scene_size = np.asarray([*grey[0].shape[::-1]] * 2)
+    cut = []
+    pictures = iter(kept) if len(kept) == len(wanted) else source.pictures(wanted)
+    for picture, box in zip(pictures, boxes, strict=True):
+        frame = picture.rgb()
+        padded = _padded(frame, box * np.asarray([*frame.shape[1::-1]] * 2) / scene_size, neutral=False)
+        cut.append(resize(*padded, spec))
+    return np.stack(cut)
+
+
+def _scene_boxes(
+    scene: Scene, at_still: NDArray[np.int64], still: NDArray[np.float64], at: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Boxes [M, 4] in the scene at the times `at`, from its background frames and their times."""
+    misplaced = bool(scene.corners.any())
+    return motion_boxes(scene.frames[at_still], scene.background, still, at=at, misplaced=misplaced)
 
 
 def previous_indices(times: NDArray[np.float64], chosen: NDArray[np.int64]) -> NDArray[np.int64]:
     """For each chosen frame the latest one at least 0.08 s before it, or frame 0."""
     moments = times[chosen] - _PREVIOUS_SECONDS + _TIME_ROUNDING
     return np.maximum(np.searchsorted(times, moments, side="right") - 1, 0).astype(np.int64)
-
-
-def scene_grey(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Grey scene of uint8 [M, H, W, 3] frames, uint8 [M, h, w] with a long side of at most 320 pixels.
-
-    Grey is (299 R + 587 G + 114 B) / 1000 in OpenCV's fixed point; the reduction averages areas.
-    """
-    import cv2
-
-    count, height, width, _ = frames.shape
-    scale = _SCENE_SIDE / max(height, width)
-    grey = cv2.cvtColor(frames.reshape(count * height, width, 3), cv2.COLOR_RGB2GRAY).reshape(count, height, width)
-    if scale >= 1:
-        return grey.astype(np.uint8, copy=False)
-    small = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return np.stack([cv2.resize(frame, small, interpolation=cv2.INTER_AREA) for frame in grey]).astype(np.uint8)
 
 
 def motion_channels(
@@ -216,21 +226,6 @@ def _half_difference(now: NDArray[np.uint8], reference: NDArray[np.uint8]) -> ND
     larger = np.maximum(now, reference)
     half: NDArray[np.uint8] = ((larger - reference) >> 1) + np.uint8(_NO_DIFFERENCE) - ((larger - now) >> 1)
     return half
-
-
-def _cropped(frames: NDArray[np.uint8], region: str | tuple[int, int, int, int]) -> NDArray[np.uint8]:
-    """Cuts a fixed region out of [M, H, W, 3] frames, clamped to them."""
-    if isinstance(region, str):
-        return frames
-    height, width = frames.shape[1:3]
-    x, y, across, down = region
-    left, top, right, bottom = max(x, 0), max(y, 0), min(x + across, width), min(y + down, height)
-    if left >= right or top >= bottom:
-        raise InputError(
-            f"region {x},{y},{across},{down} lies outside the {width}x{height} frame",
-            hint="give x,y,width,height in pixels of the upright frame",
-        )
-    return frames[:, top:bottom, left:right]
 
 
 def _padded(picture: NDArray[np.uint8], box: NDArray[np.float64], neutral: bool) -> tuple[NDArray[np.uint8], Box]:

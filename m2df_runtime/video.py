@@ -1,13 +1,8 @@
-"""What a clip is to the rest of m2df, and how a path becomes one."""
+"""How a path becomes a clip."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
-
-import numpy as np
-from numpy.typing import NDArray
 
 from m2df_runtime.errors import InputError
 from m2df_runtime.image_sequences import (
@@ -15,53 +10,10 @@ from m2df_runtime.image_sequences import (
     IMAGE_SUFFIXES,
     AnimatedImage,
     FrameFolder,
-    checked_indices,
     is_pattern,
 )
+from m2df_runtime.source import FrameSource
 from m2df_runtime.video_file import VideoFile
-
-_DEFAULT_FPS = 25.0
-
-
-class FrameSource(Protocol):
-    """A clip whose frames can be read by index.
-
-    Attributes:
-        n_frames: Frames in the clip, at least 1.
-        times: Presentation times in seconds from the first frame, float64 [n], ascending.
-        fps: Mean frames per second.
-    """
-
-    n_frames: int
-    times: NDArray[np.float64]
-    fps: float
-
-    def read(self, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Frames in the order asked (any order, repeats allowed), uint8 [M, H, W, 3] RGB."""
-        ...
-
-
-class ArraySource:
-    """Frames that are in memory already.
-
-    Args:
-        frames: uint8 [n, H, W, 3] RGB.
-        fps: Frames per second.
-    """
-
-    def __init__(self, frames: NDArray[np.uint8], fps: float = _DEFAULT_FPS) -> None:
-        if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or frames.size == 0:
-            raise InputError(f"frames must be uint8 [n, H, W, 3] with n >= 1, not {frames.dtype} {list(frames.shape)}")
-        if fps <= 0:
-            raise InputError(f"frames per second must be above 0, not {fps}")
-        self._frames = frames
-        self.n_frames = len(frames)
-        self.fps = float(fps)
-        self.times: NDArray[np.float64] = np.arange(self.n_frames) / self.fps
-
-    def read(self, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Frames in the order asked, uint8 [M, H, W, 3]."""
-        return self._frames[checked_indices(indices, self.n_frames)]
 
 
 def open_source(path: Path | str) -> FrameSource:

@@ -70,7 +70,7 @@ class ClipRecipe(Section):
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     antialias: bool = True
     sampler: SamplerRecipe = SamplerRecipe()
-    region: Literal["full", "motion"] | tuple[int, int, int, int] = "full"
+    region: Literal["full", "motion"] = "full"
     channels: Literal["rgb", "motion"] = "rgb"
     pixel_norm: Literal["clip", "none"] | PixelNorm = "clip"
 

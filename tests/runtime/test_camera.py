@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from m2df_runtime.camera import camera_path, steady_scene
 from m2df_runtime.preprocess import ClipSpec, load_clip
 from m2df_runtime.region import median_background
+from m2df_runtime.source import ArraySource
 
 COUNT, HEIGHT, WIDTH = 25, 144, 200
 ALL = np.arange(COUNT)
@@ -91,17 +92,8 @@ def test_what_becomes_of_a_frame_does_not_depend_on_which_others_are_there(name:
         np.testing.assert_array_equal(part.corners, whole.corners[some])
 
 
-class Film:
-    """A frame source of frames in memory."""
-
-    fps, n_frames = 25.0, COUNT
-
-    def __init__(self, frames: NDArray[np.uint8]) -> None:
-        self.frames = np.repeat(frames[..., None], 3, axis=-1)
-        self.times = np.arange(COUNT) / self.fps
-
-    def read(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-        return self.frames[indices]
+def film(frames: NDArray[np.uint8]) -> ArraySource:
+    return ArraySource(np.repeat(frames[..., None], 3, axis=-1))
 
 
 @pytest.mark.parametrize("channels", ["rgb", "motion"])
@@ -110,7 +102,7 @@ def test_the_box_follows_a_walker_through_a_pan(channels: str) -> None:
     for index, frame in enumerate(frames):  # the walker is slower than the camera
         cv2.ellipse(frame, (150 - 4 * index, 70), (8, 22), 0, 0, 360, 5, -1)
     spec = ClipSpec(frames=8, size=64, interpolation="bilinear", region="motion", channels=channels)
-    crops = load_clip(Film(frames), spec)[..., 0].astype(int)
+    crops = load_clip(film(frames), spec)[..., 0].astype(int)
     dark = crops < 40
     assert (dark.sum(axis=(1, 2)) > 100).all()  # 44 of at most 100 rows high: enlarged, not lost
     rows, columns = np.nonzero(dark.any(axis=0))[0], [np.nonzero(d)[1].mean() for d in dark]
@@ -120,7 +112,7 @@ def test_the_box_follows_a_walker_through_a_pan(channels: str) -> None:
 
 def test_full_frames_of_a_moving_camera_keep_their_own_grey() -> None:
     frames = filmed(PATHS["pan"])
-    plain = load_clip(Film(frames), ClipSpec(frames=6, size=72, interpolation="bilinear"))
-    moving = load_clip(Film(frames), ClipSpec(frames=6, size=72, interpolation="bilinear", channels="motion"))
+    plain = load_clip(film(frames), ClipSpec(frames=6, size=72, interpolation="bilinear"))
+    moving = load_clip(film(frames), ClipSpec(frames=6, size=72, interpolation="bilinear", channels="motion"))
     np.testing.assert_allclose(moving[..., 0].astype(int), plain[..., 0].astype(int), atol=1)
     assert np.abs(moving[..., 1].astype(int) - 128).mean() < 4  # what the pan alone would change is taken out

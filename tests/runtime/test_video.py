@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from m2df_runtime.errors import InputError
-from m2df_runtime.video import ArraySource, open_source
+from m2df_runtime.source import ArraySource
+from m2df_runtime.video import open_source
 
 
 def moving_square(count: int, width: int = 64, height: int = 48) -> NDArray[np.uint8]:

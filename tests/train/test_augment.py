@@ -16,7 +16,7 @@ from PIL import Image, ImageEnhance
 
 from m2df_runtime.errors import InputError
 from m2df_runtime.preprocess import ClipSpec, load_clip
-from m2df_runtime.video import ArraySource
+from m2df_runtime.source import ArraySource
 from m2df_train.data.augment import (
     VARIANTS_VERSION,
     Augmentation,

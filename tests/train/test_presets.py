@@ -13,7 +13,7 @@ from PIL import Image
 
 from m2df_runtime.errors import InputError
 from m2df_runtime.preprocess import CLIP_MEAN, CLIP_STD, ClipSpec, load_clip
-from m2df_runtime.video import ArraySource
+from m2df_runtime.source import ArraySource
 from m2df_train import import_cli
 from m2df_train.data.benchmarks import BENCHMARKS, BenchmarkName
 from m2df_train.model.heads import head_options

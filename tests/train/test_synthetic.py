@@ -51,9 +51,8 @@ def test_clip_describes_its_frames() -> None:
 
 def test_reading_outside_the_clip_is_refused() -> None:
     clip = render_action("clap", 0)
-    with pytest.raises(IndexError, match="frame numbers must lie in"):
+    with pytest.raises(IndexError, match=r"frame indices 30\.\.30 outside 0\.\.29"):
         clip.read([clip.n_frames])
-    assert clip.read([]).shape == (0, clip.height, clip.width, 3)
 
 
 def test_seeds_give_different_clips_of_one_action() -> None:

@@ -6,7 +6,7 @@ pixels whatever was read before it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from m2df_runtime.source import ArrayPicture, FrameSource, Picture
 from m2df_train.data.synthetic.body import Camera, Look, draw, person_shapes, sample_look
 from m2df_train.data.synthetic.kinematics import JOINT, POSITION_CHANNELS, Array, Skeleton, Track, solve_scene
 from m2df_train.data.synthetic.motion import Style
@@ -73,7 +74,7 @@ def _exposed(look: Look, film: Film) -> Look:
     return replace(look, colours=tone(look.colours), hair=tone(look.hair), shirt=tone(look.shirt), hips=tone(look.hips))
 
 
-class SyntheticClip:
+class SyntheticClip(FrameSource):
     """Frame source that renders one performance of an action.
 
     Args:
@@ -106,22 +107,13 @@ class SyntheticClip:
         self.width = int(rng.integers(112, 193))
         self.height = int(rng.integers(96, 157))
 
-    def read(self, indices: Sequence[int] | NDArray[np.int64]) -> Image:
-        """Render frames.
+    def pictures(self, indices: NDArray[np.int64]) -> Iterator[Picture]:
+        """See `FrameSource.pictures`."""
+        for frame in self._rendered(indices):
+            yield ArrayPicture(frame)
 
-        Args:
-            indices: Frame numbers in any order; repeats are allowed.
-
-        Returns:
-            uint8 [M, H, W, 3] RGB, in the order of `indices`.
-
-        Raises:
-            IndexError: A number lies outside the clip.
-        """
-        wanted = np.asarray(indices, dtype=np.int64).reshape(-1)
-        if wanted.size and (wanted.min() < 0 or wanted.max() >= self.n_frames):
-            raise IndexError(f"frame numbers must lie in 0..{self.n_frames - 1}, got {wanted.min()}..{wanted.max()}")
-        frames, place = np.unique(wanted, return_inverse=True)
+    def _rendered(self, frames: NDArray[np.int64]) -> Image:
+        """uint8 [M, H, W, 3] RGB."""
         out = np.empty((len(frames), self.height, self.width, 3), dtype=np.uint8)
         s = self._stage
         drawings = [
@@ -141,7 +133,7 @@ class SyntheticClip:
                     shapes += prop_shapes(prop, xy, order, float(s.scale[index]), s.prop_colour)
             draw(image, shapes)
             out[m] = s.film.develop(image, index, self.height, self.width)
-        return np.asarray(out[place], dtype=np.uint8)
+        return out
 
     @property
     def mirrored(self) -> bool:
