@@ -29,7 +29,7 @@ from m2df_runtime.backends.engine_files import (
 )
 from m2df_runtime.backends.tensorrt import TensorRT, open_tensorrt
 from m2df_runtime.errors import EnvironmentMissing, InputError
-from m2df_runtime.files import atomic_write, exclusive
+from m2df_runtime.files import atomic_write, exclusive, sweep_dead
 from m2df_runtime.onnx_file import graph_model
 
 if TYPE_CHECKING:
@@ -150,8 +150,7 @@ def build_engines(bundle: Bundle, options: EngineOptions, spinner: Spinner) -> l
     folder = writable_root(bundle) / index.folder_name
     with exclusive(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for stray in folder.glob(".*.tmp"):  # of a build that was killed while it wrote
-            stray.unlink(missing_ok=True)
+        sweep_dead(folder)  # of a build that was killed while it wrote
         index = replace(index, engines=_up_to_date(folder, index, bundle, options))
         built = []
         for graph in bundle.manifest.graphs:

@@ -1,16 +1,15 @@
-"""Writes bundles: all files in a folder beside the target, flushed, then swapped in by a rename.
+"""Writes bundles: all files in a folder beside the target, flushed, which then change places in one step.
 
-Until the swap the old bundle is untouched, so a killed or failing export leaves it as it was.
+Until then the old bundle is untouched, so a killed or failing export leaves it as it was, and whoever opens the
+bundle finds the old one or the new one.
 """
 
 from __future__ import annotations
 
 import contextlib
-import glob
 import json
 import os
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,7 +28,9 @@ from m2df_runtime.bundle import (
     sha256_file,
 )
 from m2df_runtime.errors import InputError
+from m2df_runtime.files import atomic_file, exchange, sync_folder, temporary_folder
 
+_OLD = ".old"
 ENGINES = "engines"  # TensorRT engines, which belong to a machine
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the same content gives the same zip
 
@@ -38,28 +39,25 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # the same content gives the same zip
 def replacing(target: Path) -> Iterator[Path]:
     """A new folder that takes the place of `target` when the block ends without an exception.
 
-    What a killed export left beside it goes first, and a bundle that one had put aside comes back. So the
-    caller holds the lock of `target` (`files.exclusive`).
+    A bundle that a killed export had put aside comes back first. So the caller holds the lock of `target`
+    (`files.exclusive`).
 
     Raises:
         InputError: `target` is a file, or a folder with content that is not a bundle.
-        OSError: A full disk; it names `target` where it names no file.
+        OSError: A full disk; it names `target`.
     """
     check_target(target)
     target = target.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     _recover(target)
-    work = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
-    try:
-        with _named(target):
-            yield work
+    with temporary_folder(target) as work:
+        yield work
         for path in work.rglob("*"):
             if path.is_file():
                 _flush(path)
         work.chmod(0o755)
         _swap(work, target)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        sync_folder(target.parent)
 
 
 def check_target(target: Path) -> None:
@@ -79,44 +77,41 @@ def check_target(target: Path) -> None:
         raise InputError(f"{target}: {place} cannot be written", "name another directory with --out")
 
 
-@contextlib.contextmanager
-def _named(target: Path) -> Iterator[None]:
-    """Give an error of the file system that names no file (a write does not) the name of what was written."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None:
-            error.filename = str(target)
-        raise
-
-
-def _recover(target: Path) -> None:
-    """Bring back the bundle that an export killed between its two renames left aside; remove unfinished folders."""
-    for old in target.parent.glob(f".{glob.escape(target.name)}.*.old"):
-        if not target.exists() and (old / MANIFEST_NAME).is_file():
-            old.rename(target)
-        else:
-            shutil.rmtree(old, ignore_errors=True)
-    for stray in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
-        if stray.is_dir():
-            shutil.rmtree(stray, ignore_errors=True)
-
-
 def _swap(work: Path, target: Path) -> None:
     if not target.exists():
         work.rename(target)
         return
-    old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".old"))
-    target.rename(old)  # an empty folder may be renamed onto
+    if not exchange(work, target):
+        _swap_in_two_steps(work, target)
+    if (work / ENGINES).is_dir():
+        # They took minutes, and each is bound to its graph's hash: what still fits is used, the rest is not.
+        (work / ENGINES).rename(target / ENGINES)
+
+
+def _swap_in_two_steps(work: Path, target: Path) -> None:
+    """For file systems that cannot exchange: between the two renames there is no bundle. `_recover` undoes the first.
+
+    The name under which the old one waits is no temporary's, which others may remove.
+    """
+    old = target.with_name(f".{target.name}{_OLD}")
+    target.rename(old)
     try:
         work.rename(target)
     except OSError:
         old.rename(target)
         raise
-    if (old / ENGINES).is_dir():
-        # They took minutes, and each is bound to its graph's hash: what still fits is used, the rest is not.
-        (old / ENGINES).rename(target / ENGINES)
-    shutil.rmtree(old, ignore_errors=True)
+    old.rename(work)
+
+
+def _recover(target: Path) -> None:
+    """Bring back the bundle that an export killed between two renames left aside."""
+    old = target.with_name(f".{target.name}{_OLD}")
+    if not old.is_dir():
+        return
+    if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        old.rename(target)
 
 
 def _flush(path: Path) -> None:
@@ -160,20 +155,10 @@ def write_json(path: Path, data: Any) -> None:  # noqa: ANN401 - whatever JSON c
 
 def write_zip(bundle: Path, target: Path) -> Path:
     """Write a zip of a bundle folder without its engines, replacing the old one only when it is complete."""
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
-    work = Path(name)
-    try:
-        with _named(target), os.fdopen(handle, "wb+") as file:
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-                for path in sorted(p for p in bundle.rglob("*") if p.is_file() and bundle / ENGINES not in p.parents):
-                    info = zipfile.ZipInfo(path.relative_to(bundle).as_posix(), _EPOCH)
-                    info.compress_type, info.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
-                    with path.open("rb") as source, archive.open(info, "w", force_zip64=True) as member:
-                        shutil.copyfileobj(source, member, 1 << 20)
-            file.flush()
-            os.fsync(file.fileno())
-        work.chmod(0o644)
-        work.replace(target)
-    finally:
-        work.unlink(missing_ok=True)
+    with atomic_file(target) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(p for p in bundle.rglob("*") if p.is_file() and bundle / ENGINES not in p.parents):
+            info = zipfile.ZipInfo(path.relative_to(bundle).as_posix(), _EPOCH)
+            info.compress_type, info.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
+            with path.open("rb") as source, archive.open(info, "w", force_zip64=True) as member:
+                shutil.copyfileobj(source, member, 1 << 20)
     return target

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from m2df_runtime.bank_file import BankIndex, BankKeys, CalibrationEntry, ClassEntry, ClipEntry, read_bank, write_bank
 from m2df_runtime.calibration import Calibration, calibrate, can_calibrate
 from m2df_runtime.errors import InputError
-from m2df_runtime.files import cache_dir
 from m2df_runtime.labels import LabelRules
 from m2df_runtime.support import Stamp
+from m2df_runtime.user_cache import cache_dir
 
 if TYPE_CHECKING:
     from m2df_runtime.bundle import Bundle
@@ -189,7 +189,7 @@ def bank_paths(folder: Path, bundle: Bundle, *, in_cache: bool = False) -> list[
     """
     key = bundle.key("visual")[:16]
     resolved = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
-    cached = cache_dir() / "banks" / f"{resolved}-{key}.bank"
+    cached = cache_dir("banks") / f"{resolved}-{key}.bank"
     return [cached] if in_cache else [folder / BANK_FOLDER / f"{key}.bank", cached]
 
 

@@ -22,7 +22,7 @@ import click
 from m2df_runtime import __version__
 from m2df_runtime.console import M2dfGroup, emit, emit_json, main_entry
 from m2df_runtime.errors import EnvironmentMissing, M2dfError
-from m2df_runtime.files import cache_dir, user_cache
+from m2df_runtime.user_cache import cache_dir, user_cache
 
 Status = Literal["ok", "missing", "failed", "info"]
 MARKS: dict[Status, tuple[str, str]] = {
@@ -161,7 +161,7 @@ def _gpu() -> Check:
 
 
 def _weights_cache() -> Check:
-    home = Path(os.environ.get("HF_HOME") or user_cache() / "huggingface")
+    home = Path(os.environ.get("HF_HOME") or (user_cache() or Path("~/.cache")) / "huggingface")
     folder = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
     return _folder("weights cache", folder, "pretrained weights are downloaded here")
 

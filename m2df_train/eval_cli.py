@@ -196,12 +196,12 @@ def run(
 
 def _cache(folder: Path | None, unused: bool) -> FeatureCache:
     """The cache of features that training uses too."""
-    from m2df_runtime.files import cache_dir
+    from m2df_runtime.user_cache import cache_dir
     from m2df_train.data.feature_cache import FeatureCache
 
     if unused:
         return FeatureCache(None, 0)
-    return FeatureCache(folder or cache_dir() / "features", CACHE_BYTES, f"the {CACHE_BYTES >> 30} GiB of a cache")
+    return FeatureCache(folder or cache_dir("features"), CACHE_BYTES, f"the {CACHE_BYTES >> 30} GiB of a cache")
 
 
 def _subjects(

@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -30,7 +28,7 @@ from m2df_export.triton.graphs import Interface, bank_model, interface, query_mo
 from m2df_runtime.bank import SupportBank
 from m2df_runtime.bundle import Bundle
 from m2df_runtime.errors import InputError
-from m2df_runtime.files import atomic_write, exclusive, sync_folder
+from m2df_runtime.files import atomic_write, exclusive, sync_folder, temporary_folder
 
 MODEL, CONFIG, RECORD = "model.onnx", "config.pbtxt", "pipeline.json"
 PIPELINE = "m2df"
@@ -210,17 +208,12 @@ def _add_version(folder: Path, version: int, name: str, content: bytes) -> None:
     It is prepared inside the model's folder, where Triton passes over names that are no numbers; beside it, it would
     be taken for a model, and outside the repository may be another file system.
     """
-    for left in folder.glob(".*.tmp"):  # of an export that was killed; the lock says that no other one runs
-        if left.is_dir():
-            shutil.rmtree(left, ignore_errors=True)
-    work = Path(tempfile.mkdtemp(dir=folder, prefix=f".{version}.", suffix=".tmp"))
-    try:
+    target = folder / str(version)
+    with temporary_folder(target) as work:
         with (work / name).open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         work.chmod(0o755)
-        work.rename(folder / str(version))
+        work.rename(target)
         sync_folder(folder)  # before a configuration names it
-    finally:
-        shutil.rmtree(work, ignore_errors=True)

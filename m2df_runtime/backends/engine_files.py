@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from m2df_runtime.errors import EnvironmentMissing
-from m2df_runtime.files import atomic_write, cache_dir
+from m2df_runtime.files import atomic_write
+from m2df_runtime.user_cache import cache_dir
 
 if TYPE_CHECKING:
     from m2df_runtime.bundle import Bundle, GraphName, Precision
@@ -167,7 +168,7 @@ def engine_roots(bundle: Bundle) -> list[Path]:
     graphs = bundle.manifest.graphs
     files = {name: {p: file.sha256 for p, file in info.files.items()} for name, info in graphs.items()}
     key = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16]
-    cached = cache_dir() / "engines" / key
+    cached = cache_dir("engines") / key
     return [bundle.path / "engines", cached] if bundle.path.is_dir() else [cached]
 
 

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from m2df_runtime.files import cache_dir
 from m2df_runtime.preprocess import ClipSpec
+from m2df_runtime.user_cache import cache_dir
 from m2df_train.data.augment import Augmentation, DeployedLoader, TrainingLoader
 from m2df_train.data.feature_cache import FeatureCache, identity_of
 from m2df_train.data.frame_cache import FrameCache
@@ -143,7 +143,7 @@ def backbone_digest(backbone: Backbone) -> str:
 def feature_cache(recipe: Recipe) -> FeatureCache:
     """The user's cache of features; they have a quarter of `data.cache_gb`."""
     bound = f"a quarter of data.cache_gb, which is {recipe.data.cache_gb:g}"
-    return FeatureCache(cache_dir() / "features", int(recipe.data.cache_gb * _GIB / 4), bound)
+    return FeatureCache(cache_dir("features"), int(recipe.data.cache_gb * _GIB / 4), bound)
 
 
 def frame_cache(recipe: Recipe) -> FrameCache | None:
@@ -152,7 +152,7 @@ def frame_cache(recipe: Recipe) -> FrameCache | None:
     A clip of 8 frames takes 8 MB of it at 256 pixels, 32 frames being kept.
     """
     limit = int(recipe.data.cache_gb * _GIB * 3 / 4)
-    return FrameCache(cache_dir() / "frames", limit) if limit else None
+    return FrameCache(cache_dir("frames"), limit) if limit else None
 
 
 def _encoded_once(recipe: Recipe) -> Augmentation:

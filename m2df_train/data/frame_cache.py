@@ -16,7 +16,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from m2df_runtime.files import atomic_write
+from m2df_runtime.files import atomic_write, sweep_dead
 from m2df_runtime.preprocess import PIXELS_VERSION
 from m2df_train.data.fingerprint import digest
 
@@ -26,7 +26,6 @@ _SUFFIX = ".frames"
 _COUNTER = ".bytes"
 _DIGITS = 20  # of the counter at most
 _CLOCK_SECONDS = 1.0  # file times lag behind the clock, by a tick or by what a file server's is off
-_ABANDONED_SECONDS = 3600.0  # a temporary file this old was left by a process that was killed
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ class FrameCache:
         data = _packed(made)
         try:
             if self._reserve(len(data)):
-                atomic_write(file, data)
+                atomic_write(file, data, sweep=False)
                 self._used.add(file.name)
             else:
                 self._closed = True
@@ -130,14 +129,12 @@ class FrameCache:
 
     def _make_room(self, count: int) -> int:
         """Count the bytes in use, and delete what nobody uses until `count` more fit; returns the bytes in use then."""
+        sweep_dead(self._folder)
         files: list[tuple[float, int, Path]] = []
         for entry in os.scandir(self._folder):
             try:
                 stat = entry.stat()
                 if entry.name == _COUNTER:
-                    continue
-                if entry.name.startswith(".") and time.time() - stat.st_mtime > _ABANDONED_SECONDS:
-                    os.unlink(entry)
                     continue
             except OSError:  # another process was faster
                 continue

@@ -140,7 +140,7 @@ def test_export_that_has_company_and_is_killed_leaves_the_old_bundle(project):
     command = [sys.executable, "-m", "m2df_export.cli", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, cwd=project[0], env=environment, stderr=subprocess.DEVNULL) as running:
-        while not list(bundle.parent.glob(".first.*.tmp")):
+        while not list(bundle.parent.glob(".first.*.m2df-tmp")):
             assert running.poll() is None, "ended too early"
             time.sleep(0.05)
         running.send_signal(signal.SIGSTOP)  # it holds the lock for as long as the second one needs

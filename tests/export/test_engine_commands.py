@@ -180,7 +180,7 @@ def test_build_that_is_killed_or_has_company(tmp_path, bundle, engines, classify
         build.kill()
     assert build.returncode == -signal.SIGKILL
     assert (folder / "text.engine").stat().st_mtime_ns == before
-    (folder / ".text.engine.abc.tmp").write_bytes(b"half")  # where the kill meets a write
+    (folder / ".text.engine.abc.m2df-tmp").write_bytes(b"half")  # where the kill meets a write
     assert classify()[0]["backend"] == "tensorrt"
     assert reused(engines()) == GRAPHS
     assert not list(folder.glob(".*")) and [path.name for path in folder.parent.iterdir()] == [folder.name]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 import signal
 import subprocess
 import sys
@@ -64,42 +65,99 @@ def test_place_that_cannot_be_written_is_named(monkeypatch, tmp_path):
         check_target(tmp_path / "deep" / "bundle")
 
 
-KILLED_BETWEEN_RENAMES = """
+@pytest.fixture(params=["exchanged", "renamed twice"])
+def way(request, monkeypatch):
+    """How the folders change places; NFS has no way to exchange them."""
+    if request.param == "renamed twice":
+        monkeypatch.setattr("m2df_export.package.exchange", lambda first, second: False)
+    return request.param
+
+
+KILLED = """
 import os, signal, sys
 from pathlib import Path
-from m2df_export.package import replacing
+from m2df_export import package
 
-rename = Path.rename
-
-def once(path, target):
-    rename(path, target)
+def killed(*paths):
+    renaming(*paths)
     os.kill(os.getpid(), signal.SIGKILL)
 
-Path.rename = once
-with replacing(Path(sys.argv[1])) as work:
+if sys.argv[2] == "exchanged":
+    renaming, package.exchange = package.exchange, killed
+else:
+    renaming, Path.rename, package.exchange = Path.rename, killed, lambda *paths: False
+with package.replacing(Path(sys.argv[1])) as work:
     (work / "manifest.json").write_text("new")
 """
 
 
-def test_export_killed_between_its_renames_loses_nothing(tmp_path):
+@pytest.mark.parametrize("way", ["exchanged", "renamed twice"])
+def test_export_killed_after_its_first_rename_loses_nothing(tmp_path, way):
     target = _bundle(tmp_path / "bundle", "old")
-    command = [sys.executable, "-c", KILLED_BETWEEN_RENAMES, str(target)]
+    command = [sys.executable, "-c", KILLED, str(target), way]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], check=False)
     assert done.returncode == -signal.SIGKILL
-    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".old", ".tmp"]  # none of the two
+    names = sorted(path.name.split(".")[-1] for path in tmp_path.iterdir())
+    assert names == (["bundle", "m2df-tmp"] if way == "exchanged" else ["m2df-tmp", "old"])
+    expected = "new" if way == "exchanged" else "old"  # which the next export brings back
     with pytest.raises(RuntimeError), replacing(target):
-        assert (target / "manifest.json").read_text() == "old"  # the next export brings it back
+        assert (target / "manifest.json").read_text() == expected
         raise RuntimeError
-    assert (target / "manifest.json").read_text() == "old"
+    assert (target / "manifest.json").read_text() == expected
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
-def test_leavings_of_other_bundles_are_left_alone(tmp_path):
-    for name in (".bundle.abc.tmp", ".bundle2.abc.tmp", ".other.abc.old"):
-        (tmp_path / name).mkdir()
-    with replacing(tmp_path / "bundle") as work:
+READER = """
+import sys
+from pathlib import Path
+from m2df_runtime.bundle import Bundle
+
+names, opened = set(), 0
+print("reading", flush=True)
+while not Path(sys.argv[2]).exists() or not opened:
+    names.add(Bundle.open(sys.argv[1]).manifest.name)
+    opened += 1
+print(*sorted(names))
+"""
+
+
+def test_who_opens_a_bundle_during_exports_finds_one(tmp_path, tiny_bundle):
+    target = Path(shutil.copytree(tiny_bundle, tmp_path / "bundles" / "mine"))
+    text = (target / "manifest.json").read_text()
+    command = [sys.executable, "-c", READER, str(target), str(tmp_path / "done")]
+    with subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True) as reader:
+        assert reader.stdout is not None and reader.stdout.readline() == "reading\n"
+        for number in range(50):
+            with replacing(target) as work:
+                for path in tiny_bundle.iterdir():
+                    shutil.copy(path, work)
+                (work / "manifest.json").write_text(text.replace('"tiny"', f'"number {number}"', 1))
+            assert reader.poll() is None
+        (tmp_path / "done").touch()
+        found = reader.communicate()[0]
+    assert reader.returncode == 0 and "number" in found
+    assert [path.name for path in target.parent.iterdir()] == ["mine"]
+
+
+def test_engines_of_the_old_bundle_stay(tmp_path, way):
+    target = _bundle(tmp_path / "bundle", "old")
+    (target / "engines" / "sm90").mkdir(parents=True)
+    with replacing(target) as work:
         (work / "manifest.json").write_text("new")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".bundle2.abc.tmp", ".other.abc.old", "bundle"]
+    assert (target / "manifest.json").read_text() == "new" and (target / "engines" / "sm90").is_dir()
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_what_lives_or_is_not_ours_is_left_alone(tmp_path):
+    """Temporaries of other bundles go too, where nobody writes them any more."""
+    for name in (".bundle.abc.tmp", ".other.abc.m2df-tmp", "other.m2df-tmp"):
+        (tmp_path / name).mkdir()
+    with replacing(tmp_path / "second") as second:
+        (second / "manifest.json").write_text("second")
+        with replacing(tmp_path / "bundle") as work:
+            (work / "manifest.json").write_text("new")
+        assert (second / "manifest.json").read_text() == "second"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".bundle.abc.tmp", "bundle", "other.m2df-tmp", "second"]
 
 
 def test_full_disk_names_the_bundle_and_leaves_the_old_one(tmp_path):

@@ -282,15 +282,15 @@ def test_interrupted_export_leaves_the_served_state(tiny, tmp_path, monkeypatch)
             assert Server(models).models["m2df"].config.ensemble_scheduling.step[1].model_version == 1
     assert moment > 2
     assert read_config(models / "m2df").ensemble_scheduling.step[1].model_version == 2
-    assert not list(models.rglob("*.tmp"))
+    assert not list(models.rglob("*.m2df-tmp"))
     Server(models)
 
 
 def test_left_overs_of_a_killed_export_are_cleared(tiny, tmp_path):
     models = tmp_path / "models"
     write_repository(models, *tiny("red", "green"), TINY)
-    (models / "bank" / ".2.abc.tmp").mkdir()
-    (models / "bank" / ".2.abc.tmp" / "model.onnx").write_bytes(b"half")
+    (models / "bank" / ".2.abc.m2df-tmp").mkdir()
+    (models / "bank" / ".2.abc.m2df-tmp" / "model.onnx").write_bytes(b"half")
     Server(models)
     write_repository(models, *tiny("red", "green", "blue"), TINY)
     assert sorted(path.name for path in (models / "bank").iterdir()) == ["1", "2", "config.pbtxt"]

@@ -19,9 +19,10 @@ from tiny_bundle import DIM, FRAMES, write_bundle, write_clip
 from m2df_runtime.bank import BankReport, SupportBank, bank_paths
 from m2df_runtime.bundle import Bundle
 from m2df_runtime.errors import InputError
-from m2df_runtime.files import atomic_write, cache_dir
+from m2df_runtime.files import atomic_write
 from m2df_runtime.labels import LabelRules
 from m2df_runtime.session import Session
+from m2df_runtime.user_cache import cache_dir
 
 
 @pytest.fixture(scope="module")

@@ -350,7 +350,7 @@ def test_frames_keep_to_the_bound(tmp_path):
         old.frames(str(seed), "r", never)
     with pytest.raises(AssertionError, match="made again"):
         old.frames("4", "r", never)
-    (left,) = (folder / ".left.tmp",)
+    (left,) = (folder / ".left.m2df-tmp",)
     left.write_bytes(b"of a killed process")
     for number, file in enumerate([*sorted(folder.glob("*.frames")), left]):
         os.utime(file, (1e9 + number, 1e9 + number))

@@ -250,7 +250,7 @@ def test_a_full_disk_leaves_the_old_files(recipe: Recipe, tmp_path: Path) -> Non
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert Path(error.value.filename).parent == folder
     assert {path.name: path.read_bytes() for path in folder.glob("*.safetensors")} == before
-    assert not list(folder.glob(".*.tmp"))
+    assert not list(folder.glob(".*.m2df-tmp"))
     run(recipe, folder)
 
 
