@@ -23,7 +23,7 @@ from m2df_runtime.source import FrameSource, Picture
 # Names what `load_clip` makes of a clip. It is part of every key under which features or pixels are kept, so it goes
 # up by one whenever decoding, sampling, region, channels or resizing give other pixels of any clip; the golden
 # hashes of tests/runtime/test_pixels.py fail until it does.
-PIXELS_VERSION = 1
+PIXELS_VERSION = 2
 
 # method.md 1.5; OpenAI CLIP, on RGB in [0, 1].
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)

@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from m2df_runtime.preprocess import PIXELS_VERSION, ClipSpec, load_clip
-from m2df_runtime.video import ArraySource, FrameSource, open_source
+from m2df_runtime.source import ArraySource, FrameSource
+from m2df_runtime.video import open_source
 
 TABLE = Path(__file__).parents[1] / "golden" / "pixels.json"
 CLIPS = TABLE.parent / "pixels"
@@ -37,6 +38,7 @@ CODED: dict[str, tuple[str, Fraction | None, int, Fraction | None]] = {
     "rotated.mp4": ("libx264", Fraction(25), 90, None),
     "wide_pixels.mp4": ("libx264", Fraction(25), 0, Fraction(2)),
     "variable_rate.mkv": ("libx264", None, 0, None),
+    "large.mp4": ("libx264", Fraction(25), 0, None),
     "b_frames.avi": ("mpeg4", Fraction(25), 0, None),
 }
 STAMPS = [0, 40, 80, 400, 440, 480, 520, 900, 940, 980, 1020, 1060, 1500, 1540, 1580, 1620]
@@ -102,13 +104,16 @@ def table() -> dict[str, dict[str, str]]:
 
 
 def write_clips() -> None:
-    """Write the coded clips, once: other bytes need other hashes."""
+    """Write the coded clips that are not there: other bytes would need other hashes."""
     CLIPS.mkdir(parents=True, exist_ok=True)
     for name, (codec, rate, rotation, aspect) in CODED.items():
+        if (CLIPS / name).exists():
+            continue
         options = {"bf": "2", "g": "6"}
+        size = (402, 300) if name.startswith("large") else (96, 72)
         with av.open(str(CLIPS / name), "w") as out:
             stream = out.add_stream(codec, rate=rate or 25, options=options)
-            stream.height, stream.width = scene().shape[1:3]
+            stream.width, stream.height = size
             stream.pix_fmt = "yuv420p"
             if rotation:
                 stream.set_display_rotation(rotation)
@@ -116,7 +121,7 @@ def write_clips() -> None:
                 stream.codec_context.sample_aspect_ratio = aspect
             if rate is None:
                 stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
-            for number, pixels in enumerate(scene()):
+            for number, pixels in enumerate(scene(len(STAMPS), *size)):
                 frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format="yuv420p")
                 frame.time_base = Fraction(1, 1000) if rate is None else 1 / rate
                 frame.pts = STAMPS[number] if rate is None else number
