@@ -23,6 +23,7 @@ from m2df_export.gates import GATES, ROUNDING
 from m2df_export.graphs import GraphSpec
 from m2df_export.isolated import run_isolated
 from m2df_export.precision import TOWERS, file_name
+from m2df_runtime.backends.onnxruntime import import_onnxruntime
 from m2df_runtime.bundle import GraphName, Precision, PrecisionParity
 from m2df_train.checkpoint import Checkpoint
 
@@ -224,8 +225,6 @@ def _failures(
 
 def report_json(reports: Mapping[Precision, PrecisionReport], episodes: EpisodeSet | None) -> dict[str, Any]:
     """Contents of parity.json."""
-    import onnxruntime
-
     drawn = None
     if episodes is not None:
         way = len(episodes.episodes[0].classes)
@@ -233,7 +232,7 @@ def report_json(reports: Mapping[Precision, PrecisionReport], episodes: EpisodeS
         drawn |= {"seed": e2e.SEED, "classes": len(episodes.classes), "clips": len(episodes.clips)}
     return {
         "reference": f"PyTorch {torch.__version__} fp32",
-        "engine": f"ONNX Runtime {onnxruntime.__version__} CPUExecutionProvider",
+        "engine": f"ONNX Runtime {import_onnxruntime().__version__} CPUExecutionProvider",
         "episodes": drawn,
         "precisions": {
             precision: {"passed": not report.failures, **asdict(report), "gates": asdict(GATES[precision])}

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +20,12 @@ import onnx
 from numpy.typing import NDArray
 
 from m2df_export.extras import NNCF, nncf_missing
+from m2df_runtime.backends.openvino import without_telemetry
 from m2df_runtime.errors import EnvironmentMissing, first_line
 
 # Leading products that stay in fp32: the first number with which parity passes.
 LEADING = (1, 5)
 _WEIGHTED = ("Conv", "MatMul", "Gemm")
-_TELEMETRY = "openvino_telemetry"
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def write_static_int8(source: Path, target: Path, calibration: Calibration) -> N
     missing = nncf_missing()
     if missing is not None:
         raise missing
-    with _quiet():
+    with _quiet(), without_telemetry():
         nncf = _import_nncf()
         from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
@@ -88,17 +87,15 @@ def _wide(model: onnx.ModelProto, leading: int) -> list[str]:
 
 
 def _import_nncf() -> Any:  # noqa: ANN401 - an optional module has no static type
-    """The `nncf` module, without its telemetry, which would write to the user's home and to the network."""
-    before = sys.modules.get(_TELEMETRY)
-    sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # importing it then fails, for which NNCF is prepared
+    """The `nncf` module.
+
+    Raises:
+        EnvironmentMissing: It is not installed, or does not load.
+    """
     try:
         import nncf
     except ImportError as error:
         raise EnvironmentMissing(f"NNCF cannot be used: {first_line(error)}", NNCF) from None
-    finally:
-        del sys.modules[_TELEMETRY]
-        if before is not None:
-            sys.modules[_TELEMETRY] = before
     logging.getLogger("nncf").setLevel(logging.ERROR)  # its own set_log_level would silence every handler of the root
     return nncf
 

@@ -38,6 +38,7 @@ def import_onnxruntime() -> Any:  # noqa: ANN401 - an optional module has no sta
         raise EnvironmentMissing(
             f"ONNX Runtime cannot be used: {error}", "pip install 'm2df[cpu]', or 'm2df[gpu]' on a CUDA machine"
         ) from None
+    onnxruntime.disable_telemetry_events()  # where another package loaded it before ours
     # Without a GPU driver its device discovery writes warnings to stderr; errors still show.
     onnxruntime.set_default_logger_severity(3)
     return onnxruntime

@@ -8,7 +8,10 @@ graphs run on int8 kernels all the same.
 from __future__ import annotations
 
 import os
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +27,23 @@ if TYPE_CHECKING:
 
 DEVICE = "CPU"
 INSTALL = "pip install 'm2df[openvino]'"
+_TELEMETRY = "openvino_telemetry"
+
+
+@contextmanager
+def without_telemetry() -> Iterator[None]:
+    """Keep a package from loading OpenVINO's telemetry, which writes to the user's home and to the network.
+
+    Importing it fails meanwhile, for which those packages are prepared.
+    """
+    before = sys.modules.get(_TELEMETRY)
+    sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[_TELEMETRY]
+        if before is not None:
+            sys.modules[_TELEMETRY] = before
 
 
 def import_openvino() -> Any:  # noqa: ANN401 - an optional module has no static type
@@ -33,7 +53,8 @@ def import_openvino() -> Any:  # noqa: ANN401 - an optional module has no static
         EnvironmentMissing: It is not installed, or its libraries do not load.
     """
     try:
-        import openvino
+        with without_telemetry():
+            import openvino
     except ImportError as error:
         raise EnvironmentMissing(f"OpenVINO cannot be used: {first_line(error)}", INSTALL) from None
     return openvino

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,20 @@ def test_default_precision_suits_the_backend(
     parity = {p: PrecisionParity(passed=p in milliseconds, cpu_ms=milliseconds.get(p, 1.0)) for p in PRECISIONS}
     manifest = manifest.model_copy(update={"graphs": graphs, "parity": parity})
     assert default_precision(Bundle(tiny_bundle, manifest, None), backend) == expected
+
+
+@pytest.mark.parametrize("backend", ["cpu", "openvino"])
+def test_engines_leave_nothing_in_the_users_home(run_module, tmp_path: Path, backend: str) -> None:
+    """ONNX Runtime's telemetry would write a device's id and a database of events, OpenVINO's a client's id."""
+    if backend == "openvino" and find_spec("openvino") is None:
+        pytest.skip("needs OpenVINO: pip install 'm2df[openvino]'")
+    cache = tmp_path / "home" / "cache"
+    cache.mkdir(parents=True)
+    home = {"HOME": str(cache.parent), "XDG_CACHE_HOME": str(cache), "ORT_DISABLE_TELEMETRY": "0"}
+    done = run_module("m2df_runtime.cli", "--backend", backend, "--json", **home)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [path.name for path in cache.parent.iterdir()] == ["cache"]
+    assert [path.name for path in cache.iterdir()] == ["m2df"]
 
 
 def test_openvino_that_is_not_installed_says_what_to_install(run_module, tmp_path) -> None:
