@@ -27,6 +27,7 @@ from m2df_export.extras import nncf_missing
 from m2df_runtime.bundle import Bundle, Precision, demo_queries, demo_support, newest_bundle, sha256_file
 from m2df_runtime.clip_folders import list_clips
 from m2df_runtime.console import main_entry
+from m2df_runtime.cpus import MAX_THREADS
 from m2df_runtime.errors import CheckFailed, InputError
 from m2df_runtime.labels import LabelRules
 from m2df_runtime.session import Session
@@ -90,7 +91,9 @@ def show(record: dict[str, Any]) -> None:
 @click.option("--support", type=click.Path(path_type=Path, file_okay=False), help="Support folder [the demo's].")
 @click.option("--way", type=click.IntRange(2), default=5)
 @click.option("--shot", type=click.IntRange(1), default=1)
-@click.option("--threads", type=click.IntRange(1), help="Threads of each engine, but for defaults [its own choice].")
+@click.option(
+    "--threads", type=click.IntRange(1, MAX_THREADS), help="Threads of each engine, but for defaults [its own choice]."
+)
 @click.option("--only", metavar="REGEX", help="Engines to measure, by name [all].")
 @click.option("--rounds", type=click.IntRange(2), default=100)
 @click.option("--warmup", type=click.IntRange(1), default=3, help="Rounds before those that count.")

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from m2df_runtime.bundle import MANIFEST_NAME, Bundle, sha256_bytes, sha256_file
+from m2df_runtime.cpus import available_cpus
 from m2df_runtime.files import atomic_write
 
 RESULTS = Path(__file__).parent / "results"
@@ -54,7 +55,7 @@ class Machine:
             "versions": {name: version for name in PACKAGES if (version := _version(name)) is not None},
             "system": platform.platform(),
             "processor": _processor(),
-            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "cores": available_cpus(),
             "memory_gib": _memory_gib(),
             "load_before": self._load,
             "load_after": _load(),

@@ -23,7 +23,7 @@ from benchmarks.record import Machine, percentiles, write
 from benchmarks.workers import JobFailed, Worker, settle, started, turns
 from m2df_runtime.bundle import GraphName
 from m2df_runtime.console import main_entry, progress
-from m2df_train.evaluation.scorer import cores
+from m2df_runtime.cpus import MAX_THREADS, thread_count
 
 if TYPE_CHECKING:
     from m2df_train.model.heads import HeadName
@@ -223,7 +223,7 @@ def series(samples: dict[str, dict[Point, list[float]]]) -> list[dict[str, objec
 @click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
 @click.option("--model", default=VIT, help="open_clip model whose image tower is timed; features have its size.")
 @click.option("--head", type=click.Choice(["m2df", "clip-fsar", "training-free"]), default="m2df")
-@click.option("--threads", type=click.IntRange(1), help="Threads of each engine [all cores].")
+@click.option("--threads", type=click.IntRange(1, MAX_THREADS), help="Threads of each engine [the cores it may use].")
 @click.option("--rounds", type=click.IntRange(2), default=30)
 @click.option("--slow-rounds", type=click.IntRange(1), default=2, help="Rounds of the image tower.")
 @click.option("--out", type=click.Path(path_type=Path), help="JSON file [benchmarks/results/scaling.json].")
@@ -233,7 +233,7 @@ def cli(model: str, head: HeadName, threads: int | None, rounds: int, slow_round
     named = (sizes.values() for graphs in AXES.values() for sizes in graphs.values())
     points = list(dict.fromkeys(point for sizes in named for point in sizes))
     with tempfile.TemporaryDirectory() as name:
-        folder, count = Path(name), threads or cores()
+        folder, count = Path(name), thread_count(threads)
         shapes = export_graphs(model, head, folder)
         engines = [Engine(backend, "fp32", folder, shapes, count) for backend in BACKENDS]
         engines.append(Engine("cpu", "int8", folder, shapes, count))

@@ -139,7 +139,7 @@ class RunOptions:
     "out of the query first and leaves the support clips as they are.",
 )
 @click.option("--picture", type=click.Path(path_type=Path), metavar="PNG", help="Write a filmstrip of each prediction.")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads. [default: all cores]")
+@click.option("--threads", type=click.IntRange(1, 256), help="CPU threads. [default: the cores it may use]")
 def cli(**options: Any) -> None:  # noqa: ANN401 - click hands over every option by name
     """Classify query clips with the classes of a support folder, from one to five clips per class."""
     run(RunOptions(**options))

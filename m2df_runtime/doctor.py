@@ -21,6 +21,7 @@ import click
 
 from m2df_runtime import __version__
 from m2df_runtime.console import M2dfGroup, emit, emit_json, main_entry
+from m2df_runtime.cpus import available_cpus
 from m2df_runtime.errors import EnvironmentMissing, M2dfError
 from m2df_runtime.user_cache import cache_dir, user_cache
 
@@ -72,7 +73,7 @@ def examine() -> list[Check]:
     training = [_package(name, hint="pip install 'm2df[train]', for training and export") for name in TRAINING_PACKAGES]
     return [
         Check("python", "info", f"{platform.python_version()} ({sys.executable})"),
-        Check("platform", "info", f"{platform.platform()}, {os.cpu_count()} cores"),
+        Check("platform", "info", f"{platform.platform()}, {available_cpus()} processors to use"),
         Check("m2df", "info", __version__),
         *runtime,
         _attempt("backend cpu", lambda: _backend("cpu"), needed=True),

@@ -49,7 +49,8 @@ class Session:
         backend: `auto` takes TensorRT where engines of this bundle fit the GPU, else CUDA where this ONNX
             Runtime can use it, else ONNX Runtime on the CPU; a backend that is named is used or refused.
         precision: None takes fp16 on a GPU and on a CPU the fastest precision that passed parity.
-        threads: Threads per operator on the CPU.
+        threads: Threads per operator on the CPU, 1 to 256; None takes the cores this process may use. Clips are
+            decoded on the caller's thread, in turns with inference.
 
     Raises:
         EnvironmentMissing: The named backend is not on this machine, or has no engine that fits.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from m2df_runtime.cpus import available_cpus
 from m2df_runtime.errors import InputError, M2dfError
 from m2df_runtime.video import open_source
 from m2df_train.data.benchmarks import SPLITS, BenchmarkName, Split, benchmark
@@ -213,7 +213,7 @@ def _problems(clips: list[FoundClip], decode: bool, reading: Callable[[int], Adv
     """What is wrong with the clips that cannot be read, by name."""
     advance = reading(len(clips))
     problems: dict[str, str] = {}
-    pool = ThreadPoolExecutor(os.cpu_count() or 1)  # decoding and demuxing run outside of Python's lock
+    pool = ThreadPoolExecutor(available_cpus())  # decoding and demuxing run outside of Python's lock
     try:
         for clip, problem in zip(clips, pool.map(lambda clip: _problem(clip.path, decode), clips), strict=True):
             advance(1)

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2df_runtime.backends import Graph, Tensor, Tensors
+from m2df_runtime.cpus import thread_count
 from m2df_runtime.errors import EnvironmentMissing, InputError, first_line
 from m2df_runtime.onnx_file import graph_model
 
@@ -85,9 +86,10 @@ class OpenVINOBackend:
     """OpenVINO's CPU device.
 
     Args:
-        threads: Threads it computes on; None lets it take the machine's cores.
+        threads: Threads it computes on, 1 to 256; None takes the cores this process may use.
 
     Raises:
+        InputError: That many threads cannot be asked for.
         EnvironmentMissing: OpenVINO is not installed, or has no CPU device here.
     """
 
@@ -102,8 +104,7 @@ class OpenVINOBackend:
         version = module.__version__.partition("-")[0]
         self.description = f"OpenVINO {version} {DEVICE} ({processor})"
         self._options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-        if threads is not None:
-            self._options["INFERENCE_NUM_THREADS"] = threads
+        self._options["INFERENCE_NUM_THREADS"] = thread_count(threads)
 
     def open(self, bundle: Bundle, graph: GraphName, precision: Precision) -> Graph:
         """See `Backend.open`.

@@ -14,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
+from m2df_runtime.cpus import available_cpus
 from m2df_runtime.errors import EnvironmentMissing
 from m2df_train.training.interrupt import deaf_children
 
@@ -28,9 +29,8 @@ _said: set[str] = set()
 
 
 def worker_count() -> int:
-    """Worker processes for this machine: one for every core that the process may use but one, at most 16."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores - 1, _MOST_WORKERS))
+    """Worker processes for this machine: one for every processor that the process may use but one, at most 16."""
+    return max(1, min(available_cpus() - 1, _MOST_WORKERS))
 
 
 def ordered_map(function: Callable[[Item], Value], items: Iterable[Item], workers: int) -> Iterator[Value]:

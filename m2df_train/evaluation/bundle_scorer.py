@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2df_runtime.bundle import Bundle, Precision
+from m2df_runtime.cpus import available_cpus
 from m2df_runtime.session import ON_CPU, BackendName, QueryScores, Session
-from m2df_train.evaluation.scorer import cores
 
 Float = NDArray[np.float32]
 
@@ -40,7 +40,7 @@ class BundleScorer:
         self.precision = self._towers.precision
         self.merges_after = bundle.manifest.merges_after
         on_cpu = self.backend in ON_CPU
-        self._workers = cores() if on_cpu else 1
+        self._workers = available_cpus() if on_cpu else 1
         self._head = self._towers
         if on_cpu:
             name: BackendName = "openvino" if self.backend == "openvino" else "cpu"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
@@ -78,8 +77,3 @@ class EpisodeHead(Protocol):
 
 class EpisodeScorer(Scorer, EpisodeHead, Protocol):
     """A whole model that also runs many episodes per call."""
-
-
-def cores() -> int:
-    """Processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import vmap
 
+from m2df_runtime.cpus import available_cpus
 from m2df_runtime.errors import EnvironmentMissing
 from m2df_runtime.session import QueryScores
 from m2df_train.checkpoint import Checkpoint
-from m2df_train.evaluation.scorer import cores
 from m2df_train.model.backbone import import_open_clip
 from m2df_train.model.heads import Head, deterministic_head
 
@@ -59,7 +59,7 @@ class HeadScorer:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            yield cores() if self.device.type == "cpu" else 1
+            yield available_cpus() if self.device.type == "cpu" else 1
         finally:
             torch.set_num_threads(threads)
 
