@@ -10,21 +10,25 @@ import hashlib
 import json
 import logging
 import os
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from m2df_runtime.bundle_files import read_file
 from m2df_runtime.errors import InputError
+from m2df_runtime.labels import MAX_TEXT, check_template
 from m2df_runtime.preprocess import PIXELS_VERSION, ClipSpec
+from m2df_runtime.signatures import signature_problem
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
-MAX_MANIFEST_BYTES = 4 << 20
+MAX_MANIFEST_BYTES = 2 << 20  # 20,000 labels; as the smallest values that JSON has, 50 MB of memory
 MAX_FILE_BYTES = 8 << 30
 IN_MEMORY_BYTES = 1_500_000_000  # protobuf, and so an ONNX file, ends at 2 GB
+MAX_IN_MEMORY_BYTES = 2 << 30
+_MAX_DEPTH = 32  # of lists and objects in a manifest; those of the exports are 6 deep
 GRAPHS = ("visual", "text", "support", "query")
 
 GraphName = Literal["visual", "text", "support", "query"]
@@ -37,6 +41,9 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 _log = logging.getLogger(__name__)
 
 
+Name = Annotated[str, Field(max_length=500)]
+
+
 class _Schema(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -44,7 +51,7 @@ class _Schema(BaseModel):
 class BundleFile(_Schema):
     """One file of the bundle."""
 
-    path: str
+    path: Name
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     bytes: int = Field(ge=0, le=MAX_FILE_BYTES)
 
@@ -60,24 +67,24 @@ class BundleFile(_Schema):
 class TensorInfo(_Schema):
     """Name, element type and shape of a graph input or output; dynamic axes are names."""
 
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
+    name: Name
+    dtype: Name
+    shape: tuple[int | Name, ...] = Field(max_length=8)
 
 
 class GraphInfo(_Schema):
     """One exported graph: its signature, and one file per precision."""
 
-    inputs: tuple[TensorInfo, ...]
-    outputs: tuple[TensorInfo, ...]
-    opset: int
+    inputs: tuple[TensorInfo, ...] = Field(max_length=8)
+    outputs: tuple[TensorInfo, ...] = Field(max_length=8)
+    opset: int = Field(ge=1, le=1000)
     files: dict[Precision, BundleFile]
 
 
 class HeadInfo(_Schema):
     """The head inside the support and query graphs; information only, the runtime never asks."""
 
-    name: str
+    name: Name
     options: dict[str, Any]
 
 
@@ -86,8 +93,16 @@ class TextInfo(_Schema):
 
     prompt: str = "a photo of {}"
     context_length: Literal[77] = 77
-    labels: dict[str, str] = Field(default_factory=dict)
+    labels: dict[Name, Annotated[str, Field(max_length=MAX_TEXT)]] = Field(default_factory=dict)
     """Folder name to descriptive text, for classes the model was trained with."""
+
+    @field_validator("prompt")
+    @classmethod
+    def _template(cls, value: str) -> str:
+        try:
+            return check_template(value)
+        except InputError as error:
+            raise ValueError(error.message) from None
 
 
 class PrecisionParity(_Schema):
@@ -122,10 +137,10 @@ class Manifest(_Schema):
     """Contents of manifest.json. T is `clip.frames`, D is `dim`, V is `views`."""
 
     schema_version: Literal[1]
-    name: str
+    name: Name
     head: HeadInfo
     views: int = Field(ge=1, le=8)
-    dim: int = Field(ge=1, le=65536)
+    dim: int = Field(ge=1, le=16384)
     merges_after: bool = False
     """True: the prototypes of several clips are the mean of those of each clip alone, which evaluation then computes
     once per clip; False promises nothing."""
@@ -146,6 +161,13 @@ class Manifest(_Schema):
         if missing:
             raise ValueError(f"missing graph: {', '.join(missing)}")
         return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Manifest:
+        problem = signature_problem(self)
+        if problem is not None:
+            raise ValueError(problem)
+        return self
 
     @property
     def precisions(self) -> tuple[Precision, ...]:
@@ -168,12 +190,11 @@ def sha256_file(path: Path) -> str:
 
 
 class Bundle:
-    """An opened bundle. Files are checked against the manifest when they are first read."""
+    """An opened bundle, for any thread. Files are checked against the manifest when they are first read."""
 
-    def __init__(self, path: Path, manifest: Manifest, archive: zipfile.ZipFile | None) -> None:
+    def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
         self.manifest = manifest
-        self._archive = archive
 
     @classmethod
     def open(cls, path: Path | str) -> Bundle:
@@ -183,20 +204,13 @@ class Bundle:
             InputError: Not a bundle, another schema version, or a manifest that fails validation.
         """
         path = Path(path)
-        archive: zipfile.ZipFile | None = None
         if not path.exists():
             raise InputError(f"{path}: no such bundle", "m2df-export writes bundles to bundles/<name>/")
-        if path.is_file():
-            try:
-                archive = zipfile.ZipFile(path)
-            except (zipfile.BadZipFile, OSError, ValueError) as error:
-                raise InputError(f"{path}: not a bundle: {error}", "name a bundle directory or its .zip") from None
-        raw = _read_member(path, archive, MANIFEST_NAME, MAX_MANIFEST_BYTES)
-        return cls(path, _parse_manifest(path, raw), archive)
+        return cls(path, _parse_manifest(path, read_file(path, MANIFEST_NAME, None, MAX_MANIFEST_BYTES)[0]))
 
     def with_clip(self, clip: ClipSpec) -> Bundle:
         """The same bundle with other preprocessing, for example another region; its keys differ accordingly."""
-        return Bundle(self.path, self.manifest.model_copy(update={"clip": clip}), self._archive)
+        return Bundle(self.path, self.manifest.model_copy(update={"clip": clip}))
 
     def file(self, info: BundleFile) -> bytes | Path:
         """Content of one bundle file, verified: the very bytes that were hashed.
@@ -206,21 +220,12 @@ class Bundle:
         Raises:
             InputError: The file is missing, has another size, or another hash.
         """
-        if self._archive is not None:
-            data = _read_member(self.path, self._archive, info.path, info.bytes)
-            self._check(info, sha256_bytes(data))
-            return data
         target = self.path / info.path
-        if not target.is_file():
-            raise InputError(f"{self.path}: missing {info.path}", "export the bundle again")
-        if target.stat().st_size != info.bytes:
-            size = target.stat().st_size
-            raise InputError(f"{target}: {size} bytes, the manifest says {info.bytes}", "export the bundle again")
-        if info.bytes > IN_MEMORY_BYTES:
+        if info.bytes > IN_MEMORY_BYTES and target.is_file() and target.stat().st_size == info.bytes:
             self._check(info, sha256_file(target))
             return target
-        data = target.read_bytes()
-        self._check(info, sha256_bytes(data))
+        data, digest = read_file(self.path, info.path, info.bytes, MAX_IN_MEMORY_BYTES)
+        self._check(info, digest)
         return data
 
     def read(self, info: BundleFile) -> bytes:
@@ -261,28 +266,8 @@ class Bundle:
         if digest != info.sha256:
             raise InputError(
                 f"{self.path}: {info.path} does not match its hash in the manifest",
-                "the file was changed or damaged; export the bundle again",
+                "the file was changed, damaged or written anew; open the bundle again, or export it again",
             )
-
-
-def _read_member(path: Path, archive: zipfile.ZipFile | None, name: str, limit: int) -> bytes:
-    if archive is None:
-        target = path / name
-        if not target.is_file():
-            raise InputError(f"{path}: not a bundle, it has no {name}", "name a directory written by m2df-export")
-        if target.stat().st_size > limit:
-            raise InputError(f"{target}: larger than {limit} bytes")
-        return target.read_bytes()
-    try:
-        member = archive.getinfo(name)
-    except KeyError:
-        raise InputError(f"{path}: not a bundle, it has no {name}", "export the bundle again") from None
-    if member.file_size > limit:
-        raise InputError(f"{path}: {name} unpacks to {member.file_size} bytes, at most {limit} expected")
-    try:
-        return archive.read(member)
-    except Exception as error:  # besides zipfile's own, every compression method has its errors
-        raise InputError(f"{path}: {name} cannot be read: {error}", "export the bundle again") from None
 
 
 def _parse_manifest(path: Path, raw: bytes) -> Manifest:
@@ -290,6 +275,10 @@ def _parse_manifest(path: Path, raw: bytes) -> Manifest:
         data = json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: {MANIFEST_NAME} is not JSON: {error}") from None
+    if _too_deep(data):
+        raise InputError(
+            f"{path}: {MANIFEST_NAME}: lists nested more than {_MAX_DEPTH} deep", "export the bundle again"
+        )
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version != SCHEMA_VERSION:
         raise InputError(
@@ -311,6 +300,16 @@ def _parse_manifest(path: Path, raw: bytes) -> Manifest:
             PIXELS_VERSION,
         )
     return manifest
+
+
+def _too_deep(data: object) -> bool:
+    level = [data]
+    for _ in range(_MAX_DEPTH):
+        lists = [
+            value.values() if isinstance(value, dict) else value for value in level if isinstance(value, dict | list)
+        ]
+        level = [item for values in lists for item in values]
+    return any(isinstance(value, dict | list) for value in level)
 
 
 def demo_bundle() -> Path:

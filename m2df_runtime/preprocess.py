@@ -39,7 +39,12 @@ _KEPT_BYTES = 128 << 20
 
 _log = logging.getLogger(__name__)
 
-Length = Annotated[int, Field(gt=0)]
+# The largest published CLIP sees 512 pixels, the longest clips of few-shot work have 64 frames. Together the bounds
+# keep a clip's pixels under 1 GB, whatever a manifest says.
+Frames = Annotated[int, Field(gt=0, le=256)]
+Length = Annotated[int, Field(gt=0, le=1024)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Numbers = tuple[Finite, Finite, Finite]
 Box = tuple[float, float, float, float]  # x, y, width, height in pixels
 
 
@@ -65,7 +70,7 @@ class ClipSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    frames: Length = 8
+    frames: Frames = 8
     size: Length = 224
     resize: Literal["short", "squash"] = "short"
     short_side: Length | None = None
@@ -74,8 +79,8 @@ class ClipSpec(BaseModel):
     sampler: Sampler = "uniform"
     region: Literal["full", "motion"] = "full"
     channels: Literal["rgb", "motion"] = "rgb"
-    mean: tuple[float, float, float] = CLIP_MEAN
-    std: tuple[float, float, float] = CLIP_STD
+    mean: Numbers = CLIP_MEAN
+    std: Numbers = CLIP_STD
 
     @model_validator(mode="after")
     def _consistent(self) -> ClipSpec:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from m2df_runtime.bundle import Bundle, GraphName, Precision
 
+NOWHERE = "/dev/null/none"  # a folder that cannot exist
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -162,6 +163,9 @@ class OnnxRuntimeBackend:
         """
         options = self._ort.SessionOptions()
         options.log_severity_level = 3
+        # Behind `graph_model`'s own look at the file: no other format than ONNX, and outside data from nowhere.
+        options.add_session_config_entry("session.load_model_format", "ONNX")
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", NOWHERE)
         if basic:
             options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         # Left to itself it pins a thread to every core of the machine, allowed or not.

@@ -85,7 +85,7 @@ def bundle(tmp_path):
         for name, info in manifest.graphs.items()
     }
     parity = {"fp32": PrecisionParity(passed=True, cpu_ms=9.0), "fp8": PrecisionParity(passed=True, cpu_ms=1.0)}
-    return Bundle(tmp_path / "bundle", manifest.model_copy(update={"graphs": graphs, "parity": parity}), None)
+    return Bundle(tmp_path / "bundle", manifest.model_copy(update={"graphs": graphs, "parity": parity}))
 
 
 def test_fp8_runs_only_where_it_is_asked_for(bundle):

@@ -108,7 +108,7 @@ def test_default_precision_suits_the_backend(
     }
     parity = {p: PrecisionParity(passed=p in milliseconds, cpu_ms=milliseconds.get(p, 1.0)) for p in PRECISIONS}
     manifest = manifest.model_copy(update={"graphs": graphs, "parity": parity})
-    assert default_precision(Bundle(tiny_bundle, manifest, None), backend) == expected
+    assert default_precision(Bundle(tiny_bundle, manifest), backend) == expected
 
 
 @pytest.mark.parametrize("backend", ["cpu", "openvino"])
