@@ -63,4 +63,12 @@ class EnvironmentMissing(M2dfError):
 def first_line(error: BaseException) -> str:
     """The first line of another library's error, which may run over pages; its class where it says nothing."""
     text = str(error).strip()
-    return text.splitlines()[0][:300] if text else type(error).__name__
+    return shortened(text.splitlines()[0]) if text else type(error).__name__
+
+
+def shortened(text: str, most: int = 300) -> str:
+    """The text, cut between two words and marked so where it has more than `most` characters."""
+    if len(text) <= most:
+        return text
+    kept = text[:most]
+    return (kept.rpartition(" ")[0] or kept) + " …"

@@ -25,6 +25,7 @@ Examples:
   m2df-train import fully_trained.pt --preset official-m2df --dataset hmdb51 --shot 5
   m2df-train import checkpoint_epoch_00020.pyth --dataset kinetics100 --out runs/fsar-k100
   m2df-train import fully_trained.pt --dataset ssv2-small --text-pretrained open_clip_model.safetensors
+  m2df-train import fully_trained.pt --dataset ucf101 --text-model local-dir:clip   no network
   m2df-train import fully_trained.pt --dataset ucf101 --set head.options.otam.bidirectional=false
 
 The result is exported like any run: m2df-export --checkpoint runs/NAME

@@ -154,7 +154,8 @@ def text_tower(model: str, pretrained: str | None) -> Backbone:
             f"the text tower is in no checkpoint and cannot be had: {error.message}",
             error.hint
             if given
-            else "without a network, give a local file of the CLIP's weights: --text-pretrained FILE",
+            else "without a network, give the CLIP's folder or its weights: --text-model local-dir:PATH, or "
+            "--text-pretrained FILE",
         ) from None
     if not clip.config.get("quick_gelu"):
         raise InputError(

@@ -12,7 +12,7 @@ import logging
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from m2df_runtime.errors import InputError, first_line
 from m2df_runtime.preprocess import ClipSpec
+from m2df_train.model.hub import LOCAL_HINT, on_this_machine, server_of, why_unreachable
 
 CONTEXT_LENGTH = 77
 VOCABULARY = 49408
@@ -140,21 +141,25 @@ def load_backbone(model: str, pretrained: str | None = None) -> Backbone:
             "give the same weights as open_clip publishes them: a tag, or an open_clip_model.safetensors",
         )
     open_clip = import_open_clip()
-    try:
-        config = open_clip.get_model_config(model)
-    except Exception as error:  # open_clip raises whatever its readers and the hub client raise
-        raise InputError(f"{model}: {first_line(error)}") from None
+    server = server_of(open_clip, model, pretrained)
+    unreachable = None if server is None else why_unreachable(server)
+    source = f"{model} with weights {pretrained!r}" if pretrained else model
+    with _without_warnings(), on_this_machine() if unreachable else nullcontext():
+        try:
+            config = open_clip.get_model_config(model)
+            if config is not None:
+                _require_clip_tokenizer(model, config)
+                clip = open_clip.create_model(model, pretrained=pretrained, load_weights=True)
+        except InputError:
+            raise
+        except Exception as error:  # open_clip raises whatever its readers and the hub client raise
+            if unreachable:
+                problem = f"not on this machine, and cannot be fetched ({unreachable})"
+                raise InputError(f"{source}: {problem}", LOCAL_HINT) from None
+            hint = "weights are a tag of open_clip.list_pretrained() or a local file"
+            raise InputError(f"{source}: {first_line(error)}", hint) from None
     if config is None:
         raise InputError(f"{model}: open_clip knows no model of that name", "see open_clip.list_models()")
-    _require_clip_tokenizer(model, config)
-    try:
-        with _without_warnings():
-            clip = open_clip.create_model(model, pretrained=pretrained, load_weights=True)
-    except Exception as error:
-        source = f"{model} with weights {pretrained!r}" if pretrained else model
-        raise InputError(
-            f"{source}: {first_line(error)}", "weights are a tag of open_clip.list_pretrained() or a local file"
-        ) from None
     return Backbone(clip.eval(), model, config)
 
 
