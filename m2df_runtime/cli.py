@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from m2df_runtime.bank import SupportBank
     from m2df_runtime.labels import LabelRules
     from m2df_runtime.matcher import Matcher, Prediction
+    from m2df_runtime.preprocess import ClipSpec
     from m2df_runtime.session import Session
 
 Reject = Literal["auto", "off"] | float
@@ -196,11 +197,18 @@ def _matcher(session: Session, bank: SupportBank, options: RunOptions) -> Matche
 
 
 def _classify(queries: Sequence[Path], support: Path, matcher: Matcher, options: RunOptions) -> None:
-    """Classify and print one query after the other; in a batch a bad one does not stop the rest."""
-    failed = 0
+    """Classify and print one query after the other; in a batch a bad one does not stop the rest.
+
+    Raises:
+        InputError: The only query cannot be read, or its picture not be made.
+        OSError: The only picture cannot be written.
+        CheckFailed: Some of several.
+    """
+    failed = undrawn = 0
+    look = _look(matcher) if options.picture else None
     for number, query in enumerate(queries, 1):
         try:
-            prediction = matcher.predict_file(query, None if isinstance(options.roi, str) else options.roi)
+            prediction = matcher.predict_file(query, None if isinstance(options.roi, str) else options.roi, look=look)
         except (InputError, OSError) as error:
             if len(queries) == 1:
                 raise
@@ -211,11 +219,19 @@ def _classify(queries: Sequence[Path], support: Path, matcher: Matcher, options:
             emit_json(json_record(prediction, matcher.session.backend, options.topk))
         else:
             emit(human_text(prediction, options.topk))
-        if options.picture:
-            path = options.picture if len(queries) == 1 else _numbered(options.picture, number)
-            _draw(path, query, support, prediction, matcher)
-    if failed:
-        raise CheckFailed(f"{failed} of {len(queries)} queries could not be read", "see the errors above")
+        if options.picture and look:
+            try:
+                path = options.picture if len(queries) == 1 else _numbered(options.picture, number)
+                _draw(path, support, prediction, matcher, look)
+            except (InputError, OSError) as error:
+                if len(queries) == 1:
+                    raise
+                report(error)
+                undrawn += 1
+    counts = ((failed, "could not be read"), (undrawn, "were answered without a picture"))
+    problems = [f"{count} of {len(queries)} queries {what}" for count, what in counts if count]
+    if problems:
+        raise CheckFailed("; ".join(problems), "see the errors above")
 
 
 def json_record(prediction: Prediction, backend: str, topk: int) -> dict[str, object]:
@@ -241,17 +257,21 @@ def human_text(prediction: Prediction, topk: int) -> str:
     return "\n".join(map(printable, lines))
 
 
-def _draw(path: Path, query: Path, support: Path, prediction: Prediction, matcher: Matcher) -> None:
-    from m2df_runtime.preprocess import load_clip
-    from m2df_runtime.render import display_spec, filmstrip, save_picture
+def _look(matcher: Matcher) -> ClipSpec:
+    from m2df_runtime.render import display_spec
+
+    return display_spec(matcher.session.bundle.manifest.clip)
+
+
+def _draw(path: Path, support: Path, prediction: Prediction, matcher: Matcher, look: ClipSpec) -> None:
+    from m2df_runtime.render import filmstrip, save_picture
+    from m2df_runtime.thumbnails import shown_frames
     from m2df_runtime.video import open_source
 
-    spec = matcher.session.bundle.manifest.clip
-    features = matcher.session.encode_clips(load_clip(open_source(query), spec)[None])[0]
-    nearest = matcher.nearest_clip(features, prediction.best.label)
-    shown = display_spec(spec)
-    frames = [load_clip(open_source(clip), shown) for clip in (query, support / nearest.name)]
-    save_picture(path, filmstrip(frames[0], frames[1], prediction, nearest.name))
+    assert prediction.features is not None and prediction.frames is not None  # `look` asked for them
+    nearest = matcher.nearest_clip(prediction.features, prediction.best.label)
+    match = shown_frames(open_source(support / nearest.name), look)
+    save_picture(path, filmstrip(prediction.frames, match, prediction, nearest.name))
 
 
 def _numbered(path: Path, number: int) -> Path:

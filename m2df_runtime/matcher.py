@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Literal
@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from m2df_runtime.backends import Tensor
 from m2df_runtime.bank import BankClass, BankClip, SupportBank, keys_of
 from m2df_runtime.errors import InputError
-from m2df_runtime.preprocess import load_clip
+from m2df_runtime.preprocess import ClipSpec, load_clip
 from m2df_runtime.session import Session
 from m2df_runtime.source import CroppedSource, FrameSource, Picture, Rectangle
+from m2df_runtime.thumbnails import WatchedClip, shown_frames
 from m2df_runtime.video import open_source
 
 Float = NDArray[np.float32]
@@ -53,12 +54,23 @@ class Timings:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Answer for one query: all classes best first, and whether it belongs to none of them."""
+    """Answer for one query.
+
+    Attributes:
+        query: The clip's path or name.
+        predictions: All classes, best first.
+        rejected: Whether it belongs to none of them.
+        timings: Time per stage.
+        features: What was matched, float32 [T, D]; None where that stayed on a GPU.
+        frames: Frames to look at, uint8 [T, S, S, 3]; None unless they were asked for.
+    """
 
     query: str
     predictions: tuple[ClassScore, ...]
     rejected: bool
     timings: Timings
+    features: Float | None = None
+    frames: NDArray[np.uint8] | None = None
 
     @property
     def best(self) -> ClassScore:
@@ -140,13 +152,18 @@ class Matcher:
 
     def predict_many(self, clips: NDArray[np.uint8], names: Sequence[str] | None = None) -> list[Prediction]:
         """Classify clips uint8 [B, T, S, S, 3] in one run of each graph."""
+        return self._encoded(clips, names, self.session.encode_resident)
+
+    def _encoded(
+        self, clips: NDArray[np.uint8], names: Sequence[str] | None, encode: Callable[[NDArray[np.uint8]], Tensor]
+    ) -> list[Prediction]:
         self.session.prepare("visual", "query")
         start = perf_counter()
-        features = self.session.encode_resident(clips)
+        features = encode(clips)
         encoded = perf_counter()
         predictions = self.predict_features(features, names)
         visual = 1000 * (encoded - start) / max(len(clips), 1)
-        return [_timed(p, visual=visual, query=p.timings.query) for p in predictions]
+        return [replace(p, timings=_timings(visual=visual, query=p.timings.query)) for p in predictions]
 
     def predict_features(self, features: Tensor, names: Sequence[str] | None = None) -> list[Prediction]:
         """Classify clips whose features [B, T, D] are known."""
@@ -156,16 +173,22 @@ class Matcher:
         distances = scores.distances.sum(axis=1)  # (B, V, C) -> (B, C)
         ranked = [self._ranked(p, d) for p, d in zip(probabilities, distances, strict=True)]
         query = 1000 * (perf_counter() - start) / max(len(features), 1)
-        timings = Timings(0.0, 0.0, 0.0, query, query)
+        timings = _timings(query=query)
         labels = names if names is not None else [""] * len(features)
-        return [Prediction(n, r, self._rejects(r[0]), timings) for n, r in zip(labels, ranked, strict=True)]
+        kept = features if isinstance(features, np.ndarray) else [None] * len(features)
+        return [
+            Prediction(name, scores, self._rejects(scores[0]), timings, own)
+            for name, scores, own in zip(labels, ranked, kept, strict=True)
+        ]
 
-    def predict_file(self, path: Path, roi: Rectangle | None = None) -> Prediction:
+    def predict_file(self, path: Path, roi: Rectangle | None = None, *, look: ClipSpec | None = None) -> Prediction:
         """Read and classify a clip: a video file, frame folder, pattern or animated picture.
 
         Args:
             path: The clip.
             roi: x, y, width, height in pixels of the upright picture, cut out before the bundle's region applies.
+            look: How the answer's `frames` are to look, for example `render.display_spec` of the bundle's; None
+                for none. The clip is decoded once all the same, and the answer then has its features.
 
         Raises:
             ClipError: The clip cannot be read, or the rectangle lies outside it.
@@ -174,12 +197,16 @@ class Matcher:
         start = perf_counter()
         source = TimedSource(path)
         seen = source if roi is None else CroppedSource(source, roi)
-        clip = load_clip(seen, self.session.bundle.manifest.clip)
-        loaded = 1000 * (perf_counter() - start)
-        prediction = self.predict(clip, os.fspath(path))
-        decode = 1000 * source.seconds
+        watched = None if look is None else WatchedClip(seen, look)
+        clip = load_clip(watched or seen, self.session.bundle.manifest.clip)
+        decode, loaded = 1000 * source.seconds, 1000 * (perf_counter() - start)
+        encode = self.session.encode_resident if look is None else self.session.encode_clips
+        prediction = self._encoded(clip[None], [os.fspath(path)], encode)[0]
+        frames = shown_frames(watched.small, look) if watched and look else None
         stages = prediction.timings
-        return _timed(prediction, decode, loaded - decode, stages.visual, stages.query)
+        return replace(
+            prediction, timings=_timings(decode, loaded - decode, stages.visual, stages.query), frames=frames
+        )
 
     def nearest_clip(self, features: Float, label: str) -> BankClip:
         """The support clip of a class most like a query [T, D]: highest cosine between means over frames."""
@@ -211,8 +238,5 @@ def softmax(logits: Float) -> Float:
     return probabilities
 
 
-def _timed(
-    prediction: Prediction, decode: float = 0.0, preprocess: float = 0.0, visual: float = 0.0, query: float = 0.0
-) -> Prediction:
-    timings = Timings(decode, preprocess, visual, query, decode + preprocess + visual + query)
-    return Prediction(prediction.query, prediction.predictions, prediction.rejected, timings)
+def _timings(decode: float = 0.0, preprocess: float = 0.0, visual: float = 0.0, query: float = 0.0) -> Timings:
+    return Timings(decode, preprocess, visual, query, decode + preprocess + visual + query)

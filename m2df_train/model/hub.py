@@ -1,4 +1,4 @@
-"""Whether weights that would be fetched can be: asked once and briefly, before libraries try for a minute in silence."""
+"""Whether weights that would be fetched can be: asked once, before libraries try for a minute in silence."""
 
 from __future__ import annotations
 

@@ -236,6 +236,24 @@ def test_pictures_are_numbered_in_a_batch(run, query_dir: Path, tmp_path: Path) 
     assert blocked.stderr.startswith("error: ")
 
 
+def test_pictures_that_cannot_be_written_take_no_answer_away(run, query_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    place = tmp_path / "file" / "out.png"
+    done = run("--query", query_dir, "--query", tmp_path / "none.mp4", "--picture", place, "--json")
+    assert done.returncode == 1
+    assert [json.loads(line)["predictions"][0]["label"] for line in done.stdout.splitlines()] == [
+        "blue",
+        "green",
+        "red",
+    ]
+    errors = done.stderr.splitlines()
+    for number, line in enumerate(errors[:3], 1):
+        assert line.startswith(f"error: {place.with_name(f'out-{number}.png')}: ")
+    assert errors[-1] == (
+        "error: 1 of 4 queries could not be read; 3 of 4 queries were answered without a picture (see the errors above)"
+    )
+
+
 def test_unicode_names_in_any_terminal(run_module, tiny_bundle: Path, tmp_path: Path) -> None:
     for label, colour in (("跳ぶ", "red"), ("élan vital", "blue")):
         write_clip(tmp_path / "s" / label / "a.mp4", colour)

@@ -1,0 +1,84 @@
+"""Frames to look at come from the one reading that the model's frames come from."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from m2df_runtime import matcher as matcher_module
+from m2df_runtime.bank import SupportBank
+from m2df_runtime.bundle import Bundle
+from m2df_runtime.matcher import Matcher
+from m2df_runtime.preprocess import ClipSpec, load_clip
+from m2df_runtime.render import display_spec
+from m2df_runtime.session import Session
+from m2df_runtime.source import ArraySource, Picture
+from m2df_runtime.thumbnails import WatchedClip, shown_frames
+from m2df_runtime.video import open_source
+
+
+class CountedSource(ArraySource):
+    """Counts how often its frames are decoded."""
+
+    passes = 0
+
+    def pictures(self, indices: NDArray[np.int64]) -> Iterator[Picture]:
+        self.passes += 1
+        return super().pictures(indices)
+
+
+def moving_square(height: int, width: int) -> CountedSource:
+    frames = np.random.default_rng(0).integers(90, 110, (1, height, width, 3)).repeat(40, axis=0).astype(np.uint8)
+    side = height // 4
+    for number, frame in enumerate(frames):
+        left = number * (width - side) // 40
+        frame[side : 2 * side, left : left + side] = (220, 40, 10)
+    return CountedSource(frames)
+
+
+@pytest.mark.parametrize(("region", "channels"), list(itertools.product(("full", "motion"), ("rgb", "motion"))))
+def test_one_reading_gives_both(region, channels):
+    spec = ClipSpec(frames=8, size=64, region=region, channels=channels)
+    look = display_spec(spec)
+    source = moving_square(120, 160)
+    watched = WatchedClip(source, look)
+    pixels = load_clip(watched, spec)
+    frames = shown_frames(watched.small, look)
+    assert source.passes == 1
+    assert (pixels == load_clip(source, spec)).all()
+    assert (frames == shown_frames(source, look)).all()
+
+
+def test_large_frames_are_kept_small():
+    spec = ClipSpec(frames=8, size=64, region="motion")
+    look = display_spec(spec)
+    source = moving_square(720, 1280)
+    watched = WatchedClip(source, look)
+    load_clip(watched, spec)
+    assert next(watched.small.pictures(np.array([2]))).rgb().shape == (360, 640, 3)
+    difference = shown_frames(watched.small, look).astype(int) - shown_frames(source, look)
+    assert np.abs(difference).mean() < 3
+
+
+def test_a_prediction_keeps_what_drawing_needs(
+    tiny_bundle: Path, support_dir: Path, query_dir: Path, monkeypatch: pytest.MonkeyPatch
+):
+    session = Session(Bundle.open(tiny_bundle), backend="cpu", threads=1)
+    matcher = Matcher(session, SupportBank.build(support_dir, session))
+    spec, query = session.bundle.manifest.clip, query_dir / "red.mp4"
+    look = display_spec(spec)
+    opened = []
+    monkeypatch.setattr(matcher_module, "open_source", lambda path: opened.append(path) or open_source(path))
+    plain, drawn = matcher.predict_file(query), matcher.predict_file(query, look=look)
+    assert opened == [query, query]
+    assert drawn.predictions == plain.predictions
+    features = session.encode_clips(load_clip(open_source(query), spec)[None])[0]
+    assert plain.frames is None
+    assert (plain.features == features).all()
+    assert (drawn.features == features).all()
+    assert (drawn.frames == shown_frames(open_source(query), look)).all()
