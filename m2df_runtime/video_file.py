@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2df_runtime.errors import ClipError, M2dfError, first_line
+from m2df_runtime.limits import check_pixels, max_pixels
 from m2df_runtime.source import DEFAULT_FPS, FrameSource, Picture, reduced_size
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ _TEXT_DEMUXER = "tty"  # FFmpeg renders plain text as ANSI art
 _STAMPLESS = "avi"  # keeps no presentation stamps; FFmpeg invents them, wrongly where frames are reordered
 _LONGEST_GAP = (2.0, 25.0)  # seconds, and frame times, beyond both of which a gap is a jump of the clock
 _ASPECTS = (0.25, 4.0)  # pixel shapes outside are mistakes of a header
+# Decoders that pass over a frame at the very packet that carries it. Half of a usual GOP is frames no other refers to.
+_PASS_OVER = frozenset({"h264", "hevc"})
 _FULL_RANGE = 2  # AVCOL_RANGE_JPEG
 # 8-bit formats whose first plane is brightness.
 _LUMA_FIRST = frozenset(
@@ -67,9 +70,12 @@ class VideoFile(FrameSource):
             raise ClipError(path, "no frame can be decoded" if packets.count else "the video stream holds no frames")
         self._look = _Look(path, packets.first, packets.aspect)
         self._stamped = packets.place_frames()
-        self._jumps = True
-        self._stamps = np.sort(np.asarray(packets.stamps, dtype=np.int64)) if self._stamped else self._census(packets)
-        self._starts, self._entries = packets.entries(self._stamps)
+        if self._stamped:
+            self._stamps = np.sort(np.asarray(packets.stamps, dtype=np.int64))
+            self._starts, self._entries = packets.entries(self._stamps)
+        else:
+            self._stamps = self._census(packets)
+        self._jumps = not packets.first.interlaced_frame  # a field that is passed over would spoil its other half
         self.n_frames = len(self._stamps)
         timed = tick > 0 and bool((np.diff(self._stamps) > 0).all())
         seconds = (self._stamps - self._stamps[0]) * tick if timed else np.arange(self.n_frames) / rate
@@ -110,7 +116,9 @@ class VideoFile(FrameSource):
         passed = False
         previous: VideoFrame | None = None
         entry: int | None = None
+        stamps = {int(self._stamps[index]) for index in wanted}
         with self._opened() as (container, stream):
+            passes_over = self._jumps and stream.codec_context.name in _PASS_OVER
             for number, packet in enumerate(container.demux(stream)):
                 if self._jumps and number < self._starts[wanted[place]]:
                     passed = True
@@ -118,6 +126,8 @@ class VideoFile(FrameSource):
                 if passed:
                     stream.codec_context.flush_buffers()
                     previous, passed, entry = None, False, int(self._entries[wanted[place]])
+                if passes_over:
+                    stream.codec_context.skip_frame = "DEFAULT" if packet.pts in stamps else "NONREF"
                 for frame in _frames_of(stream, packet):
                     stamp = frame.pts
                     if stamp is None or (previous is not None and stamp <= cast(int, previous.pts)):
@@ -186,8 +196,10 @@ class VideoFile(FrameSource):
             av.open(str(self._path.absolute()), options=options, metadata_errors="replace") as container,
         ):
             stream = _shown_stream(self._path, container)
+            check_pixels(self._path, stream.codec_context.width, stream.codec_context.height)
             stream.thread_type = "NONE"
             stream.codec_context.thread_count = 1
+            stream.codec_context.options = {"max_pixels": str(max_pixels())}
             yield container, stream
 
 
@@ -274,8 +286,6 @@ class _Packets:
 
     def entries(self, stamps: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """For frames [n] by stamp the packet at which decoding may begin, and that packet's stamp: int64 [n] each."""
-        if not self.keys:
-            return np.zeros_like(stamps), stamps
         ticks, numbers = (np.asarray(column, dtype=np.int64) for column in zip(*sorted(self.keys), strict=True))
         last = np.searchsorted(ticks, stamps, side="right") - 1
         return np.where(last < 0, 0, numbers[last]), np.where(last < 0, stamps, ticks[last])
@@ -318,8 +328,9 @@ def _shown_stream(path: Path, container: InputContainer) -> VideoStream:
     if not streams or container.format.name == _TEXT_DEMUXER:
         kind = "audio only, without a video stream" if container.streams.audio else "not a video"
         raise ClipError(path, kind, "give a file with moving pictures")
+    moving = [stream for stream in streams if stream.frames != 1] or streams  # a thumbnail may stand before the film
     best = container.streams.best("video")
-    stream = best if best in streams else streams[0]
+    stream = best if best in moving else moving[0]
     if stream.codec_context is None:
         raise ClipError(path, "its video codec is unknown to FFmpeg, no frame can be decoded", "convert it to H.264")
     return stream
