@@ -1,23 +1,24 @@
-"""Clips that are pictures: folders of frames, numbered patterns and animated GIF, WebP and PNG files.
-
-Each class is a `FrameSource` (see `video.py`). Pillow decodes; alpha is dropped, so that a picture
-gives the same pixels as a video of it.
-"""
+"""Clips that are pictures: folders of frames, numbered patterns and animated GIF, WebP and PNG files."""
 
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
+from io import BytesIO
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
-from m2df_runtime.errors import ClipError, InputError
+from m2df_runtime.animations import STILL_SECONDS, Animation, scan
+from m2df_runtime.errors import ClipError
 from m2df_runtime.folder_entries import entries, named
+from m2df_runtime.limits import check_animation, check_pixels
+from m2df_runtime.picture_files import PictureFile, SizeCheck, open_picture, pillow_errors, rgb_of
 from m2df_runtime.regular_files import open_regular
 from m2df_runtime.source import ArrayPicture, FrameSource, Picture
 
@@ -26,7 +27,8 @@ _log = logging.getLogger(__name__)
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 ANIMATED_SUFFIXES = frozenset({".apng", ".gif", ".png", ".webp"})
 _FRAME_FOLDER_FPS = 25.0  # pictures carry no clock; 25 is the rate of the datasets usually unpacked to frames
-_STILL_SECONDS = 0.1  # browsers show a frame of duration 0 for 100 ms
+_LEAST_PAGE = 1 << 10  # pixels a side that a page counts for: finding the next one takes 0.1 ms, 16,000 a second
+_LONGEST_NAME = 255  # characters
 _NUMBER = re.compile(r"\d+")
 _WORD = re.compile(r"[^\W\d_]+")
 # What the pictures of a clip are called where others of the same frames lie beside them, and what the others are.
@@ -55,20 +57,24 @@ _PATTERN = re.compile(r"%(0\d+)?d")
 
 def is_pattern(path: Path) -> bool:
     """Whether the name is a printf pattern such as `frame_%04d.png`."""
-    return len(_PATTERN.findall(path.name)) == 1
+    return _PATTERN.search(path.name) is not None
+
+
+def is_video(path: Path) -> bool:
+    """Whether a file begins as video files do, whatever its name. Raises OSError."""
+    with open_regular(path) as file:
+        head = file.read(_HEAD)
+    return any(head[at : at + len(mark)] == mark for at, mark in _VIDEO_HEADS)
 
 
 def is_moving(path: Path) -> bool:
-    """Whether a picture file holds more than one frame or is a video by another name; False where it is unreadable."""
+    """Whether a picture file holds more than one frame, or is a video by another name."""
     try:
         with open_regular(path) as file:
-            head = file.read(_HEAD)
-            if any(head[at : at + len(mark)] == mark for at, mark in _VIDEO_HEADS):
-                return True
-            file.seek(0)
-            with Image.open(file) as image:
-                return bool(getattr(image, "is_animated", False))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            return is_video(path) or scan(file, path, most=2) is not None
+    except ClipError:  # beyond the limits: opening it will say so
+        return True
+    except OSError:
         return False
 
 
@@ -124,14 +130,14 @@ def _shape(group: Sequence[Path]) -> str:
 class FrameFolder(FrameSource):
     """Frames stored one picture per file, in natural order of their names.
 
-    Attributes:
-        n_frames: Number of pictures.
-        times: Presentation times in seconds, float64 [n], from `fps`.
-        fps: Frames per second.
+    Args:
+        name: What messages call the clip.
+        files: The pictures.
+        fps: Frames per second, of which the times follow.
     """
 
-    def __init__(self, files: Sequence[Path], fps: float = _FRAME_FOLDER_FPS) -> None:
-        self.name = str(files[0].parent)
+    def __init__(self, name: str, files: Sequence[Path], fps: float = _FRAME_FOLDER_FPS) -> None:
+        self.name = name
         self._files = list(files)
         self.n_frames = len(self._files)
         self.fps = float(fps)
@@ -139,124 +145,115 @@ class FrameFolder(FrameSource):
 
     @classmethod
     def from_folder(cls, folder: Path, fps: float = _FRAME_FOLDER_FPS) -> FrameFolder:
-        """All pictures of a folder. Raises InputError when it holds none."""
+        """The pictures of a folder (`frames_of`). Raises ClipError when it holds none."""
         try:
             files, left_out = frames_of(folder)
         except OSError as error:
-            raise InputError(f"{folder}: cannot be listed: {error.strerror}") from error
+            raise ClipError(folder, f"cannot be listed: {error.strerror}") from error
         if left_out:
             _log.warning("%s: %s", folder, left_out)
         if not files:
-            raise InputError(
-                f"{folder}: a directory without images",
-                hint="give a video file, or a folder of frames such as frame_0001.png",
+            raise ClipError(
+                folder, "a directory without images", "give a video file, or a folder of frames such as frame_0001.png"
             )
-        return cls(files, fps)
+        return cls(str(folder), files, fps)
 
     @classmethod
     def from_pattern(cls, pattern: Path, fps: float = _FRAME_FOLDER_FPS) -> FrameFolder:
-        """The files that match a printf pattern, by number; numbers may start anywhere and have gaps."""
-        field = _PATTERN.search(pattern.name)
-        if field is None or not pattern.parent.is_dir():
-            raise InputError(f"{pattern}: no such image sequence", hint="the folder of the pattern must exist")
-        width = int(field.group(1) or 1)  # %04d: at least four digits
-        name = re.compile(
-            re.escape(pattern.name[: field.start()])
-            + rf"(\d{{{width},}})"
-            + re.escape(pattern.name[field.end() :])
-            + r"\Z"
-        )
-        numbered = [(int(hit.group(1)), entry) for entry in pattern.parent.iterdir() if (hit := name.match(entry.name))]
-        if not numbered:
-            raise InputError(f"{pattern}: no file matches the pattern", hint="example: frames/frame_%04d.png")
-        return cls([entry for _, entry in sorted(numbered)], fps)
+        """The files that match a printf pattern, by number; numbers may start anywhere and have gaps.
+
+        Raises:
+            ClipError: The pattern is none, or no file matches.
+        """
+        fields = list(_PATTERN.finditer(pattern.name))
+        if len(fields) > 1:
+            raise ClipError(pattern, "a pattern with several numbers", "one is allowed: frame_%04d.png")
+        if not fields or not os.path.isdir(pattern.parent):
+            raise ClipError(pattern, "no such image sequence", "the folder of the pattern must exist")
+        (field,) = fields
+        digits = (field.group(1) or "").lstrip("0") or "1"  # %04d: at least four digits
+        if len(digits) > len(str(_LONGEST_NAME)) or int(digits) > _LONGEST_NAME:
+            raise ClipError(pattern, "a number longer than a file's name can be", "example: frames/frame_%04d.png")
+        before, after = (re.escape(part) for part in (pattern.name[: field.start()], pattern.name[field.end() :]))
+        name = re.compile(rf"{before}([0-9]{{{digits},}}){after}\Z")
+        try:
+            hits = [hit for hit in map(name.match, os.listdir(pattern.parent)) if hit]
+        except OSError as error:
+            raise ClipError(pattern, f"the folder cannot be listed: {error.strerror}") from error
+        if not hits:
+            raise ClipError(pattern, "no file matches the pattern", "example: frames/frame_%04d.png")
+        ordered = sorted(hits, key=lambda hit: (int(hit.group(1)), hit.string))
+        return cls(str(pattern), [pattern.parent / hit.string for hit in ordered], fps)
 
     def pictures(self, indices: NDArray[np.int64]) -> Iterator[Picture]:
-        """See `FrameSource.pictures`. Raises ClipError naming a bad picture."""
-        shape: tuple[int, ...] | None = None
+        """See `FrameSource.pictures`; each is decoded when it is asked for pixels, and may raise ClipError then."""
+        check = SizeCheck()
         for index in indices.tolist():
-            with _opened(self._files[index]) as image:
-                frame = _rgb(ImageOps.exif_transpose(image))
-            shape = _one_shape(self._files[index], frame, shape)
-            yield ArrayPicture(frame)
+            yield PictureFile(self._files[index], check)
 
 
 class AnimatedImage(FrameSource):
-    """A picture file read as a clip: animated GIF, WebP or PNG, or one still frame.
+    """A picture file read as a clip: animated GIF, WebP or PNG, pages of a TIFF, or one still frame.
 
-    Attributes:
-        n_frames: Frames that can be read.
-        times: Presentation times in seconds, float64 [n], from the frames' own durations.
-        fps: Mean frames per second.
+    Times are those of the frames' own durations. A file that ends early is read as far as it goes.
+
+    Raises:
+        ClipError: No picture, damaged, or beyond the limits.
     """
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
         self._path = path
-        seconds: list[float] = []
-        with _opened(path) as image:
-            while True:
-                try:
-                    image.seek(len(seconds))
-                    if image.format == "WEBP":
-                        image.load()  # its durations are known only then
-                except (EOFError, SyntaxError):
-                    break
-                except OSError:
-                    if not seconds:
-                        raise
-                    break
-                duration = image.info.get("duration")
-                seconds.append(float(duration) / 1000.0 if duration else _STILL_SECONDS)
-        if not seconds:
-            raise InputError(f"{path}: holds no frames")
+        with pillow_errors(path), open_regular(path) as file:
+            self._animation = scan(file, path) or _pages(file, path)
+        seconds = self._animation.seconds
         self.n_frames = len(seconds)
         self.times: NDArray[np.float64] = np.concatenate([[0.0], np.cumsum(seconds)[:-1]])
         self.fps = self.n_frames / sum(seconds)
+        if self._animation.cut:
+            _log.warning("%s: the file is cut short; read as far as it goes, %d frames", path, self.n_frames)
 
     def pictures(self, indices: NDArray[np.int64]) -> Iterator[Picture]:
-        """See `FrameSource.pictures`. Raises ClipError on damaged data."""
-        shape: tuple[int, ...] | None = None
-        with _opened(self._path) as image:
+        """See `FrameSource.pictures`. One frame is held at a time. Raises ClipError on damaged data."""
+        check = SizeCheck()
+        if self.n_frames == 1 and not self._animation.cut:
+            yield from (PictureFile(self._path, check) for _ in indices)
+            return
+        with ExitStack() as opened:
+            with pillow_errors(self._path):
+                file = opened.enter_context(open_regular(self._path))
+                image = opened.enter_context(open_picture(self._whole(file), self._path))
             for index in indices.tolist():
-                image.seek(index)
-                frame = _rgb(image)
-                shape = _one_shape(self._path, frame, shape)  # pages of a TIFF, previews in a JPEG
-                yield ArrayPicture(frame)
+                with pillow_errors(self._path):
+                    image.seek(self._animation.first + index)
+                    check_pixels(self._path, *image.size)
+                    image.load()
+                    check(self._path, *image.size)  # pages of a TIFF may differ
+                    picture = ArrayPicture(rgb_of(image))
+                yield picture
+                del picture  # before the next one is decoded: 200 MB of 64 megapixels
+
+    def _whole(self, file: IO[bytes]) -> IO[bytes]:
+        """The file without a last part of a frame, which libwebp refuses the whole file for."""
+        size = self._animation.size
+        if not (self._animation.cut and size):
+            return file
+        data = bytearray(file.read(size))
+        data[4:8] = (size - 8).to_bytes(4, "little")
+        return BytesIO(data)
 
 
-def _one_shape(path: Path, frame: NDArray[np.uint8], before: tuple[int, ...] | None) -> tuple[int, ...]:
-    if before is not None and frame.shape != before:
-        raise ClipError(
-            path,
-            f"{frame.shape[1]}x{frame.shape[0]} pixels where the frames before it have {before[1]}x{before[0]}",
-            "all frames of a clip must have one size",
-        )
-    return frame.shape
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Opens a picture and turns every way Pillow can fail, now or while decoding, into an InputError."""
-    try:
-        with Image.open(path) as image:
-            limit = Image.MAX_IMAGE_PIXELS
-            if limit is not None and image.width * image.height > limit:
-                raise InputError(f"{path}: {image.width}x{image.height} pixels is more than the limit of {limit}")
-            yield image
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
-    except Image.DecompressionBombError as error:
-        raise InputError(f"{path}: refused, the picture is too large to decode safely") from error
-    except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise InputError(f"{path}: unreadable image: {reason}", hint="is it damaged or not an image?") from error
-
-
-def _rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """uint8 [H, W, 3]. 16-bit grey is scaled, where Pillow's own conversion clips it at 255."""
-    if image.mode.startswith("I"):
-        wide = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        grey = ((wide * 255 + 32767) // 65535).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    return np.array(image.convert("RGB"), dtype=np.uint8)
+def _pages(file: IO[bytes], path: Path) -> Animation:
+    """The frames of a picture that is none of the animated formats: one, or the pages of a TIFF."""
+    file.seek(0)
+    seconds = [STILL_SECONDS]
+    with open_picture(file, path) as image:
+        while image.format == "TIFF":  # other formats hold previews of their picture
+            try:
+                image.seek(len(seconds))
+            except (EOFError, OSError, SyntaxError, ValueError):
+                break
+            seconds.append(STILL_SECONDS)
+            check_pixels(path, *image.size)
+            check_animation(path, len(seconds), *(max(side, _LEAST_PAGE) for side in image.size))
+    return Animation(seconds)

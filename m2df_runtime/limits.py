@@ -19,6 +19,7 @@ MAX_BYTES = 2 << 30  # of frames held at once: 86 pictures of 4K, 21 of 8K
 # Frames of an animated picture follow from the ones before, so that the last one costs them all: at 150 million
 # pixels a second these are two minutes. 8,000 frames of full HD.
 MAX_ANIMATION_PIXELS = 1 << 34
+_LEAST_FRAME = 1 << 14  # pixels that a frame counts for at least: a million frames of one pixel
 
 
 def max_pixels() -> int:
@@ -62,4 +63,18 @@ def check_bytes(clip: Path | str, frames: int, width: int, height: int) -> None:
             clip,
             f"{frames} frames of {width}x{height} pixels take {size} bytes, more than the limit of {MAX_BYTES}",
             "read fewer at once, or scale the clip down",
+        )
+
+
+def check_animation(clip: Path | str, frames: int, width: int, height: int) -> None:
+    """Refuse an animated picture whose frames are too many for their size.
+
+    Raises:
+        ClipError: Decoding all would make more than `MAX_ANIMATION_PIXELS`.
+    """
+    if frames * max(width * height, _LEAST_FRAME) > MAX_ANIMATION_PIXELS:
+        raise ClipError(
+            clip,
+            f"more than {frames - 1} frames of {width}x{height} pixels are more than an animated picture may hold",
+            "make a video of it",
         )
