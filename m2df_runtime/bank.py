@@ -1,8 +1,8 @@
 """The support bank: what a folder of support clips looks like to one bundle, kept between runs.
 
-Features are bound to the visual graph and the preprocessing, prototypes to the support graph,
-calibration to the query graph: only clips whose content changed are encoded again, and a change of one
-class touches no other.
+Features are bound to the visual graph, the preprocessing and the pixel version, prototypes to the support graph,
+calibration to the query graph: only clips whose content changed are encoded again, heads of one encoder use the same
+features, and a change of one class touches no other.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from m2df_runtime.bank_file import BankIndex, BankKeys, CalibrationEntry, ClassEntry, ClipEntry, read_bank, write_bank
 from m2df_runtime.calibration import Calibration, calibrate, can_calibrate
@@ -148,17 +149,27 @@ class SupportBank:
             InputError: Damaged, of another version, or made with another bundle.
         """
         bank = load_for_features(path, bundle)
-        if bank.keys != keys_of(bundle):
+        if bank.keys != keys_of(bundle) or bank.prototypes.shape[1] != bundle.manifest.views:
             raise InputError(f"{path}: this bank's prototypes were made with another bundle", "update it")
         return bank
 
     def save(self, path: Path) -> None:
-        """Write the bank atomically. Raises OSError where the place cannot be written."""
-        index = BankIndex(
-            keys=self.keys,
-            classes=tuple(_class_entry(entry) for entry in self.classes),
-            calibration=CalibrationEntry(**vars(self.calibration)) if self.calibration else None,
-        )
+        """Write the bank atomically.
+
+        Raises:
+            OSError: The place cannot be written.
+            InputError: A name that is not Unicode or is too long, or more clips than a bank holds.
+        """
+        try:
+            index = BankIndex(
+                keys=self.keys,
+                classes=tuple(_class_entry(entry) for entry in self.classes),
+                calibration=CalibrationEntry(**vars(self.calibration)) if self.calibration else None,
+            )
+        except ValidationError as error:
+            first = error.errors()[0]
+            unicode = "a class or clip has a name that is not Unicode"
+            raise InputError(f"{path}: {unicode if first['type'] == 'string_unicode' else first['msg']}") from None
         features = np.concatenate([entry.features for entry in self.classes])  # (M, T, D)
         write_bank(path, index, {"features": features, "prompts": self.prompts, "prototypes": self.prototypes})
 
@@ -194,13 +205,12 @@ def bank_paths(folder: Path, bundle: Bundle, *, in_cache: bool = False) -> list[
 
 
 def load_for_features(path: Path, bundle: Bundle) -> SupportBank:
-    """Read a bank whose features fit this bundle; its prompts and prototypes may be of another head.
+    """Read a bank whose features fit this bundle; its prompts and prototypes may be of another head, of other views.
 
     Raises:
         InputError: Damaged, of another version, or made with another encoder or preprocessing.
     """
-    manifest = bundle.manifest
-    index, tensors = read_bank(path, bundle.key("visual"), (manifest.views, manifest.clip.frames, manifest.dim))
+    index, tensors = read_bank(path, bundle.key("visual"), bundle.manifest.clip.frames, bundle.manifest.dim)
     classes, row = [], 0
     for number, entry in enumerate(index.classes):
         rows = tensors["features"][row : row + len(entry.clips)]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,8 +25,9 @@ from m2df_runtime.bank import (
     keys_of,
     load_for_features,
 )
-from m2df_runtime.errors import InputError
+from m2df_runtime.errors import CheckFailed, InputError
 from m2df_runtime.preprocess import load_clip
+from m2df_runtime.regular_files import irregular
 from m2df_runtime.support import SupportClip, SupportFolder, read_support
 from m2df_runtime.video import open_source
 
@@ -46,13 +48,14 @@ class _Counts:
     reused: int = 0
     prompts: int = 0
     prototypes: int = 0
+    left_out: int = 0
 
 
 def update_bank(
     folder: Path, session: Session, rules: LabelRules, *, calibrated: bool, in_cache: bool, progress: Progress | None
 ) -> tuple[SupportBank, BankReport]:
     """See `SupportBank.update`."""
-    paths = bank_paths(folder, session.bundle, in_cache=in_cache)
+    paths = _free(bank_paths(folder, session.bundle, in_cache=in_cache))
     old, found = _load_first(paths, session)
     bank, counts = build_bank(folder, session, rules, old, progress)
     if calibrated:
@@ -75,8 +78,11 @@ def build_bank(
     for warning in support.warnings:
         _log.warning("%s", warning)
     counts = _Counts()
-    digests = _distinct(support, _digests(support, old))
+    digests = _distinct(support, _digests(support, old, counts))
     clips = _encoded(support, digests, session, features_by_digest(old), counts, progress or _no_progress)
+    if counts.left_out:
+        total = sum(map(len, support.classes.values()))
+        _log.warning("%s: %d of %d clips are left out, for the reasons above", folder, counts.left_out, total)
     classes = _with_prototypes(clips, session, rules, old, counts)
     bank = SupportBank(classes, keys_of(session.bundle))
     if old and old.keys == bank.keys and _matched(old) == _matched(bank):
@@ -89,10 +95,38 @@ def _no_progress(description: str, total: int) -> Iterator[Callable[[int], None]
     yield lambda steps: None
 
 
+def _free(paths: Sequence[Path]) -> list[Path]:
+    """The places where nothing but a bank stands or could be; what else stands there is named and left as it is."""
+    free = []
+    for path in paths:
+        taken = _in_the_way(path)
+        if taken is None:
+            free.append(path)
+        else:
+            _log.warning("%s; the support bank is not kept there", taken)
+    return free
+
+
+def _in_the_way(path: Path) -> str | None:
+    for place, right in ((path.parent, stat.S_ISDIR), (path, stat.S_ISREG)):
+        try:
+            mode = place.stat().st_mode
+        except OSError:  # nothing is there, or nothing that can be seen
+            if os.path.islink(place):
+                return f"{place}: a link that leads nowhere"
+            continue
+        if not right(mode):
+            return f"{place}: {irregular(mode) or 'a file'}"
+    return None
+
+
 def _load_first(paths: Sequence[Path], session: Session) -> tuple[SupportBank | None, Path | None]:
     """The newest usable bank file; one that cannot be used is named and built anew."""
-    present = [path for path in paths if os.path.isfile(path)]  # False, too, in a folder that may not be entered
-    for path in sorted(present, key=lambda p: p.stat().st_mtime_ns, reverse=True):
+    present = []
+    for path in paths:
+        with suppress(OSError):
+            present.append((path.stat().st_mtime_ns, path))
+    for _, path in sorted(present, reverse=True):
         try:
             return load_for_features(path, session.bundle), path
         except InputError as error:
@@ -102,23 +136,23 @@ def _load_first(paths: Sequence[Path], session: Session) -> tuple[SupportBank | 
 
 def _store(bank: SupportBank, paths: Sequence[Path]) -> Path | None:
     """Write to the first place that can be written; without any the bank lives for this run only."""
+    problem = "nothing can be written where it would be"
     for path in paths:
         try:
             bank.save(path)
         except OSError as error:
-            _log.debug("%s: %s", path, error)
             problem = f"{path}: {error.strerror or error}"
-        except ValueError as error:  # JSON holds no folder name that is not Unicode
-            _log.debug("%s: %s", path, error)
-            problem = "a class or clip has a name that is not Unicode"
+        except InputError as error:
+            problem = error.message
         else:
             return path
+        _log.debug("%s", problem)
     _log.warning("the support bank is not kept: %s", problem)
     return None
 
 
-def _digests(support: SupportFolder, old: SupportBank | None) -> dict[str, str]:
-    """Content hash of every readable clip; hashed only where size or time differ from the last visit."""
+def _digests(support: SupportFolder, old: SupportBank | None, counts: _Counts) -> dict[str, str]:
+    """Content hash of every readable clip; hashed only where its stamp differs from the last visit."""
     known = {clip.name: clip for entry in old.classes for clip in entry.clips} if old else {}
     digests = {}
     for clip in (clip for clips in support.classes.values() for clip in clips):
@@ -127,6 +161,7 @@ def _digests(support: SupportFolder, old: SupportBank | None) -> dict[str, str]:
             digests[clip.name] = last.digest if last and last.stamp == clip.stamp else clip.digest()
         except OSError as error:
             _log.warning("%s: %s; not used", clip.path, error.strerror or error)
+            counts.left_out += 1
     return digests
 
 
@@ -166,7 +201,9 @@ def _encoded(
     with progress("encoding support clips", len(new)) as advance:
         for clip, digest in new:
             encoded = _encode(clip, session)
-            if encoded is not None:
+            if encoded is None:
+                counts.left_out += 1
+            else:
                 features[digest] = encoded
                 counts.encoded += 1
             advance(1)
@@ -189,7 +226,11 @@ def _encode(clip: SupportClip, session: Session) -> Float | None:
     except InputError as error:
         _log.warning("%s; not used", error.message)
         return None
-    features: Float = session.encode_clips(frames[None])[0]
+    try:
+        features: Float = session.encode_clips(frames[None])[0]
+    except CheckFailed as error:  # numbers that are not finite, which is this clip's failure
+        _log.warning("%s: %s; not used", clip.path, error.message)
+        return None
     return features
 
 
@@ -209,7 +250,7 @@ def _with_prototypes(
         batch = new[start : start + PROMPT_BATCH]
         embeddings.update(zip(batch, session.encode_texts(batch), strict=True))
     counts.prompts = len(new)
-    same_head = same_text and old is not None and old.keys.support == keys.support
+    same_head = old is not None and same_text and old.keys.support == keys.support
     done = {_prototype_key(c.prompt, c.clips): c.prototypes for c in old.classes} if old and same_head else {}
     classes = []
     for label, members in clips.items():

@@ -45,6 +45,7 @@ SIGNATURES = {
         ],
     ),
 }
+HAVE_VIEWS = ("prototypes", "distances")
 
 
 class _Graph:
@@ -68,12 +69,19 @@ class _Graph:
         return self.add("Div", value, self.add("Add", norm, self.constant(np.float32(1e-6))))
 
 
-def _visual(graph: _Graph) -> None:
+def _visual(graph: _Graph, blue_fails: bool) -> None:
     pixels = graph.add("Cast", "frames", to=FLOAT)
     scaled = graph.add("Div", pixels, graph.constant(np.float32(255)))
     planes = graph.add("Transpose", scaled, perm=[0, 3, 1, 2])
     pooled = graph.add("AveragePool", planes, kernel_shape=[SIZE // 2] * 2, strides=[SIZE // 2] * 2)
-    graph.add("Flatten", pooled, output="features")
+    if not blue_fails:
+        graph.add("Flatten", pooled, output="features")
+        return
+    features = graph.add("Flatten", pooled)
+    ends = (graph.constant(np.array([end])) for end in (2 * DIM // 3, DIM, 1))
+    blue = graph.add("ReduceMax", graph.add("Slice", features, *ends), graph.constant(np.array([1])), keepdims=1)
+    is_blue = graph.add("Greater", blue, graph.constant(np.float32(0.15)))
+    graph.add("Where", is_blue, graph.constant(np.float32("nan")), features, output="features")
 
 
 def _text(graph: _Graph) -> None:
@@ -83,10 +91,10 @@ def _text(graph: _Graph) -> None:
     graph.add("ReduceMean", words, graph.constant(np.array([1])), keepdims=0, output="embeddings")
 
 
-def _support(graph: _Graph, weight: float) -> None:
+def _support(graph: _Graph, weight: float, views: int) -> None:
     mean = graph.add("ReduceMean", "features", graph.constant(np.array([0])), keepdims=1)  # (1, T, D)
     prompted = graph.add("Add", mean, graph.add("Mul", "prompt", graph.constant(np.float32(weight))))
-    graph.add("Concat", prompted, mean, axis=0, output="prototypes")
+    graph.add("Concat", *(prompted, mean)[:views], axis=0, output="prototypes")
 
 
 def _query(graph: _Graph) -> None:
@@ -102,33 +110,57 @@ def _query(graph: _Graph) -> None:
     graph.add("Softmax", scores, axis=-1, output="selected")
 
 
-def graph_bytes(name: str, support_weight: float = 0.01) -> bytes:
-    """One graph of the bundle, serialised. `support_weight` makes another head of the same encoder."""
+def signature(name: str, views: int = VIEWS) -> list[list[tuple]]:
+    """Inputs and outputs of one graph: name, element type and shape of each."""
+    return [
+        [(n, d, [views if size == VIEWS and n in HAVE_VIEWS else size for size in s]) for n, d, s in side]
+        for side in SIGNATURES[name]
+    ]
+
+
+def graph_bytes(name: str, support_weight: float = 0.01, *, views: int = VIEWS, blue_fails: bool = False) -> bytes:
+    """One graph of the bundle, serialised; options are those of `write_bundle`."""
     graph = _Graph()
     if name == "support":
-        _support(graph, support_weight)
+        _support(graph, support_weight, views)
+    elif name == "visual":
+        _visual(graph, blue_fails)
     else:
-        {"visual": _visual, "text": _text, "query": _query}[name](graph)
-    inputs, outputs = ([helper.make_tensor_value_info(*value) for value in side] for side in SIGNATURES[name])
+        {"text": _text, "query": _query}[name](graph)
+    sides = signature(name, views)
+    inputs, outputs = ([helper.make_tensor_value_info(*value) for value in side] for side in sides)
     body = helper.make_graph(graph.nodes, name, inputs, outputs, graph.constants)
     model = helper.make_model(body, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString()
 
 
-def write_bundle(folder: Path, *, name: str = "tiny", support_weight: float = 0.01, region: object = "full") -> Path:
-    """Write the bundle directory and return it."""
+def write_bundle(
+    folder: Path,
+    *,
+    name: str = "tiny",
+    support_weight: float = 0.01,
+    region: object = "full",
+    views: int = VIEWS,
+    blue_fails: bool = False,
+) -> Path:
+    """Write the bundle directory and return it.
+
+    `support_weight` and `views` (1 or 2) make other heads of the same encoder; one whose `blue_fails` gives numbers
+    that are not finite for blue pictures.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     graphs = {}
-    for graph, sides in SIGNATURES.items():
+    for graph in SIGNATURES:
+        sides = signature(graph, views)
         inputs, outputs = ([{"name": n, "dtype": DTYPES[d], "shape": s} for n, d, s in side] for side in sides)
-        file = _file(folder, f"{graph}.onnx", graph_bytes(graph, support_weight))
+        file = _file(folder, f"{graph}.onnx", graph_bytes(graph, support_weight, views=views, blue_fails=blue_fails))
         graphs[graph] = {"inputs": inputs, "outputs": outputs, "opset": OPSET, "files": {"fp32": file}}
     manifest = {
         "schema_version": 1,
         "name": name,
         "head": {"name": "tiny", "options": {}},
-        "views": VIEWS,
+        "views": views,
         "dim": DIM,
         "clip": {"frames": FRAMES, "size": SIZE, "region": region},
         "text": {"prompt": "a photo of {}"},
