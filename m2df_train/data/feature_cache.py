@@ -18,7 +18,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from m2df_runtime.errors import InputError
+from m2df_runtime.errors import CheckFailed, InputError
 from m2df_runtime.preprocess import PIXELS_VERSION
 from m2df_train.data.clips import LabelledClip
 from m2df_train.data.feature_store import Float, Key, Segment, SegmentWriter, gather, read_segments
@@ -96,7 +96,8 @@ class FeatureCache:
     ) -> Encoded:
         """Features of clips, read and encoded where they are not kept already.
 
-        A clip that cannot be read is named in a warning and left out. What was encoded stays when the process is
+        A clip that cannot be read, or whose features are not finite, is named in a warning and left out; at the end
+        their number is said. What was encoded stays when the process is
         killed, up to its last second. Rows are the same for any number of workers.
 
         Args:
@@ -129,9 +130,16 @@ class FeatureCache:
             read = _readable(clips, missing, load, workers, failed, advance)
             with contextlib.closing(read):  # ends the workers where encoding is interrupted
                 for part in _batches(read, batch):
-                    keys = [(names[number], view) for number, view, _ in part]
-                    rows.add(keys, encode_clips(np.stack([pixels for _, _, pixels in part])))
+                    features, problems = _finite(encode_clips, np.stack([pixels for _, _, pixels in part]))
+                    for place, problem in problems.items():
+                        _name_failure(failed, part[place][0], f"{clips[part[place][0]].name}: {problem}")
+                    good = [place for place in range(len(part)) if place not in problems]
+                    if good:
+                        keys = [(names[part[place][0]], part[place][1]) for place in good]
+                        rows.add(keys, features[good] if problems else features)
             kept = tuple(number for number in range(len(clips)) if number not in failed)
+            if failed:
+                _log.warning("%d of %d clips are left out, for the reasons above", len(failed), len(clips))
             if not kept:
                 raise InputError(f"none of the {len(clips)} clips can be read", "the lines above name the reasons")
             values = rows.collect([(names[number], view) for number in kept for view in range(views)])
@@ -262,12 +270,40 @@ def _readable(
     results = ordered_map(partial(_attempt, load), tasks, min(workers, len(missing), count // _VIEWS_PER_WORKER))
     for (number, views), result in zip(missing.items(), results, strict=True):
         if isinstance(result, str):
-            failed[number] = result
-            _log.warning("%s; skipped", result)
+            _name_failure(failed, number, result)
         else:
             for view, pixels in zip(views, result, strict=True):
                 yield number, view, pixels
         advance(1)
+
+
+def _name_failure(failed: dict[int, str], number: int, problem: str) -> None:
+    if number not in failed:  # of several views the first one tells
+        failed[number] = problem
+        _log.warning("%s; skipped", problem)
+
+
+def _finite(encode_clips: Callable[[Pixels], Float], pixels: Pixels) -> tuple[Float, dict[int, str]]:
+    """Features [B, T, D], and what is wrong with those of the clips that have none that can be used."""
+    try:
+        features = encode_clips(pixels)
+    except CheckFailed as error:  # the engine looked itself, and does not say which clip it was
+        if len(pixels) == 1:
+            return np.empty(0, np.float32), {0: error.message}
+        return _one_by_one(encode_clips, pixels)
+    finite = np.isfinite(features).all(axis=(1, 2))
+    return features, {int(place): "the model gives features that are not finite" for place in np.flatnonzero(~finite)}
+
+
+def _one_by_one(encode_clips: Callable[[Pixels], Float], pixels: Pixels) -> tuple[Float, dict[int, str]]:
+    found = [_finite(encode_clips, clip[None]) for clip in pixels]
+    problems = {place: problem[0] for place, (_, problem) in enumerate(found) if problem}
+    good = [features[0] for features, problem in found if not problem]
+    whole = np.zeros((len(pixels), *good[0].shape) if good else (len(pixels), 0, 0), np.float32)
+    for place, (features, problem) in enumerate(found):
+        if not problem:
+            whole[place] = features[0]
+    return whole, problems
 
 
 def _attempt(load: Load, task: tuple[LabelledClip, Sequence[int]]) -> Pixels | str:
