@@ -398,7 +398,7 @@ class _Look:
 def _turn(frame: VideoFrame) -> _Turn:
     """From the display matrix: point (x, y) is shown at (a x + c y, b x + d y)."""
     # Side data keeps its frame in a cycle that only the garbage collector ends: of a copy of 2 x 2 pixels.
-    tiny = frame.reformat(width=2, height=2, format="gray")
+    tiny = frame.reformat(width=2, height=2, format="gray", threads=1)
     try:
         matrix = tiny.side_data.get("DISPLAYMATRIX")
     except ValueError:  # beside kinds of side data that PyAV does not know it tells the angle alone
