@@ -22,7 +22,7 @@ EPILOG = """\b
 Examples:
   m2df-train                                     the demo recipe, on a CPU, to runs/<time>-demo/
   m2df-train --data clips/                       your own classes: one folder of clips for each
-  m2df-train --recipe hmdb51/m2df-vitb16-1shot --data hmdb51_org --split-files splits/hmdb_ARN
+  m2df-train --recipe hmdb51/m2df --data hmdb51_org --split-files splits/hmdb_ARN
   m2df-train --recipe mine.yaml --seed 3 --set head.options.otam.lambda=0.1 --set train.way=10
   m2df-train --recipe runs/x/recipe.yaml --out runs/x --resume
   torchrun --nproc_per_node 4 -m m2df_train.cli --recipe mine.yaml    on four GPUs

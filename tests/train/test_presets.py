@@ -69,8 +69,8 @@ OF_CLIP_FSAR = ("head.options.prototype", "head.options.text_visual_fusion")
 def recipe(name: str, **preset: Any) -> Recipe:
     """A benchmark's recipe under a preset in its variant: head, dataset, shot."""
     head = preset.get("head") or ("clip-fsar" if name == "official-fsar" else "m2df")
-    file = f"{preset.get('dataset', 'hmdb51')}/{head}-rn50-{preset.get('shot', 1)}shot"
-    return load_recipe(file, ["data.root=x", f"preset.name={name}"])
+    settings = [f"preset.name={name}", f"preset.shot={preset.get('shot', 1)}", "model=RN50-quickgelu"]
+    return load_recipe(f"{preset.get('dataset', 'hmdb51')}/{head}", ["data.root=x", *settings])
 
 
 def at(resolved: Recipe, path: str) -> Any:
@@ -220,7 +220,7 @@ def test_the_import_command_offers_what_there_is():
 
 @pytest.mark.parametrize("setting", ["preset=official-fsar", "preset.name=official-fsar"])
 def test_another_preset_keeps_the_shots_of_the_recipe(setting: str) -> None:
-    recipe = load_recipe("ucf101/clip-fsar-rn50-5shot", [setting, "data.root=x"])
+    recipe = load_recipe("ucf101/clip-fsar", [setting, "preset.shot=5", "data.root=x"])
     assert (recipe.preset.name, recipe.preset.shot) == ("official-fsar", 5)
     assert recipe.head.options["prototype"]["merge"] == "before"
     assert recipe.evaluation.shots == (5,)

@@ -15,7 +15,7 @@ from m2df_train.overrides import merged, override
 from m2df_train.recipe import RECIPES, Recipe, dump_recipe, load_recipe, shipped_recipes
 
 OF_BENCHMARKS = [name for name in shipped_recipes() if "/" in name]
-MODELS = {"vitb16": ("ViT-B-16-quickgelu", 512), "rn50": ("RN50-quickgelu", 1024)}
+MODELS = {"ViT-B-16-quickgelu": 512, "RN50-quickgelu": 1024}
 # Method section 4.1: episodes (of published runs without their last 20) and learning rate.
 M2DF = {
     "hmdb51": (20_000, 1e-6),
@@ -42,26 +42,31 @@ def write(path: Path, **changes: Any) -> str:
     return str(path)
 
 
-def test_there_is_a_recipe_for_every_benchmark_method_backbone_and_shot():
-    methods = [f"{m}-{b}-{k}shot" for m in ("m2df", "clip-fsar") for b in MODELS for k in (1, 5)]
-    assert sorted(OF_BENCHMARKS) == sorted(f"{d}/{m}" for d in BENCHMARKS for m in methods)
+def test_there_is_a_recipe_for_every_benchmark_and_method():
+    assert sorted(OF_BENCHMARKS) == sorted(f"{d}/{m}" for d in BENCHMARKS for m in ("m2df", "clip-fsar"))
     assert set(shipped_recipes()) - set(OF_BENCHMARKS) == {"custom", "demo", "demo-bundle"}
 
 
 @pytest.mark.parametrize("name", OF_BENCHMARKS)
-def test_recipes_of_benchmarks_are_what_their_name_says_and_train_as_published(name):
-    dataset, _, rest = name.partition("/")
-    method, backbone, shots = rest.rsplit("-", 2)
+def test_the_head_of_a_recipe_says_how_to_use_it(name):
     lines = (RECIPES / f"{name}.yaml").read_text().splitlines()
     assert lines[0].startswith(f"# m2df-train --recipe {name} --data ")
-    assert lines[1].startswith("# Training values: ")
-    assert "unverified" in lines[1] or backbone == "rn50"
-    recipe = load_recipe(name, ["data.root=x"])
-    model, dim = MODELS[backbone]
+    settings = lines[1].removeprefix("# RN50 and 5 shots:").replace("--set", "").split()
+    recipe = load_recipe(name, ["data.root=x", *settings])
+    assert (recipe.model, recipe.train.shots) == ("RN50-quickgelu", (5,))
+    assert lines[2].startswith("# Training values: ") and "unverified" in lines[2]
+
+
+@pytest.mark.parametrize("shot", [1, 5])
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("name", OF_BENCHMARKS)
+def test_recipes_of_benchmarks_are_what_their_name_says_and_train_as_published(name, model, shot):
+    dataset, _, method = name.partition("/")
+    recipe = load_recipe(name, ["data.root=x", f"model={model}", f"preset.shot={shot}"])
     assert (recipe.name, recipe.model, recipe.pretrained) == (name, model, "openai")
     assert (recipe.data.dataset, recipe.head.name) == (dataset, method)
-    assert recipe.evaluation.shots == recipe.train.shots == (int(shots[0]),)
-    build_head(recipe.head.name, dim, recipe.clip.frames, recipe.head.options)
+    assert recipe.evaluation.shots == recipe.train.shots == (shot,)
+    build_head(recipe.head.name, MODELS[model], recipe.clip.frames, recipe.head.options)
     stage, schedule = recipe.train, recipe.train.schedule
     assert (stage.optimizer, stage.per_update, stage.way, stage.queries) == ("adam", 16, 5, 5)
     if method == "m2df":
@@ -76,16 +81,16 @@ def test_recipes_of_benchmarks_are_what_their_name_says_and_train_as_published(n
 
 
 def test_a_recipe_of_a_benchmark_becomes_the_repositorys_own_with_its_preset():
-    recipe = load_recipe("ucf101/clip-fsar-rn50-5shot", ["data.root=x", "preset.name=official-fsar"])
+    recipe = load_recipe("ucf101/clip-fsar", ["data.root=x", "preset.shot=5", "preset.name=official-fsar"])
     assert (recipe.train.shots, recipe.evaluation.shots) == ((1,), (5,))
     assert recipe.clip.deployed.std == (0.225, 0.225, 0.225)
     assert recipe.head.options["prototype"]["merge"] == "before"
     with pytest.raises(InputError, match="preset official-m2df is for the head m2df, not clip-fsar"):
-        load_recipe("ucf101/clip-fsar-rn50-5shot", ["data.root=x", "preset=official-m2df"])
+        load_recipe("ucf101/clip-fsar", ["data.root=x", "preset=official-m2df"])
 
 
 def test_a_recipe_for_videos_asks_for_them():
-    for name in ("hmdb51/m2df-rn50-1shot", "custom"):
+    for name in ("hmdb51/m2df", "custom"):
         with pytest.raises(InputError, match=r"data: .*root.*\(--data DIR\)"):
             load_recipe(name)
         assert load_recipe(name, ["data.root=videos"]).data.root == str(Path("videos").absolute())
@@ -280,8 +285,8 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path, content):
 
 
 def test_an_unknown_recipe_is_answered_with_those_there_are():
-    with pytest.raises(InputError, match=r"hmdb51/m2df: no such recipe .*custom, demo.*hmdb51/m2df-vitb16-1shot"):
-        load_recipe("hmdb51/m2df")
+    with pytest.raises(InputError, match=r"hmdb51/other: no such recipe .*custom, demo.*hmdb51/m2df"):
+        load_recipe("hmdb51/other")
 
 
 def test_settings_never_change_what_they_are_applied_to():
