@@ -44,6 +44,7 @@ class Subject:
     failed: str | None
     samples: Samples = field(default_factory=dict)
     every: int = 1
+    peak_mib: float = 0.0
 
     def record(self) -> dict[str, object]:
         """For the JSON."""
@@ -51,8 +52,13 @@ class Subject:
         if self.failed:
             return {**facts, "checked": self.checked, "failed": self.failed}
         start = {"load_s": self.worker.load_s, "first_run_ms": self.outputs.first_ms}
-        costs = {"peak_mib": self.worker.peak_mib(), "rounds": len(self.samples), "ms": summary(self.samples)}
+        costs = {"peak_mib": self.peak_mib, "rounds": len(self.samples), "ms": summary(self.samples)}
         return {**facts, "checked": self.checked, **start, **costs}
+
+    def fail(self, error: JobFailed) -> None:
+        """From now on this engine counts as failed, for that reason."""
+        self.failed = str(error)
+        click.echo(f"failed: {self.worker.name}: {error}", err=True)
 
 
 def run(
@@ -133,14 +139,19 @@ def measure(subjects: Sequence[Subject], official: Samples, rounds: int, warmup:
                 try:
                     spent[worker.name] = _take(subject, official, number)
                 except JobFailed as error:
-                    subject.failed = str(error)
-                    click.echo(f"failed: {worker.name}: {error}", err=True)
+                    subject.fail(error)
                 settle()
             if number == -1:
                 limit = max(SLOW * min(spent.values(), default=0.0), SLOW_MS)
                 for name, total in spent.items():
                     by_name[name].every = -(-rounds // FEW) if total > limit else 1
             advance(1)
+    for subject in subjects:
+        if not subject.failed:
+            try:
+                subject.peak_mib = subject.worker.peak_mib()
+            except JobFailed as error:
+                subject.fail(error)
 
 
 def _take(subject: Subject, official: Samples, number: int) -> float:

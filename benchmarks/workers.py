@@ -8,13 +8,16 @@ its own job imports.
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 import random
 import re
 import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -56,7 +59,7 @@ class Worker:
         self._process.start()
         end.close()
         try:
-            self._answer()
+            self._exchange()
         except JobFailed:
             self.close()
             raise
@@ -68,46 +71,67 @@ class Worker:
         Raises:
             JobFailed: It raises, or its process dies.
         """
-        self._pipe.send(request)
-        return self._answer()
+        return self._exchange(request)
 
     def peak_mib(self) -> float:
-        """Most memory the process has held so far."""
-        self._pipe.send(None)
-        return float(self._answer())
+        """Most memory the process has held so far.
+
+        Raises:
+            JobFailed: Its process dies.
+        """
+        return float(self._exchange(None))
 
     def close(self) -> None:
         """End the process."""
         self._pipe.close()
-        self._process.join(10)
-        if self._process.is_alive():
-            self._process.terminate()
-            self._process.join()
+        self._join(10)
 
-    def _answer(self) -> Any:  # noqa: ANN401
+    def _exchange(self, *requests: object) -> Any:  # noqa: ANN401
+        """Send what is given and receive one answer; a pipe that breaks on the way means that the process died."""
         try:
+            for request in requests:
+                self._pipe.send(request)
             done, value = self._pipe.recv()
-        except (EOFError, ConnectionError):
-            self._process.join(10)
+        # EOFError where an answer should begin, OSError within one, BrokenPipeError or ConnectionResetError (OSErrors
+        # too) while a request is sent, which is a matter of luck with a process that dies meanwhile.
+        except (EOFError, OSError):
+            self._join(60)
             raise JobFailed(f"its process ended with code {self._process.exitcode}") from None
         if not done:
             raise JobFailed(value)
         return value
 
+    def _join(self, seconds: float) -> None:
+        """Wait until the process has ended, and end it if it takes longer."""
+        self._process.join(seconds)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
 
 def _serve(job: Job, pipe: Connection) -> None:
-    """Answer requests until the other end closes."""
+    """Answer requests until the other end closes or one of them fails."""
+    loaded: list[Callable[[Any], Any]] = []
+    with suppress(EOFError, ConnectionError, KeyboardInterrupt):  # nobody listens any more
+        works = _reply(pipe, lambda: loaded.append(job.start()))
+        while works:
+            works = _reply(pipe, partial(_answer, loaded[0], pipe.recv_bytes()))
+
+
+def _reply(pipe: Connection, call: Callable[[], Any]) -> bool:
+    """Send what a call returns, or why it fails; a failed job is a result, and must not lose the others'."""
+    works = True
     try:
-        answer = job.start()
-        pipe.send((True, None))
-        while True:
-            request = pipe.recv()
-            result = _peak_mib() if request is None else answer(request)
-            pipe.send((True, result))
-    except (EOFError, KeyboardInterrupt):
-        return
-    except Exception as error:  # a failed job is a result, and must not lose the others'
-        pipe.send((False, f"{type(error).__name__}: {first_line(error)}"))
+        message = ForkingPickler.dumps((True, call()))
+    except Exception as error:
+        works, message = False, ForkingPickler.dumps((False, f"{type(error).__name__}: {first_line(error)}"))
+    pipe.send_bytes(message)
+    return works
+
+
+def _answer(answer: Callable[[Any], Any], sent: bytes) -> Any:  # noqa: ANN401 - what the job answers
+    request = pickle.loads(sent)
+    return _peak_mib() if request is None else answer(request)
 
 
 def _peak_mib() -> float:

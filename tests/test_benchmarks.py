@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import shutil
+import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from echo_job import Echo
 from tiny_bundle import DIM, FRAMES, SIZE, VIEWS
 
 from benchmarks.chain import Outputs, Work
@@ -21,7 +25,7 @@ from benchmarks.record import RESULTS, Machine, percentiles
 from benchmarks.report import PAGE, build
 from benchmarks.scaling import Engine, Point, Shapes, measure
 from benchmarks.startup import installed
-from benchmarks.workers import JobFailed, started
+from benchmarks.workers import JobFailed, _serve, started
 from m2df_runtime.bundle import demo_queries, demo_support
 from m2df_runtime.errors import InputError
 
@@ -116,16 +120,55 @@ def test_scaling_times_every_point_and_reports_what_cannot_run(tiny_bundle: Path
     assert samples == {} and "query.onnx" in missing[bad.name]  # the image tower warms up with another size
 
 
-def test_a_process_that_dies_says_so_and_the_others_go_on(tiny_bundle: Path) -> None:
-    engines = [Engine("cpu", "fp32", tiny_bundle, Shapes(DIM, SIZE, VIEWS), threads) for threads in (1, 2)]
-    with started(engines) as (workers, _):
-        first, second = workers
-        known = {child.pid: child for child in multiprocessing.active_children()}
-        victim = known[max(known)]  # the second to start
-        victim.kill()
-        assert first.ask(Point("visual", FRAMES)) > 0
-        with pytest.raises(JobFailed, match="process ended with code -9"):
-            second.ask(Point("visual", FRAMES))
+def test_a_process_that_dies_says_so_and_the_others_go_on(capfd: pytest.CaptureFixture[str]) -> None:
+    names = ("lives", "at once", "between", "answers", "stopped", "stillborn", "unreadable", "unpicklable")
+    with started([Echo(name) for name in names]) as (workers, missing):
+        assert missing == {
+            "stillborn": "its process ended with code 4",
+            "unreadable": "EOFError: the file is cut",
+        }
+        by_name = {worker.name: worker for worker in workers}
+        pids = {name: worker.ask("pid") for name, worker in by_name.items()}
+
+        def ends(name: str, request: object, code: int) -> None:
+            for _ in range(2):  # in the middle of the first, before the second
+                with pytest.raises(JobFailed, match=f"its process ended with code {code}$"):
+                    by_name[name].ask(request)
+            with pytest.raises(JobFailed, match=f"its process ended with code {code}$"):
+                by_name[name].peak_mib()
+            assert by_name["lives"].ask(name) == name
+
+        ends("at once", "die", 3)  # nothing is answered
+        ends("answers", "die while answering", 5)
+        os.kill(pids["between"], signal.SIGKILL)
+        os.waitid(os.P_PID, pids["between"], os.WEXITED | os.WNOWAIT)  # dead before anything is sent
+        ends("between", "hello", -signal.SIGKILL)
+        # More than a pipe holds, to a process that reads none of it.
+        os.kill(pids["stopped"], signal.SIGSTOP)
+        os.waitid(os.P_PID, pids["stopped"], os.WSTOPPED)
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(killed_when_sent_to, pids["stopped"])
+            ends("stopped", bytes(1 << 26), -signal.SIGKILL)
+        with pytest.raises(JobFailed, match="pickle"):
+            by_name["unpicklable"].ask("cannot be pickled")
+        assert by_name["lives"].peak_mib() > 1
+    assert multiprocessing.active_children() == []
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def killed_when_sent_to(pid: int) -> None:
+    """Kill a stopped process as soon as this one's main thread sleeps, which it does when the pipe is full."""
+    while Path(f"/proc/self/task/{os.getpid()}/stat").read_text().rpartition(")")[2].split()[0] != "S":
+        os.sched_yield()
+    os.kill(pid, signal.SIGKILL)
+
+
+def test_a_worker_whose_benchmark_is_gone_ends_in_silence(capfd: pytest.CaptureFixture[str]) -> None:
+    here, there = multiprocessing.Pipe()
+    with here:
+        here.send("question")
+    _serve(Echo("orphan"), there)  # what it sends first has no reader
+    assert capfd.readouterr() == ("", "")
 
 
 def test_startup_measures_processes_and_what_is_installed(tmp_path: Path, run_module) -> None:
