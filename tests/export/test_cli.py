@@ -6,12 +6,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from signal_at import signal_at, wait_until_stopped
 
 from m2df_runtime.bundle import Bundle
 from m2df_runtime.errors import InputError
@@ -129,7 +129,7 @@ def test_precision_beyond_its_gate_exits_1_and_leaves_the_old_bundle(project, mo
 
 
 @pytest.mark.slow
-def test_export_that_has_company_and_is_killed_leaves_the_old_bundle(project):
+def test_export_that_has_company_and_is_killed_leaves_the_old_bundle(project, tmp_path):
     """SIGKILL in the middle of an export into a bundle that exists; meanwhile a second export is told to wait."""
     from m2df_export.package import replacing
     from m2df_runtime.files import exclusive
@@ -138,12 +138,12 @@ def test_export_that_has_company_and_is_killed_leaves_the_old_bundle(project):
     before = contents(bundle)
     arguments = ("--checkpoint", "runs/first", "--out", "bundles/first", "--no-verify")
     command = [sys.executable, "-m", "m2df_export.cli", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    # It stops when its first graph is to be written, and holds the lock for as long as the second one needs.
+    stops = signal_at(tmp_path, "open", r"/\.first\.[^/]*\.m2df-tmp/", signal.SIGSTOP, paths=str(ROOT))
+    environment = {**os.environ, **stops, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, cwd=project[0], env=environment, stderr=subprocess.DEVNULL) as running:
-        while not list(bundle.parent.glob(".first.*.m2df-tmp")):
-            assert running.poll() is None, "ended too early"
-            time.sleep(0.05)
-        running.send_signal(signal.SIGSTOP)  # it holds the lock for as long as the second one needs
+        wait_until_stopped(running)
+        assert list(bundle.parent.glob(".first.*.m2df-tmp"))
         second = export(project[0], *arguments)
         running.kill()
     assert running.returncode == -signal.SIGKILL

@@ -11,10 +11,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from fake_cuda import install
+from signal_at import signal_at, wait_until_stopped
 from tiny_bundle import write_bundle
 
 from m2df_runtime.backends.engine_files import EngineIndex
@@ -169,12 +169,14 @@ def test_build_that_is_killed_or_has_company(tmp_path, bundle, engines, classify
     """SIGKILL in the middle of a build: every engine is the old or the new one, and the next build goes on."""
     (folder,) = (bundle / "engines").iterdir()
     command = [sys.executable, "-m", "m2df_export.cli", "engines", "--bundle", "bundle", "--force"]
-    environment = _engines_of.environment(FAKE_SECONDS="5")
+    environment = _engines_of.environment()
+    paths = environment["PYTHONPATH"]
+    environment |= signal_at(tmp_path / "site", "os.rename", r"/text\.engine$", signal.SIGSTOP, paths=paths)
     before = (folder / "text.engine").stat().st_mtime_ns
     first = (folder / "visual.engine").stat().st_mtime_ns
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL) as build:
-        wait_for(lambda: (folder / "visual.engine").stat().st_mtime_ns != first, build)
-        build.send_signal(signal.SIGSTOP)  # it holds the lock for as long as the second one needs
+        wait_until_stopped(build)  # it holds the lock for as long as the second one needs
+        assert (folder / "visual.engine").stat().st_mtime_ns != first
         (line,) = engines(code=2)
         assert "another process is writing it (wait for it, or choose another place)" in line
         build.kill()
@@ -200,10 +202,3 @@ def test_full_disk_names_the_file_and_keeps_the_engines_before(tmp_path, bundle,
     assert line == "error: bundle/engines/sm90-trt11.4-fp32/text.engine: File too large"
     assert set(EngineIndex.read(folder).engines) == {"visual"}
     assert reused(engines()) == ["visual"]
-
-
-def wait_for(condition, process):
-    """Poll until something happened; fail when the process is over before."""
-    while not condition():
-        assert process.poll() is None, "ended too early"
-        time.sleep(0.02)

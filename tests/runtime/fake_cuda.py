@@ -131,7 +131,7 @@ def cuGraphExecDestroy(recorded):
 def install(folder: Path, version: str = "11.4.0.106", **env: str) -> dict[str, str]:
     """Write packages `tensorrt` and `cuda` to a folder; the environment in which a process finds them.
 
-    FAKE_CAPABILITY (two digits) is the GPU's, FAKE_SECONDS what one build takes.
+    FAKE_CAPABILITY (two digits) is the GPU's.
     """
     (folder / "cuda" / "bindings").mkdir(parents=True, exist_ok=True)
     (folder / "cuda" / "bindings" / "driver.py").write_text(

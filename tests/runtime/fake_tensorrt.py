@@ -11,9 +11,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import json
-import os
 import sys
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -209,7 +207,6 @@ def fake_tensorrt(version: str, *, driver: bool = True, refuses: str | None = No
             if refuses and refuses.encode() in network._model:
                 self._logger.log(Severity.ERROR, "could not find any implementation for node")
                 return None
-            time.sleep(float(os.environ.get("FAKE_SECONDS", "0")))
             module.built.append((network, config))
             shapes = [profile._shapes for profile in config._profiles]
             return Memory(json.dumps(shapes).encode() + b"\n" + network._model)

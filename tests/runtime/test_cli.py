@@ -8,12 +8,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from signal_at import signal_at
 from tiny_bundle import write_clip
 
 from m2df_runtime.cli import cli
@@ -91,7 +91,6 @@ def test_a_whole_run_imports_no_torch(tiny_bundle: Path, support_dir: Path, quer
         [sys.executable, "-c", script, *map(str, args)],
         capture_output=True,
         text=True,
-        timeout=120,
         cwd=root,
         check=False,
     )
@@ -151,7 +150,6 @@ def test_paths_of_any_bytes_come_in_on_standard_input(
         input=query[:-4] + b"\n" + query + b"\n",
         capture_output=True,
         cwd=Path(__file__).parents[2],
-        timeout=120,
         check=False,
     )
     assert done.returncode == 1
@@ -284,24 +282,25 @@ def test_missing_engine_exits_with_3(
     assert "pip install 'm2df[cpu]'" in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("event", "path", "left"),
+    [
+        ("os.mkdir", r"\.m2df ", 0),
+        ("open", r"\.m2df/\.[^/]*\.m2df-tmp ", 0),  # the temporary file
+        ("os.rename", r"\.m2df/\.[^/]*\.m2df-tmp ", 1),  # it is whole, the bank is not there
+        ("open", r"\.m2df None", 1),  # the folder, to make the rename last
+    ],
+    ids=["before", "writing", "renaming", "after"],
+)
 def test_killed_while_building_leaves_no_half_bank(
-    run_module, tiny_bundle: Path, support_dir: Path, query_dir: Path
+    run_module, tiny_bundle: Path, support_dir: Path, query_dir: Path, tmp_path: Path, event: str, path: str, left: int
 ) -> None:
-    root = Path(__file__).parents[2]
-    args = ["--bundle", tiny_bundle, "--support", support_dir, "--query", query_dir / "red.mp4"]
-    for delay in (0.5, 0.7, 0.9):
-        process = subprocess.Popen(
-            [sys.executable, "-m", MODULE, *map(str, args)],
-            cwd=root,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        done = run_module(MODULE, *args)
-        assert (done.returncode, done.stderr) == (0, "")
+    args = ("--bundle", tiny_bundle, "--support", support_dir, "--query", query_dir / "red.mp4")
+    killed = run_module(MODULE, *args, **signal_at(tmp_path / "hook", event, path, signal.SIGKILL))
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert len(list(support_dir.glob(".m2df/*"))) == left
+    done = run_module(MODULE, *args)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(

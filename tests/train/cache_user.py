@@ -1,18 +1,21 @@
-"""What tests run in processes of their own: encode a folder of clips as slowly as asked.
+"""What tests run in processes of their own: encode a folder of clips, call by call as they are let.
 
-python cache_user.py CLIPS CACHE SECONDS WORKERS ENCODER
+python cache_user.py CLIPS CACHE WORKERS
+
+Each call of the encoder waits for a line on standard input, or for its end. ENCODER
 """
 
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from m2df_runtime.preprocess import ClipSpec
+from m2df_train.data import feature_store
 from m2df_train.data.augment import Augmentation, TrainingLoader
 from m2df_train.data.clips import folder_clips
 from m2df_train.data.feature_cache import Encoded, FeatureCache
@@ -28,14 +31,15 @@ def encoder(clips: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.concatenate([values.mean(axis=2), values.std(axis=2)], axis=-1).astype(np.float32)
 
 
-def encode(clips: Path, cache: Path, seconds: float = 0.0, workers: int = 0, *, works: bool = True) -> Encoded:
-    """Encode all clips of a folder; the encoder waits before each call, or fails where it must not be called."""
+def encode(clips: Path, cache: Path, workers: int = 0, *, works: bool = True, gate: TextIO | None = None) -> Encoded:
+    """Encode all clips of a folder; the encoder waits at a gate, or fails where it must not be called."""
 
     def wait(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         if not works:
             raise AssertionError("a clip was encoded again")
-        time.sleep(seconds)
-        print("encoded", flush=True)
+        if gate is not None:
+            gate.readline()
+            print("encoded", flush=True)
         return encoder(pixels)
 
     store = FeatureCache(cache, 1 << 30)
@@ -43,4 +47,5 @@ def encode(clips: Path, cache: Path, seconds: float = 0.0, workers: int = 0, *, 
 
 
 if __name__ == "__main__":
-    encode(Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]))
+    feature_store._FLUSH_SECONDS = 0.0  # what a call encoded is safe when the next one begins
+    encode(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), gate=sys.stdin)

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from shutil import which
@@ -15,6 +14,7 @@ from shutil import which
 import pytest
 import torch
 from safetensors.torch import load_file
+from signal_at import signal_at
 from small_runs import tiny_backbone, video_recipe, write_clips, write_model
 
 from m2df_train.progress import Silent
@@ -32,7 +32,7 @@ TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 ACCELERATE = ("accelerate.commands.launch", "--num_machines", "1", "--num_processes", "2", "--mixed_precision", "no")
 
 
-def start(launcher: Sequence[object], *arguments: object) -> subprocess.Popen[str]:
+def start(launcher: Sequence[object], *arguments: object, **environment: str) -> subprocess.Popen[str]:
     """A training run under a launcher, on this machine."""
     return subprocess.Popen(
         [sys.executable, "-m", *map(str, launcher), "-m", "m2df_train.cli", *map(str, arguments)],
@@ -44,6 +44,7 @@ def start(launcher: Sequence[object], *arguments: object) -> subprocess.Popen[st
             **os.environ,
             "OMP_NUM_THREADS": "1",
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            **environment,
         },
         start_new_session=True,
     )
@@ -85,18 +86,15 @@ def test_two_processes_stop_together_and_give_the_weights_of_one(tmp_path: Path)
     file.write_text(dump_recipe(recipe))
     arguments = ("--recipe", file, "--out", out)
 
-    both = start(TORCHRUN, *arguments)
-    while not (out / "episodic.pt").exists():
-        assert both.poll() is None, both.communicate()[1]
-        time.sleep(0.02)
-    os.killpg(both.pid, signal.SIGINT)
-    _, errors = both.communicate(timeout=300)
+    saves = signal_at(tmp_path / "stop", "os.rename", r"/episodic\.pt$", signal.SIGINT, group=True)
+    both = start(TORCHRUN, *arguments, **saves)
+    _, errors = both.communicate()
     assert both.returncode != 0
     assert errors.count("error: stopped after") == 1, errors
 
     # `--multi_gpu` is what Accelerate calls processes that it starts itself, with or without GPUs.
     both = start((*ACCELERATE, "--multi_gpu", "--main_process_port", free_port()), *arguments, "--resume")
-    output, errors = both.communicate(timeout=300)
+    output, errors = both.communicate()
     assert both.returncode == 0, errors
     assert output.count("accuracy on test classes") == 1
 
@@ -116,7 +114,7 @@ def test_two_cpu_processes_of_accelerate_launch_give_the_weights_of_one(tmp_path
     mpi = ("--cpu", "--mpirun_hostfile", hosts, "--main_process_port", free_port())
 
     both = start((*ACCELERATE, *mpi), "--recipe", file, "--out", tmp_path / "two")
-    output, errors = both.communicate(timeout=300)
+    output, errors = both.communicate()
     assert both.returncode == 0, errors
     assert output.count("accuracy on test classes") == 1  # not two runs that know nothing of each other
     train_alone(file, tmp_path / "one")
@@ -126,6 +124,6 @@ def test_two_cpu_processes_of_accelerate_launch_give_the_weights_of_one(tmp_path
 @pytest.mark.slow
 def test_accelerate_launch_that_starts_one_process_alone_says_so(tmp_path: Path) -> None:
     alone = start((*ACCELERATE, "--cpu"), "--recipe", "demo", "--set", "train.precision=fp16", "--out", tmp_path / "a")
-    _, errors = alone.communicate(timeout=300)
+    _, errors = alone.communicate()
     assert "started one process alone" in errors
     assert "error: train.precision fp16 needs a GPU" in errors

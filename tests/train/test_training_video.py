@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from signal_at import signal_at
 from small_runs import tiny_backbone, video_recipe, write_clips, write_model
 
 from m2df_runtime.errors import CheckFailed, InputError
@@ -274,14 +274,6 @@ def start(*arguments: object, **environment: str) -> subprocess.Popen[str]:
     )
 
 
-def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    while not path.exists():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline, f"{path} does not appear"
-        time.sleep(0.02)
-
-
 @pytest.mark.slow
 def test_killed_and_interrupted_commands_go_on_to_the_same_weights(recipe: Recipe, tmp_path: Path) -> None:
     # Long enough to be met in the middle; adapters, whose state is the most involved.
@@ -292,18 +284,15 @@ def test_killed_and_interrupted_commands_go_on_to_the_same_weights(recipe: Recip
     out = tmp_path / "run"
     arguments = ("--recipe", file, "--out", out)
 
-    killed = start(*arguments)
-    wait_for(out / "episodic.pt", killed)
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.communicate()
+    saves = ("os.rename", r"/episodic\.pt$")
+    killed = start(*arguments, **signal_at(tmp_path / "kill", *saves, signal.SIGKILL, nth=2, group=True))
+    assert killed.communicate()[0] == "" and killed.returncode == -signal.SIGKILL
+    assert (out / "episodic.pt").exists()
 
-    stopped = start(*arguments, "--resume")
-    changed = (out / "episodic.pt").stat().st_mtime_ns
-    while (out / "episodic.pt").stat().st_mtime_ns == changed:
-        assert stopped.poll() is None, stopped.communicate()[1]
-        time.sleep(0.02)
-    os.killpg(stopped.pid, signal.SIGINT)  # a terminal sends it to the workers too
-    output, errors = stopped.communicate(timeout=120)
+    # A terminal sends it to the workers too.
+    stops = signal_at(tmp_path / "stop", *saves, signal.SIGINT, group=True)
+    stopped = start(*arguments, "--resume", **stops)
+    output, errors = stopped.communicate()
     assert (stopped.returncode, output) == (130, ""), errors
     assert "Traceback" not in errors
     last = errors.strip().splitlines()[-1]
