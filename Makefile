@@ -1,5 +1,6 @@
 # make demo         recognise the shipped clips with the shipped model, on a CPU
-# make test         lint, types and the whole test suite
+# make test         lint, types and the test suite, on all cores
+# make soak         the tests that take hours of load or hundreds of kills
 # make bench        CPU benchmarks, tables and plots, to benchmarks/results/ (leave the machine alone meanwhile)
 # make demo-bundle  train and export the shipped model again
 # make clean        remove the environment, caches and what the targets above wrote
@@ -13,7 +14,7 @@ RUN := runs/demo-bundle
 BUNDLE := m2df_runtime/demo/demo.bundle.zip
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench demo-bundle clean
+.PHONY: help demo test soak lint bench demo-bundle clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
@@ -43,9 +44,23 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# One thread: operators as small as the tests' gain nothing from a second, and lose much where cores are shared.
-test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ""
+# One thread per process: operators as small as the tests' gain nothing from a second, and lose much where cores are
+# shared. Whole files go to the processes in turn, for what their tests share is made once per process; one that has
+# none left takes tests from another.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+# mypy takes one core for two minutes where it has no cache, so it runs beside the tests; its lines follow theirs.
+test: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@$(BIN)/mypy >$(VENV)/mypy.log 2>&1 & types=$$!; trap "kill $$types" INT TERM; \
+	$(PYTEST) -m "not soak" -n auto --dist worksteal; tests=$$?; \
+	wait $$types; types=$$?; \
+	echo "mypy:"; cat $(VENV)/mypy.log; \
+	exit $$((tests ? tests : types))
+
+soak: $(VENV)/.installed-dev
+	$(PYTEST) -m soak
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.latency --model ViT-B-16-quickgelu --rounds 8 --warmup 1
