@@ -15,8 +15,8 @@ PRECISIONS = [torch.float32, torch.float64]
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
-def test_cosine_matches_the_reference(shared_dir, dtype):
-    ref = Reference(shared_dir, "cos_sim.npz", dtype)
+def test_cosine_matches_the_reference(reference_dir, dtype):
+    ref = Reference(reference_dir, "cos_sim.npz", dtype)
     cases = {key.split(".")[0] for key in ref.arrays}
     for case in cases:
         ref.check(case, "cos", cosine(ref.input(f"{case}.x"), ref.input(f"{case}.y")))
@@ -24,8 +24,8 @@ def test_cosine_matches_the_reference(shared_dir, dtype):
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
-def test_otam_and_its_gradient_match_the_reference(shared_dir, dtype):
-    ref = Reference(shared_dir, "otam.npz", dtype)
+def test_otam_and_its_gradient_match_the_reference(reference_dir, dtype):
+    ref = Reference(reference_dir, "otam.npz", dtype)
     for name in [key for key in ref.arrays if key.endswith(".dists")]:
         for lam in ref.config["lambdas"]:
             case = f"{name.removesuffix('.dists')}.l{lam}"

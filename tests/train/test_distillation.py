@@ -24,8 +24,8 @@ def official(conditions, direction) -> DistilOptions:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_loss_and_gradients_match_the_reference(shared_dir, dtype):
-    ref = Reference(shared_dir, "mdmf_distill_unit.npz", dtype)
+def test_loss_and_gradients_match_the_reference(reference_dir, dtype):
+    ref = Reference(reference_dir, "mdmf_distill_unit.npz", dtype)
     for case in {key.split(".")[0] for key in ref.arrays}:
         table = torch.zeros(4, 3, dtype=dtype)
         for row, conditions in enumerate(CONDITIONS):

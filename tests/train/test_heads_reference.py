@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
-from reference import Reference
+from reference import GOLDEN, Reference
+from safetensors.numpy import load_file
 from torch import Tensor
 
 from m2df_train.importing.official import rename_head_keys
@@ -29,6 +34,7 @@ CLIP_FSAR_FILES = [
 CONDITIONS = [(), ("t",), ("v",), ("t", "v")]  # rows of the stored distillation tables
 DIRECTIONS = ["mutual", "global_teaches", "local_teaches"]  # columns: bid, up2down, down2up
 NO_DROPOUT = {"attention": 0.0, "ffn": 0.0}
+Change = Callable[[Head, str], None]  # of a head for a run
 PRECISIONS = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
 
 
@@ -51,13 +57,15 @@ def episode_of(ref: Reference, prompt_table: str, class_table: str) -> Episode:
     )
 
 
-def load(ref: Reference, name: str, options: dict, train: bool) -> Head:
-    """The head with the file's weights; every official weight must find its place."""
+def load(ref: Reference, name: str, options: dict, train: bool, change: Callable[[Head], None] | None = None) -> Head:
+    """The head, perhaps changed, with the file's weights; every official weight must find its place."""
     dropout = {**NO_DROPOUT, "context": 0.0} if name == "m2df" else NO_DROPOUT
     shape = {"depth": ref.config["transformer_depth"], "dropout": dropout}
-    head = build_head(name, ref.config["D"], ref.config["frames"], {**shape, **options}).to(ref.dtype)
+    head = build_head(name, ref.config["D"], ref.config["frames"], {**shape, **options}).to(ref.dtype).train(train)
+    if change is not None:
+        change(head)
     head.load_state_dict(ref.head_weights(), strict=True)
-    return head.train(train)
+    return head
 
 
 def check_gradients(ref: Reference, run: str, prefix: str, head: Head, episode: Episode, total: Tensor) -> None:
@@ -87,7 +95,62 @@ def official_names(names: list[str]) -> dict[str, str]:
 @PRECISIONS
 @pytest.mark.parametrize("file", M2DF_FILES)
 def test_m2df_reproduces_every_stored_run(shared_dir, file, dtype):
-    ref = Reference(shared_dir, file, dtype)
+    check_m2df(Reference(shared_dir / "reference", file, dtype))
+
+
+@PRECISIONS
+@pytest.mark.parametrize("file", CLIP_FSAR_FILES)
+def test_clip_fsar_reproduces_every_stored_run(shared_dir, file, dtype):
+    check_clip_fsar(Reference(shared_dir / "reference", file, dtype))
+
+
+class Stored(torch.nn.Module):
+    """In place of a fusion encoder whose weights are not among the golden values: what the official one gave."""
+
+    def __init__(self, ref: Reference, query: str, support: str) -> None:
+        super().__init__()
+        of_query, of_support = ref.expected(query), ref.expected(support)
+        outputs = [of_query, of_support]
+        if of_query.shape[1] == of_support.shape[1]:  # M2DF takes both at once
+            outputs.append(torch.cat([of_support, of_query]))
+        self.outputs = {len(tokens): tokens for tokens in outputs}
+
+    def forward(self, queries: Tensor, memory: Tensor | None = None, *, skip: int = 0) -> Tensor:
+        tokens = self.outputs[len(queries)]
+        dropped = torch.full((len(tokens), queries.shape[1] - tokens.shape[1], tokens.shape[2]), torch.nan)
+        return torch.cat([tokens, dropped], dim=1)[:, skip:]  # the text of CLIP-FSAR's support is not stored
+
+
+def test_m2df_reproduces_the_golden_runs():
+    def without_global_fusion(head: Head, run: str) -> None:
+        head.global_view.fusion = Stored(ref, f"{run}.down_target_tokens", "eval_draw.down_support_tokens")
+
+    ref = Reference(GOLDEN, M2DF_FILES[0], torch.float32)
+    check_m2df(ref, without_global_fusion)
+
+
+def test_clip_fsar_reproduces_the_golden_runs():
+    def without_fusion(head: Head, run: str) -> None:
+        like = "train_cls_merge0" if head.training else "eval_merge0" if head.merges_after else "eval_merge1"
+        head.fusion = Stored(ref, f"{like}_single0.query_tokens", f"{like}_single0.support_tokens")
+
+    ref = Reference(GOLDEN, CLIP_FSAR_FILES[0], torch.float32)
+    check_clip_fsar(ref, without_fusion)
+
+
+def test_golden_values_are_those_of_the_whole_reference(shared_dir):
+    names = {path.name for path in GOLDEN.iterdir()} - {"README.md", "manifest.json"}
+    assert names == {entry["file"] for entry in json.loads((GOLDEN / "manifest.json").read_text())["files"]} | {
+        "weights_mdmf_d64.safetensors", "weights_clipfsar_d64.safetensors"
+    }  # fmt: skip
+    for name in names:
+        read = np.load if name.endswith(".npz") else load_file
+        golden, whole = read(GOLDEN / name), read(shared_dir / "reference" / name)
+        for key in golden:
+            np.testing.assert_array_equal(golden[key], whole[key], err_msg=f"{name} {key}")
+
+
+def check_m2df(ref: Reference, change: Change | None = None) -> None:
     for run, setting in ref.config["runs"].items():
         train = setting["mode"] == "train"
         mode = {"draw": "sample", "argmax": "argmax"}.get(setting["prototype_choice"], "none")
@@ -98,7 +161,7 @@ def test_m2df_reproduces_every_stored_run(shared_dir, file, dtype):
                        "conditions": ("t",), "direction": "global_teaches"},
             "loss": {"lambda_text": 1.0},
         }  # fmt: skip
-        head = load(ref, "m2df", options, train)
+        head = load(ref, "m2df", options, train, change and partial(change, run=run))
         episode = episode_of(ref, setting["text_table"], setting["text_table"])
         features = (episode.support_features, episode.query_features)
         for x in features:
@@ -193,10 +256,7 @@ def check_training(ref, run, head, episode, out, options) -> None:
         check_gradients(ref, run, "grad_B", other, episode, total)
 
 
-@PRECISIONS
-@pytest.mark.parametrize("file", CLIP_FSAR_FILES)
-def test_clip_fsar_reproduces_every_stored_run(shared_dir, file, dtype):
-    ref = Reference(shared_dir, file, dtype)
+def check_clip_fsar(ref: Reference, change: Change | None = None) -> None:
     for run, setting in ref.config["runs"].items():
         train, flags = setting["mode"] == "train", setting["TRAIN"]
         fusion = "text" if flags.get("EVAL_TEXT") else "combine" if flags.get("COMBINE") else "off"
@@ -207,7 +267,7 @@ def test_clip_fsar_reproduces_every_stored_run(shared_dir, file, dtype):
             "text_visual_fusion": {"mode": fusion, "beta": flags.get("TEXT_COFF") or 0.9},
             "loss": {"lambda_text": flags["USE_CLASSIFICATION_VALUE"] if train and classified else 0.0},
         }
-        head = load(ref, "clip-fsar", options, train)
+        head = load(ref, "clip-fsar", options, train, change and partial(change, run=run))
         table = "text_features_train" if train else "text_features_test"
         episode = episode_of(ref, table, "text_features_train")
         for x in (episode.support_features, episode.query_features):

@@ -190,7 +190,7 @@ def test_the_imported_head_gives_the_official_logits(
 ):
     path = write(tmp_path / "official.pt", head_state(head), towers["vit"])
     checkpoint, _ = run_import(path, text_model, **options)
-    ref = Reference(shared_dir, file, torch.float32)
+    ref = Reference(shared_dir / "reference", file, torch.float32)
     m2df = head.startswith("m2df")
     episode = episode_of(ref, "text_features_test", "text_features_test" if m2df else "text_features_train")
     model = checkpoint.head
@@ -470,7 +470,7 @@ def test_an_official_file_runs_in_the_runtime_with_the_official_logits(
         assert result.returncode == 0, result.stderr
     session = Session(Bundle.open(bundle), backend="cpu", threads=1)
 
-    ref = Reference(shared_dir, file, torch.float32)
+    ref = Reference(shared_dir / "reference", file, torch.float32)
     episode = episode_of(ref, "text_features_test", "text_features_test")
     prompts = episode.class_prompts.numpy()
     prototypes = np.stack(
