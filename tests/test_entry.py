@@ -32,7 +32,6 @@ def start(script: str, *args: object, shell: str = '"$@"', **env: str) -> subpro
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=120,
         cwd=ROOT,
         env={**os.environ, **env, "PYTHONPATH": paths},
         check=False,

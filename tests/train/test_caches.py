@@ -194,7 +194,7 @@ def test_a_killed_run_goes_on_where_it_was_and_two_run_at_once(clips, tmp_path, 
     for worker in workers:  # which end when nobody takes their clips any more
         select.select([worker], [], [])
         os.close(worker)
-    safe = sum(index.read_text().count("\n") for index in store_of(tmp_path / "cache").glob("*.index"))
+    safe = sum(index.read_text().count("\n") for index in (tmp_path / "cache").rglob("*.index"))
     assert 7 * 4 <= safe <= 8 * 4  # of the seven calls before the last one
     left = whole.shape[0] * VIEWS - safe
     both = [start(clips, tmp_path / "cache", workers=0) for _ in range(2)]
