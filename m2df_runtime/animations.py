@@ -60,7 +60,7 @@ def scan(file: BinaryIO, path: Path, most: int | None = None) -> Animation | Non
         found = scanner(file, path, most) if scanner else None
     except struct.error:  # the file ends within a header
         return None
-    return found if found and (len(found.seconds) > 1 or found.first or (found.cut and found.seconds)) else None
+    return found if found and found.seconds and (len(found.seconds) > 1 or found.first or found.cut) else None
 
 
 def _gif(file: BinaryIO, path: Path, most: int | None) -> Animation:

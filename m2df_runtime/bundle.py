@@ -20,6 +20,7 @@ from m2df_runtime.bundle_files import read_file
 from m2df_runtime.errors import InputError
 from m2df_runtime.labels import MAX_TEXT, check_template
 from m2df_runtime.preprocess import PIXELS_VERSION, ClipSpec
+from m2df_runtime.regular_files import open_regular
 from m2df_runtime.signatures import signature_problem
 
 SCHEMA_VERSION = 1
@@ -181,9 +182,9 @@ def sha256_bytes(data: bytes) -> str:
 
 
 def sha256_file(path: Path) -> str:
-    """SHA-256 of a file as hex, read in blocks of 1 MiB."""
+    """SHA-256 of a file as hex, read in blocks of 1 MiB. Raises OSError, also where it is no file but a pipe."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

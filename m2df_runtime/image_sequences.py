@@ -51,6 +51,7 @@ _VIDEO_HEADS = (
     (0, b"\x00\x00\x01\xb3"),
     (0, b"0&\xb2u\x8ef\xcf\x11"),
 )
+_PICTURE_HEADS = (b"\x89PNG", b"GIF8", b"RIFF", b"\xff\xd8\xff", b"II", b"MM", b"BM")
 _HEAD = 16
 _PATTERN = re.compile(r"%(0\d+)?d")
 
@@ -63,7 +64,17 @@ def is_pattern(path: Path) -> bool:
 def is_video(path: Path) -> bool:
     """Whether a file begins as video files do, whatever its name. Raises OSError."""
     with open_regular(path) as file:
-        head = file.read(_HEAD)
+        return _begins_as_video(file)
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file begins as picture files do, however it goes on. Raises OSError."""
+    with open_regular(path) as file:
+        return file.read(_HEAD).startswith(_PICTURE_HEADS)
+
+
+def _begins_as_video(file: IO[bytes]) -> bool:
+    head = file.read(_HEAD)
     return any(head[at : at + len(mark)] == mark for at, mark in _VIDEO_HEADS)
 
 
@@ -71,7 +82,10 @@ def is_moving(path: Path) -> bool:
     """Whether a picture file holds more than one frame, or is a video by another name."""
     try:
         with open_regular(path) as file:
-            return is_video(path) or scan(file, path, most=2) is not None
+            if _begins_as_video(file):
+                return True
+            file.seek(0)
+            return scan(file, path, most=2) is not None
     except ClipError:  # beyond the limits: opening it will say so
         return True
     except OSError:

@@ -6,19 +6,23 @@ Only formats of pixels are opened (Pillow would hand PostScript to another progr
 
 from __future__ import annotations
 
+import ctypes
+import logging
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import IO
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from m2df_runtime.errors import ClipError, M2dfError, first_line
-from m2df_runtime.limits import check_pixels, max_pixels
+from m2df_runtime.limits import MAX_PIXELS_VARIABLE, check_pixels, max_pixels
 from m2df_runtime.regular_files import open_regular
 from m2df_runtime.source import Picture, grey_of, reduced_size
 
@@ -108,7 +112,8 @@ def pillow_errors(path: Path) -> Iterator[None]:
     except UnidentifiedImageError as error:
         raise UnknownPicture(path, "unreadable image: of no known format", "is it damaged or not an image?") from error
     except Image.DecompressionBombError as error:
-        raise ClipError(path, "refused, the picture is too large to decode safely") from error
+        reason = f"it has far more pixels than the limit of {max_pixels()}"
+        raise ClipError(path, reason, f"{MAX_PIXELS_VARIABLE} in the environment raises it") from error
     except MemoryError as error:
         raise ClipError(path, "not enough memory to decode the picture") from error
     except Exception as error:
@@ -123,7 +128,20 @@ def open_picture(file: IO[bytes], path: Path) -> Image.Image:
         Image.MAX_IMAGE_PIXELS = limit
     image = Image.open(file, formats=_FORMATS)
     check_pixels(path, *image.size)
+    if image.format == "TIFF":
+        _silence_libtiff()
     return image
+
+
+@cache
+def _silence_libtiff() -> None:
+    """Keep libtiff, which Pillow's wheels bring along, from writing what it finds wrong straight to stderr."""
+    packages = Path(PIL.__file__).parents[1]
+    for library in (*packages.glob("pillow.libs/libtiff*"), *packages.glob("PIL/.dylibs/libtiff*")):
+        with suppress(OSError, AttributeError):
+            loaded = ctypes.CDLL(str(library))
+            loaded.TIFFSetErrorHandler(None)
+            loaded.TIFFSetWarningHandler(None)
 
 
 def rgb_of(image: Image.Image) -> NDArray[np.uint8]:
@@ -173,6 +191,10 @@ class _Quiet:
         self._readers = 0
         self._filter: object = None
 
+    def lets_pass(self, record: logging.LogRecord) -> bool:
+        """A filter of a logger of Pillow's: nothing is said of the pictures that are read here."""
+        return not self._readers
+
     def __enter__(self) -> None:
         with self._lock:
             self._readers += 1
@@ -188,3 +210,4 @@ class _Quiet:
 
 
 _quiet = _Quiet()
+logging.getLogger("PIL.TiffImagePlugin").addFilter(_quiet.lets_pass)  # the one that logs errors, and raises them too

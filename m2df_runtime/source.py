@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2df_runtime.errors import ClipError, InputError
+from m2df_runtime.limits import check_bytes
 
 DEFAULT_FPS = 25.0
 Rectangle = tuple[int, int, int, int]
@@ -66,12 +67,21 @@ class FrameSource(ABC):
         """Frames in the order asked (any order, repeats allowed), uint8 [M, H, W, 3] RGB.
 
         Raises:
-            ClipError: A frame cannot be read.
+            ClipError: A frame cannot be read, or all together are larger than `limits.MAX_BYTES`.
             IndexError: An index outside the clip.
         """
         chosen = checked_indices(indices, self.n_frames)
         wanted, places = np.unique(chosen, return_inverse=True)
-        return np.stack([picture.rgb() for picture in self.pictures(wanted)])[places]
+        frames: NDArray[np.uint8] | None = None
+        for place, picture in enumerate(self.pictures(wanted)):
+            frame = picture.rgb()
+            if frames is None:
+                check_bytes(self.name, len(chosen), frame.shape[1], frame.shape[0])
+                frames = np.empty((len(wanted), *frame.shape), dtype=np.uint8)
+            frames[place] = frame
+        if frames is None:
+            raise ValueError("no frames are asked for")
+        return frames if len(wanted) == len(chosen) and (places == np.arange(len(places))).all() else frames[places]
 
 
 class ArrayPicture(Picture):

@@ -13,6 +13,7 @@ from m2df_runtime.image_sequences import (
     AnimatedImage,
     FrameFolder,
     is_pattern,
+    is_picture,
     is_video,
 )
 from m2df_runtime.picture_files import UnknownPicture
@@ -53,6 +54,8 @@ def _picture(path: Path) -> FrameSource:
     try:
         return AnimatedImage(path)
     except UnknownPicture as unknown:
+        if is_picture(path):  # a damaged one; FFmpeg would say more of it
+            raise
         try:
             return VideoFile(path)
         except ClipError:

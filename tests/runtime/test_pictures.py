@@ -77,6 +77,10 @@ def test_a_png_shows_its_animation_without_the_picture_for_old_readers(tmp_path:
     assert source.n_frames == 3
     np.testing.assert_allclose(source.times, [0, 0.04, 0.12])
     np.testing.assert_array_equal(source.read([0, 1, 2]), frames[1:])
+    data = path.read_bytes()
+    place = data.index(b"acTL")
+    path.write_bytes(data[: place - 4] + chunk(b"acTL", struct.pack(">II", 0, 0)) + data[place + 16 :])
+    np.testing.assert_array_equal(all_frames(path), frames[:1])  # an animation without frames is a still
 
 
 def test_files_are_read_by_what_they_hold(tmp_path: Path) -> None:
@@ -212,7 +216,9 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def test_side_data_neither_matter_nor_reach_stderr(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_side_data_neither_matter_nor_reach_stderr(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     frame = scene(1)[0]
     picture = Image.fromarray(frame)
     picture.save(tmp_path / "exif.png")
@@ -222,10 +228,6 @@ def test_side_data_neither_matter_nor_reach_stderr(tmp_path: Path, capfd: pytest
     palette = picture.quantize(16)
     palette.save(tmp_path / "palette.png", transparency=bytes(range(16)))
     picture.save(tmp_path / "tags.tif", compression="tiff_lzw")
-    tiff = bytearray((tmp_path / "tags.tif").read_bytes())
-    place = struct.unpack_from("<I", tiff, 4)[0] + 2
-    tiff[place + 12 * 11 :: 1] = tiff[place + 12 * 11 :]
-    (tmp_path / "tags.tif").write_bytes(tiff)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         before = list(warnings.filters)
@@ -233,6 +235,20 @@ def test_side_data_neither_matter_nor_reach_stderr(tmp_path: Path, capfd: pytest
             assert all_frames(tmp_path / name).shape == (1, 48, 64, 3)
         assert list(warnings.filters) == before
     np.testing.assert_array_equal(all_frames(tmp_path / "exif.png")[0], frame)
+    data = bytearray((tmp_path / "tags.tif").read_bytes())
+    data[8:200] = bytes(192)  # what libtiff decodes
+    (tmp_path / "tags.tif").write_bytes(data)
+    caplog.clear()
+    with pytest.raises(ClipError, match=r"tags\.tif: unreadable image"):
+        all_frames(tmp_path / "tags.tif")
+    picture.save(tmp_path / "samples.tif")
+    data = (tmp_path / "samples.tif").read_bytes()
+    samples = struct.pack("<HHIH", 0x0115, 3, 1, 3)  # SamplesPerPixel
+    assert data.count(samples) == 1
+    (tmp_path / "samples.tif").write_bytes(data.replace(samples, struct.pack("<HHIH", 0x0115, 3, 1, 0x2A00)))
+    with pytest.raises(ClipError, match=r"samples\.tif: unreadable image"):
+        all_frames(tmp_path / "samples.tif")
+    assert not caplog.records
     assert capfd.readouterr() == ("", "")
 
 
