@@ -80,7 +80,7 @@ def build_bank(
     counts = _Counts()
     digests = _distinct(support, _digests(support, old, counts))
     clips = _encoded(support, digests, session, features_by_digest(old), counts, progress or _no_progress)
-    if counts.left_out:
+    if counts.left_out > 1:  # of one, its own line says it
         total = sum(map(len, support.classes.values()))
         _log.warning("%s: %d of %d clips are left out, for the reasons above", folder, counts.left_out, total)
     classes = _with_prototypes(clips, session, rules, old, counts)

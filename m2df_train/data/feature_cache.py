@@ -96,9 +96,9 @@ class FeatureCache:
     ) -> Encoded:
         """Features of clips, read and encoded where they are not kept already.
 
-        A clip that cannot be read, or whose features are not finite, is named in a warning and left out; at the end
-        their number is said. What was encoded stays when the process is
-        killed, up to its last second. Rows are the same for any number of workers.
+        A clip that cannot be read, or whose features are not finite, is named in a warning and left out; of several
+        their number is said. What was encoded stays when the process is killed, up to its last second. Rows are the
+        same for any number of workers.
 
         Args:
             encode_clips: Pixels uint8 [B, T, S, S, 3] to features float32 [B, T, D].
@@ -138,7 +138,7 @@ class FeatureCache:
                         keys = [(names[part[place][0]], part[place][1]) for place in good]
                         rows.add(keys, features[good] if problems else features)
             kept = tuple(number for number in range(len(clips)) if number not in failed)
-            if failed:
+            if len(failed) > 1:  # of one, its own line says it
                 _log.warning("%d of %d clips are left out, for the reasons above", len(failed), len(clips))
             if not kept:
                 raise InputError(f"none of the {len(clips)} clips can be read", "the lines above name the reasons")

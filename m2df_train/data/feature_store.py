@@ -2,18 +2,21 @@
 
 A store is a folder. Every process that writes adds a segment of its own: `NAME.TxD.rows`, float32 rows one
 after the other, and `NAME.TxD.index`, a line `KEY VIEW` for each of them. Lines are written after their rows
-are on disk, so a row without a line does not exist, whatever happened to its writer.
+are on disk, so a row without a line does not exist, whatever happened to its writer. A writer locks its rows; those
+that a killed one left without a line are given back by the next.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import secrets
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +76,30 @@ def read_segments(folder: Path) -> list[Segment]:
     return found
 
 
+def tidy(folder: Path) -> None:
+    """Give back the rows without a line that killed writers left, and their segments where there is no other row."""
+    for path in folder.glob(f"*{_ROWS}"):
+        index = path.with_suffix(_INDEX)
+        try:
+            with path.open("r+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                rows = _rows_of(index)
+                if rows.size:
+                    os.truncate(file.fileno(), rows.nbytes)
+                else:
+                    index.unlink(missing_ok=True)
+                    path.unlink()
+        except OSError:  # its writer is alive, locks do not work here, or another process was faster
+            continue
+
+
+def _rows_of(index: Path) -> Float:
+    try:
+        return Segment(index).rows
+    except (FileNotFoundError, ValueError):
+        return np.zeros((0, 0, 0), np.float32)
+
+
 class SegmentWriter:
     """Writes one new segment.
 
@@ -87,9 +114,10 @@ class SegmentWriter:
 
     def __init__(self, folder: Path, frames: int, dim: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        tidy(folder)
         path = folder / f"{secrets.token_hex(8)}.{frames}x{dim}"
         self._shape = (frames, dim)
-        self._rows = Path(f"{path}{_ROWS}").open("x+b")  # noqa: SIM115
+        self._rows = _locked(Path(f"{path}{_ROWS}"))
         self._index = Path(f"{path}{_INDEX}").open("xb")  # noqa: SIM115
         self._pending: list[Key] = []
         self._flushed = time.monotonic()
@@ -125,6 +153,17 @@ class SegmentWriter:
                 file.close()
             if not self.keys:
                 Path(file.name).unlink(missing_ok=True)
+
+
+def _locked(path: Path) -> BinaryIO:
+    """A new file, locked; made again where another process tidied it away before it was."""
+    while True:
+        file = path.open("x+b")
+        with contextlib.suppress(OSError):  # a file system without locks, where nothing is tidied
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if path.exists():
+            return file
+        file.close()
 
 
 def gather(places: Sequence[tuple[int, int]], tables: Mapping[int, Float]) -> Float:

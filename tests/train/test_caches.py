@@ -28,6 +28,7 @@ from m2df_runtime.video import open_source
 from m2df_train.data.augment import DeployedLoader
 from m2df_train.data.clips import folder_clips
 from m2df_train.data.feature_cache import FeatureCache, identity_of
+from m2df_train.data.feature_store import SegmentWriter, read_segments
 from m2df_train.data.frame_cache import FrameCache, StoredFrames
 from m2df_train.data.workers import ordered_map
 
@@ -217,21 +218,48 @@ def children(pid: int) -> list[int]:
 
 @pytest.mark.parametrize("keep", [0, 1, 34, 36, 100, 300])
 def test_a_cut_off_index_or_table_is_read_as_far_as_it_goes(clips, tmp_path, expected, keep):
-    encode(clips, tmp_path / "cache")
+    cache = tmp_path / "cache"
     for suffix in ("index", "rows"):
-        (file,) = (tmp_path / "cache").rglob(f"*.{suffix}")
-        whole = file.read_bytes()
-        file.write_bytes(whole[:keep])
-        np.testing.assert_array_equal(encode(clips, tmp_path / "cache").values, expected)
-        for added in {*(tmp_path / "cache").rglob("*.*")} - {
-            file,
-            file.with_suffix(".rows"),
-            file.with_suffix(".index"),
-        }:
-            added.unlink()
-        file.write_bytes(whole)
-    file.with_suffix(".index").write_bytes(b"\xff" * keep)
-    np.testing.assert_array_equal(encode(clips, tmp_path / "cache").values, expected)
+        encode(clips, cache)
+        (file,) = cache.rglob(f"*.{suffix}")
+        file.write_bytes(file.read_bytes()[:keep])
+        np.testing.assert_array_equal(encode(clips, cache).values, expected)
+        shutil.rmtree(cache)
+    encode(clips, cache)
+    (file,) = cache.rglob("*.index")
+    file.write_bytes(b"\xff" * keep)
+    np.testing.assert_array_equal(encode(clips, cache).values, expected)
+
+
+def test_what_killed_writers_left_in_a_store_is_given_back(tmp_path):
+    rows = np.ones((3, 4, 6), np.float32)
+    code = """
+import os, signal, sys
+import numpy as np
+from pathlib import Path
+from m2df_train.data.feature_store import SegmentWriter
+
+writer = SegmentWriter(Path(sys.argv[1]), 4, 6)
+for part in range(int(sys.argv[2])):
+    writer.add([(f"{part:032x}", view) for view in range(3)], np.ones((3, 4, 6), np.float32))
+    writer.flush()
+writer.add([("f" * 32, 0)], np.ones((500, 4, 6), np.float32))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    for parts in (0, 1):
+        subprocess.run([sys.executable, "-c", code, str(tmp_path), str(parts)], cwd=ROOT, check=False)
+    assert size_of(tmp_path) > 2 * rows.nbytes  # the first one left a segment without any, which is gone already
+    assert len(list(tmp_path.glob("*.rows"))) == 1
+    living = SegmentWriter(tmp_path, 4, 6)
+    living.add([("a" * 32, view) for view in range(3)], rows)
+    other = SegmentWriter(tmp_path, 4, 6)
+    other.close()
+    living.flush()
+    (dead, alive) = sorted(read_segments(tmp_path), key=lambda segment: segment.keys)
+    assert [key for key, _ in dead.keys] == ["0" * 32] * 3 and [key for key, _ in alive.keys] == ["a" * 32] * 3
+    np.testing.assert_array_equal(np.stack([dead.rows, alive.rows]), np.stack([rows, rows]))
+    living.close()
+    assert sum(path.stat().st_size for path in tmp_path.glob("*.rows")) == 2 * rows.nbytes
 
 
 def test_identities_not_used_for_longest_give_way(clips, tmp_path, expected):
