@@ -140,7 +140,8 @@ def write_bundle(
     *,
     name: str = "tiny",
     support_weight: float = 0.01,
-    region: object = "full",
+    region: str = "full",
+    short_side: int | None = None,
     views: int = VIEWS,
     blue_fails: bool = False,
 ) -> Path:
@@ -162,7 +163,7 @@ def write_bundle(
         "head": {"name": "tiny", "options": {}},
         "views": views,
         "dim": DIM,
-        "clip": {"frames": FRAMES, "size": SIZE, "region": region},
+        "clip": {"frames": FRAMES, "size": SIZE, "region": region, "short_side": short_side},
         "text": {"prompt": "a photo of {}"},
         "graphs": graphs,
         "tokenizer": _file(folder, "tokenizer.json", tokenizer_json([])),

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from colour_clips import write_colour_clip, write_colour_folder
 from onnx import numpy_helper
-from tiny_bundle import write_bundle, write_support
+from tiny_bundle import SIZE, write_bundle, write_support
 
 from m2df_runtime.bundle import sha256_bytes
 from m2df_runtime.console import guarded
@@ -110,12 +110,12 @@ def test_tables(colours, tiny_bundle, evaluate):
 
 def test_two_models_on_the_same_episodes(tiny_bundle, tmp_path, evaluate):
     data = write_support(tmp_path / "squares", shots=5)  # squares of a colour that cross the picture
-    cornered = write_bundle(tmp_path / "cornered", region=(0, 0, 16, 16))  # sees the part where few of them pass
+    narrow = write_bundle(tmp_path / "narrow", short_side=12 * SIZE)  # sees the middle, where few of them pass
     options = ("--data", data, "--way", 3, "--shot", 2, "--episodes", 80, "--json")
-    code, out, _ = evaluate("--compare", cornered, tiny_bundle, *options)
+    code, out, _ = evaluate("--compare", narrow, tiny_bundle, *options)
     assert code == 0
     record = json.loads(out)
-    a, b = (json.loads(evaluate("--bundle", bundle, *options)[1]) for bundle in (cornered, tiny_bundle))
+    a, b = (json.loads(evaluate("--bundle", bundle, *options)[1]) for bundle in (narrow, tiny_bundle))
     for side, expected in (("a", a), ("b", b)):
         same = [key for key in record[side] if "seconds" not in key]
         assert {key: record[side][key] for key in same} == {key: expected[key] for key in same}
@@ -181,7 +181,7 @@ def test_prompts_are_those_of_the_classes_that_both_models_can_read(tiny_bundle,
     data = write_colour_folder(tmp_path / "data")
     cache, clips = FeatureCache(tmp_path / "cache", 1 << 30), folder_clips(data)[0]
     first = open_bundle(tiny_bundle, "cpu", None, {})
-    second = open_bundle(write_bundle(tmp_path / "cornered", region=(0, 0, 16, 16)), "cpu", None, {})
+    second = open_bundle(write_bundle(tmp_path / "narrow", short_side=2 * SIZE), "cpu", None, {})
     encode_for_all([first], clips, {}, cache)
     for clip in (data / "dark blue").iterdir():  # now only the first model has features of the first class
         make_unreadable(clip)
