@@ -106,16 +106,16 @@ class SupportBank:
         return np.stack([entry.prototypes for entry in self.classes])
 
     @classmethod
-    def build(cls, folder: Path, session: Session, rules: LabelRules | None = None) -> SupportBank:
+    def build(cls, folder: Path | str, session: Session, rules: LabelRules | None = None) -> SupportBank:
         """Encode a support folder without reading or writing a bank file. Raises InputError as `update` does."""
         from m2df_runtime.bank_update import build_bank
 
-        return build_bank(folder, session, rules or default_rules(session.bundle), None, None)[0]
+        return build_bank(Path(folder), session, rules or default_rules(session.bundle), None, None)[0]
 
     @classmethod
     def update(
         cls,
-        folder: Path,
+        folder: Path | str,
         session: Session,
         rules: LabelRules | None = None,
         *,
@@ -139,21 +139,21 @@ class SupportBank:
         from m2df_runtime.bank_update import update_bank
 
         rules = rules or default_rules(session.bundle)
-        return update_bank(folder, session, rules, calibrated=calibrated, in_cache=in_cache, progress=progress)
+        return update_bank(Path(folder), session, rules, calibrated=calibrated, in_cache=in_cache, progress=progress)
 
     @classmethod
-    def load(cls, path: Path, bundle: Bundle) -> SupportBank:
+    def load(cls, path: Path | str, bundle: Bundle) -> SupportBank:
         """Read a bank made with this bundle.
 
         Raises:
             InputError: Damaged, of another version, or made with another bundle.
         """
-        bank = load_for_features(path, bundle)
+        bank = load_for_features(Path(path), bundle)
         if bank.keys != keys_of(bundle) or bank.prototypes.shape[1] != bundle.manifest.views:
             raise InputError(f"{path}: this bank's prototypes were made with another bundle", "update it")
         return bank
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Write the bank atomically.
 
         Raises:
@@ -171,7 +171,7 @@ class SupportBank:
             unicode = "a class or clip has a name that is not Unicode"
             raise InputError(f"{path}: {unicode if first['type'] == 'string_unicode' else first['msg']}") from None
         features = np.concatenate([entry.features for entry in self.classes])  # (M, T, D)
-        write_bank(path, index, {"features": features, "prompts": self.prompts, "prototypes": self.prototypes})
+        write_bank(Path(path), index, {"features": features, "prompts": self.prompts, "prototypes": self.prototypes})
 
     def with_calibration(self, session: Session) -> SupportBank:
         """The same bank with its rejection threshold, where the classes have enough clips."""

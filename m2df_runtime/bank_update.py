@@ -25,7 +25,7 @@ from m2df_runtime.bank import (
     keys_of,
     load_for_features,
 )
-from m2df_runtime.errors import CheckFailed, InputError
+from m2df_runtime.errors import ClipError, InputError
 from m2df_runtime.preprocess import load_clip
 from m2df_runtime.regular_files import irregular
 from m2df_runtime.support import SupportClip, SupportFolder, read_support
@@ -223,13 +223,9 @@ def _encoded(
 def _encode(clip: SupportClip, session: Session) -> Float | None:
     try:
         frames = load_clip(open_source(clip.path), session.bundle.manifest.clip)
-    except InputError as error:
+        features: Float = session.encode_clips(frames[None], [os.fspath(clip.path)])[0]
+    except ClipError as error:
         _log.warning("%s; not used", error.message)
-        return None
-    try:
-        features: Float = session.encode_clips(frames[None])[0]
-    except CheckFailed as error:  # numbers that are not finite, which is this clip's failure
-        _log.warning("%s: %s; not used", clip.path, error.message)
         return None
     return features
 

@@ -14,9 +14,10 @@ import av  # noqa: F401 - its 70 ms of loading are not decoding time
 import numpy as np
 from numpy.typing import NDArray
 
+from m2df_runtime.arrays import checked
 from m2df_runtime.backends import Tensor
 from m2df_runtime.bank import BankClass, BankClip, SupportBank, keys_of
-from m2df_runtime.errors import InputError
+from m2df_runtime.errors import ClipError, InputError
 from m2df_runtime.preprocess import ClipSpec, load_clip
 from m2df_runtime.session import Session
 from m2df_runtime.source import CroppedSource, FrameSource, Picture, Rectangle
@@ -123,7 +124,7 @@ class _TimedPicture(Picture):
 
 
 class Matcher:
-    """Classifies queries against a bank.
+    """Classifies queries against a bank, from any number of threads at once.
 
     Args:
         session: The opened bundle.
@@ -147,28 +148,59 @@ class Matcher:
         self._prototypes = session.resident(bank.prototypes)
 
     def predict(self, clip: NDArray[np.uint8], name: str = "") -> Prediction:
-        """Classify one clip, uint8 [T, S, S, 3] as `load_clip` gives it."""
+        """Classify one clip, uint8 [T, S, S, 3] as `load_clip` gives it.
+
+        Raises:
+            InputError: The array has another type or shape.
+            ClipError: The clip's features or scores are not finite.
+        """
+        spec = self.session.bundle.manifest.clip
+        checked("clip", clip, "uint8", T=spec.frames, height=spec.size, width=spec.size, channels=3)
         return self.predict_many(clip[None], [name])[0]
 
     def predict_many(self, clips: NDArray[np.uint8], names: Sequence[str] | None = None) -> list[Prediction]:
-        """Classify clips uint8 [B, T, S, S, 3] in one run of each graph."""
+        """Classify clips uint8 [B, T, S, S, 3] in one run of each graph.
+
+        Raises:
+            InputError: The array has another type or shape, or there is not a name for each clip.
+            ClipError: The features or scores of a clip are not finite; it has the clip's name.
+        """
         return self._encoded(clips, names, self.session.encode_resident)
 
     def _encoded(
-        self, clips: NDArray[np.uint8], names: Sequence[str] | None, encode: Callable[[NDArray[np.uint8]], Tensor]
+        self,
+        clips: NDArray[np.uint8],
+        names: Sequence[str] | None,
+        encode: Callable[[NDArray[np.uint8], Sequence[str] | None], Tensor],
     ) -> list[Prediction]:
+        spec = self.session.bundle.manifest.clip
+        checked("clips", clips, "uint8", B=None, T=spec.frames, height=spec.size, width=spec.size, channels=3)
+        if names is not None and len(names) != len(clips):
+            raise InputError(f"{len(names)} names for {len(clips)} clips")
         self.session.prepare("visual", "query")
         start = perf_counter()
-        features = encode(clips)
+        features = encode(clips, names)
         encoded = perf_counter()
-        predictions = self.predict_features(features, names)
+        try:
+            predictions = self.predict_features(features, names)
+        except ClipError:
+            if not isinstance(features, np.ndarray):
+                self.session.encode_clips(clips, names)  # raises where the features themselves are at fault
+            raise
         visual = 1000 * (encoded - start) / max(len(clips), 1)
         return [replace(p, timings=_timings(visual=visual, query=p.timings.query)) for p in predictions]
 
     def predict_features(self, features: Tensor, names: Sequence[str] | None = None) -> list[Prediction]:
-        """Classify clips whose features [B, T, D] are known."""
+        """Classify clips whose features [B, T, D] are known.
+
+        Raises:
+            InputError: The array has another type or shape, or there is not a name for each clip.
+            ClipError: The scores of a clip are not finite; it has the clip's name.
+        """
+        if names is not None and len(names) != len(features):
+            raise InputError(f"{len(names)} names for {len(features)} clips")
         start = perf_counter()
-        scores = self.session.match(features, self._prompts, self._prototypes)
+        scores = self.session.match(features, self._prompts, self._prototypes, names)
         probabilities = softmax(scores.logits)  # (B, C)
         distances = scores.distances.sum(axis=1)  # (B, V, C) -> (B, C)
         ranked = [self._ranked(p, d) for p, d in zip(probabilities, distances, strict=True)]
@@ -181,7 +213,9 @@ class Matcher:
             for name, scores, own in zip(labels, ranked, kept, strict=True)
         ]
 
-    def predict_file(self, path: Path, roi: Rectangle | None = None, *, look: ClipSpec | None = None) -> Prediction:
+    def predict_file(
+        self, path: Path | str, roi: Rectangle | None = None, *, look: ClipSpec | None = None
+    ) -> Prediction:
         """Read and classify a clip: a video file, frame folder, pattern or animated picture.
 
         Args:
@@ -195,7 +229,7 @@ class Matcher:
         """
         self.session.prepare("visual", "query")
         start = perf_counter()
-        source = TimedSource(path)
+        source = TimedSource(Path(path))
         seen = source if roi is None else CroppedSource(source, roi)
         watched = None if look is None else WatchedClip(seen, look)
         clip = load_clip(watched or seen, self.session.bundle.manifest.clip)
@@ -209,13 +243,21 @@ class Matcher:
         )
 
     def nearest_clip(self, features: Float, label: str) -> BankClip:
-        """The support clip of a class most like a query [T, D]: highest cosine between means over frames."""
+        """The support clip of a class most like a query [T, D]: highest cosine between means over frames.
+
+        Raises:
+            InputError: The array has another type or shape, or the bank has no such class.
+        """
+        manifest = self.session.bundle.manifest
+        checked("features", features, "float32", T=manifest.clip.frames, D=manifest.dim)
         entry = self._class(label)
         means = np.concatenate([entry.features, features[None]]).mean(axis=1)  # (K + 1, D)
         means /= np.linalg.norm(means, axis=1, keepdims=True) + 1e-12
         return entry.clips[int(np.argmax(means[:-1] @ means[-1]))]
 
     def _class(self, label: str) -> BankClass:
+        if label not in self.bank.labels:
+            raise InputError(f"the bank has no class {label!r}", f"it has {', '.join(self.bank.labels)[:200]}")
         return self.bank.classes[self.bank.labels.index(label)]
 
     def _ranked(self, probabilities: Float, distances: Float) -> tuple[ClassScore, ...]:

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from m2df_runtime.arrays import checked, finite_rows, refuse_infinite
 from m2df_runtime.backends import Backend, Graph, Tensor, Tensors
 from m2df_runtime.backends.engine_files import EngineUnusable
 from m2df_runtime.backends.onnxruntime import OnnxRuntimeBackend, import_onnxruntime
-from m2df_runtime.bundle import Bundle, GraphName, Precision
-from m2df_runtime.errors import CheckFailed, EnvironmentMissing, InputError, M2dfError, first_line
+from m2df_runtime.bundle import GRAPHS, Bundle, GraphName, Precision
+from m2df_runtime.errors import CheckFailed, ClipError, EnvironmentMissing, InputError, M2dfError, first_line
 from m2df_runtime.tokenizer import Tokenizer
 
 BackendName = Literal["auto", "tensorrt", "cuda", "openvino", "cpu"]
@@ -27,7 +29,7 @@ BACKENDS: tuple[BackendName, ...] = ("auto", "tensorrt", "cuda", "openvino", "cp
 ON_CPU = ("cpu", "openvino")
 Float = NDArray[np.float32]
 
-Result = TypeVar("Result")
+Result = TypeVar("Result", bound=Tensor)
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +44,7 @@ class QueryScores:
 
 
 class Session:
-    """Runs a bundle.
+    """Runs a bundle, from any number of threads at once.
 
     Args:
         bundle: The opened bundle.
@@ -67,6 +69,7 @@ class Session:
     ) -> None:
         self.bundle = bundle
         self._graphs: dict[GraphName, Graph] = {}
+        self._loading = {name: threading.Lock() for name in (*GRAPHS, "tokenizer")}
         self._tokenizer: Tokenizer | None = None
         self._backend: Backend
         if backend == "tensorrt" or (backend == "auto" and importlib.util.find_spec("tensorrt")):
@@ -112,76 +115,163 @@ class Session:
     @property
     def tokenizer(self) -> Tokenizer:
         """The bundle's tokenizer."""
-        if self._tokenizer is None:
-            self._tokenizer = Tokenizer.from_bytes(self.bundle.read(self.bundle.manifest.tokenizer))
+        with self._loading["tokenizer"]:
+            if self._tokenizer is None:
+                self._tokenizer = Tokenizer.from_bytes(self.bundle.read(self.bundle.manifest.tokenizer))
         return self._tokenizer
 
-    def encode_clips(self, clips: NDArray[np.uint8]) -> Float:
+    def encode_clips(self, clips: NDArray[np.uint8], names: Sequence[str] | None = None) -> Float:
         """Frame features of clips.
 
         Args:
-            clips: uint8 [B, T, S, S, 3] as `load_clip` returns them.
+            clips: uint8 [B, T, S, S, 3] as `load_clip` returns them; single frames are clips of T = 1.
+            names: Of each clip, for messages.
 
         Returns:
             float32 [B, T, D], not L2-normalised.
-        """
-        batch, frames = clips.shape[:2]
-        features = self._run("visual", {"frames": clips.reshape(batch * frames, *clips.shape[2:])})["features"]
-        return features.reshape(batch, frames, -1)  # (B, T, D)
 
-    def encode_resident(self, clips: NDArray[np.uint8]) -> Tensor:
-        """Like `encode_clips`, with the features left where the engine computes; for `match`, before the next clips."""
+        Raises:
+            InputError: The array has another type or shape.
+            ClipError: A clip's features are not finite.
+        """
+        features = self._encoded(clips, names, lambda graph, inputs: graph.run(inputs))
+        assert isinstance(features, np.ndarray)
+        return features
+
+    def encode_resident(self, clips: NDArray[np.uint8], names: Sequence[str] | None = None) -> Tensor:
+        """Like `encode_clips`, with the features left where the engine computes; for `match`, before the next clips.
+
+        What stays on a device is not looked at: `match` then finds numbers that are not finite.
+        """
+        return self._encoded(clips, names, lambda graph, inputs: graph.run_resident(inputs))
+
+    def _encoded(
+        self,
+        clips: NDArray[np.uint8],
+        names: Sequence[str] | None,
+        run: Callable[[Graph, Tensors], Mapping[str, Tensor]],
+    ) -> Tensor:
+        size = self.bundle.manifest.clip.size
+        checked("clips", clips, "uint8", B=None, T=None, height=size, width=size, channels=3)
         batch, frames = clips.shape[:2]
-        inputs = {"frames": clips.reshape(batch * frames, *clips.shape[2:])}
-        features = self._guarded("visual", lambda graph: graph.run_resident(inputs))["features"]
-        return features.reshape(batch, frames, -1)  # (B, T, D)
+        flat = {"frames": clips.reshape(batch * frames, *clips.shape[2:])}
+        outputs = self._guarded("visual", lambda graph: run(graph, flat), features=(batch * frames, self._dim))
+        features = outputs["features"].reshape(batch, frames, self._dim)  # (B, T, D)
+        finite = finite_rows({"features": features})
+        if not finite.all():
+            raise self._clip_error("visual", int(np.argmin(finite)), names)
+        return features
 
     def resident(self, array: Float) -> Tensor:
         """Prompts or prototypes for many calls of `match`, uploaded once; on a CPU the array itself."""
         return self._backend.resident(array)
 
     def encode_texts(self, texts: Sequence[str]) -> Float:
-        """Text embeddings [P, D] of prompts, not L2-normalised."""
-        return self._run("text", {"tokens": self.tokenizer.encode(texts)})["embeddings"]
+        """Text embeddings [P, D] of prompts, not L2-normalised.
+
+        Raises:
+            InputError: A text is too long.
+            CheckFailed: An embedding is not finite.
+        """
+        outputs = self._guarded(
+            "text",
+            lambda graph: graph.run({"tokens": self.tokenizer.encode(texts)}),
+            embeddings=(len(texts), self._dim),
+        )
+        finite = finite_rows(outputs)
+        if not finite.all():
+            raise self._not_finite("text", f" for {texts[int(np.argmin(finite))]!r}")
+        return outputs["embeddings"]
 
     def prototypes(self, features: Float, prompt: Float) -> Float:
-        """Prototypes [V, T, D] of one class from the features [K, T, D] of its clips and its prompt [1, D]."""
-        return self._run("support", {"features": features, "prompt": prompt})["prototypes"]
+        """Prototypes [V, T, D] of one class from the features [K, T, D] of its clips and its prompt [1, D].
 
-    def match(self, features: Tensor, prompts: Tensor, prototypes: Tensor) -> QueryScores:
-        """Match queries [Q, T, D] against C classes: prompts [C, D], prototypes [C, V, T, D]."""
-        out = self._run("query", {"features": features, "prompts": prompts, "prototypes": prototypes})
+        Raises:
+            InputError: An array has another type or shape, or is not finite.
+            CheckFailed: The prototypes are not finite.
+        """
+        frames, inputs = self.bundle.manifest.clip.frames, {"features": features, "prompt": prompt}
+        checked("features", features, "float32", K=None, T=frames, D=self._dim)
+        checked("prompt", prompt, "float32", one=1, D=self._dim)
+        shape = (self.bundle.manifest.views, frames, self._dim)
+        outputs = self._guarded("support", lambda graph: graph.run(inputs), prototypes=shape)
+        if not finite_rows(outputs).all():
+            refuse_infinite(inputs)
+            raise self._not_finite("support")
+        return outputs["prototypes"]
+
+    def match(
+        self, features: Tensor, prompts: Tensor, prototypes: Tensor, names: Sequence[str] | None = None
+    ) -> QueryScores:
+        """Match queries [Q, T, D] against C classes: prompts [C, D], prototypes [C, V, T, D].
+
+        Raises:
+            InputError: An array has another type or shape, or is not finite.
+            ClipError: The scores of a query are not finite; `names` are those of the queries.
+        """
+        views, frames = self.bundle.manifest.views, self.bundle.manifest.clip.frames
+        checked("features", features, "float32", Q=None, T=frames, D=self._dim)
+        checked("prompts", prompts, "float32", C=None, D=self._dim)
+        queries, classes = len(features), len(prompts)
+        checked("prototypes", prototypes, "float32", C=classes, V=views, T=frames, D=self._dim)
+        inputs = {"features": features, "prompts": prompts, "prototypes": prototypes}
+        pairs = (queries, classes)
+        out = self._guarded(
+            "query",
+            lambda graph: graph.run(inputs),
+            logits=pairs,
+            distances=(queries, views, classes),
+            selected=pairs,
+        )
+        finite = finite_rows(out)
+        if not finite.all():
+            refuse_infinite(inputs)
+            raise self._clip_error("query", int(np.argmin(finite)), names)
         return QueryScores(out["logits"], out["distances"], out["selected"])
 
     def prepare(self, *graphs: GraphName) -> None:
         """Load graphs ahead of their first use, so that loading is not measured as inference."""
         for name in graphs:
-            if name not in self._graphs:
-                self._graphs[name] = self._backend.open(self.bundle, name, self.precision)
+            with self._loading[name]:  # threads that need the same graph load it once
+                if name not in self._graphs:
+                    self._graphs[name] = self._backend.open(self.bundle, name, self.precision)
 
-    def _run(self, name: GraphName, inputs: Tensors) -> dict[str, Float]:
-        """Run a graph.
+    @property
+    def _dim(self) -> int:
+        return self.bundle.manifest.dim
+
+    def _guarded(
+        self, name: GraphName, run: Callable[[Graph], Mapping[str, Result]], **shapes: tuple[int, ...]
+    ) -> Mapping[str, Result]:
+        """Run a graph, whose outputs must have these shapes.
 
         Raises:
-            InputError: The engine fails on it, for example because the manifest describes another graph.
-            CheckFailed: It gives numbers that are not finite.
+            InputError: The engine fails on it, or an output has another shape.
         """
-        outputs = self._guarded(name, lambda graph: graph.run(inputs))
-        if not all(np.isfinite(output).all() for output in outputs.values()):
-            raise CheckFailed(
-                f"{self._where(name)} gives numbers that are not finite", "try --precision fp32, or export it again"
-            )
-        return outputs
-
-    def _guarded(self, name: GraphName, run: Callable[[Graph], dict[str, Result]]) -> dict[str, Result]:
-        self.prepare(name)
+        if name not in self._graphs:
+            self.prepare(name)
         try:
-            return run(self._graphs[name])
+            outputs = run(self._graphs[name])
         except (MemoryError, M2dfError):
             raise
         except Exception as error:  # engines' exceptions share no public base class
             problem = f"{self._where(name)} does not run: {first_line(error)}"
             raise InputError(problem, "export the bundle again") from error
+        for output, shape in shapes.items():
+            if outputs[output].shape != shape:
+                problem = f"{self._where(name)} gives {output} {[*outputs[output].shape]}, not {[*shape]}"
+                raise InputError(problem, "export the bundle again")
+        return outputs
+
+    def _not_finite(self, name: GraphName, what: str = "") -> CheckFailed:
+        best = self.bundle.manifest.precisions[0]
+        hint = "export the bundle again" if self.precision == best else f"try --precision {best}"
+        return CheckFailed(f"{self._where(name)} gives numbers that are not finite{what}", hint)
+
+    def _clip_error(self, name: GraphName, row: int, names: Sequence[str] | None) -> ClipError:
+        error = self._not_finite(name)
+        hint = error.hint if self.precision != self.bundle.manifest.precisions[0] else "leave this clip out"
+        return ClipError(names[row] if names and names[row] else f"clip {row + 1}", error.message, hint)
 
     def _where(self, name: GraphName) -> str:
         return f"{self.bundle.path}: the {self.precision} {name} graph"

@@ -18,7 +18,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from m2df_runtime.errors import CheckFailed, InputError
+from m2df_runtime.errors import ClipError, InputError
 from m2df_runtime.preprocess import PIXELS_VERSION
 from m2df_train.data.clips import LabelledClip
 from m2df_train.data.feature_store import Float, Key, Segment, SegmentWriter, gather, read_segments
@@ -287,9 +287,9 @@ def _finite(encode_clips: Callable[[Pixels], Float], pixels: Pixels) -> tuple[Fl
     """Features [B, T, D], and what is wrong with those of the clips that have none that can be used."""
     try:
         features = encode_clips(pixels)
-    except CheckFailed as error:  # the engine looked itself, and does not say which clip it was
+    except ClipError as error:  # of the first such clip; there may be more
         if len(pixels) == 1:
-            return np.empty(0, np.float32), {0: error.message}
+            return np.empty(0, np.float32), {0: error.reason}
         return _one_by_one(encode_clips, pixels)
     finite = np.isfinite(features).all(axis=(1, 2))
     return features, {int(place): "the model gives features that are not finite" for place in np.flatnonzero(~finite)}

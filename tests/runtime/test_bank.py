@@ -131,9 +131,9 @@ class Counting(Session):
         super().__init__(Bundle.open(bundle), backend="cpu", threads=1)
         self.encoded = 0
 
-    def encode_clips(self, clips: np.ndarray) -> np.ndarray:
+    def encode_clips(self, clips: np.ndarray, names: object = None) -> np.ndarray:
         self.encoded += len(clips)
-        return super().encode_clips(clips)
+        return super().encode_clips(clips, names)
 
 
 def test_heads_of_one_encoder_share_a_folder_whatever_their_views(support_dir: Path, tmp_path: Path) -> None:

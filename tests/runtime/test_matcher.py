@@ -39,6 +39,17 @@ def test_query_gets_the_label_of_its_class(session: Session, bank: SupportBank, 
     assert sum(probabilities) == pytest.approx(1)
 
 
+def test_paths_may_be_text(session: Session, support_dir: Path, query_dir: Path, tmp_path: Path) -> None:
+    bank, _ = SupportBank.update(str(support_dir), session)
+    bank.save(str(tmp_path / "a.bank"))
+    loaded = SupportBank.load(str(tmp_path / "a.bank"), Bundle.open(str(session.bundle.path)))
+    assert loaded.labels == bank.labels == SupportBank.build(str(support_dir), session).labels
+    path = query_dir / "red.mp4"
+    found = [Matcher(session, loaded).predict_file(each) for each in (str(path), path)]
+    assert [each.query for each in found] == [str(path)] * 2
+    assert found[0].predictions == found[1].predictions
+
+
 def test_scores_follow_from_the_graphs(session: Session, bank: SupportBank, query_dir: Path) -> None:
     clip = load_clip(open_source(query_dir / "red.mp4"), session.bundle.manifest.clip)
     scores = session.match(session.encode_clips(clip[None]), bank.prompts, bank.prototypes)

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper
+from PIL import Image
+from test_bundle import edit_manifest, replace_graph
 from tiny_bundle import DIM, FRAMES, LOGIT_SCALE, SIZE, VIEWS
 
+from m2df_runtime.backends.onnxruntime import BoundGraph
+from m2df_runtime.bank import SupportBank, keys_of
 from m2df_runtime.bundle import PRECISIONS, Bundle, Precision, PrecisionParity
-from m2df_runtime.errors import CheckFailed, EnvironmentMissing, InputError
+from m2df_runtime.errors import CheckFailed, ClipError, EnvironmentMissing, InputError
+from m2df_runtime.matcher import Matcher
 from m2df_runtime.session import Session, default_precision, probe_backend
 
 
@@ -72,14 +82,152 @@ def test_precision_that_is_not_in_the_bundle_is_refused(tiny_bundle: Path) -> No
 
 
 def test_graph_that_cannot_take_its_inputs_is_an_error_that_names_it(session: Session) -> None:
-    with pytest.raises(InputError, match=r"the fp32 support graph does not run: .+"):
-        session.prototypes(np.zeros((1, FRAMES, DIM + 1), np.float32), np.zeros((1, DIM), np.float32))
+    broken = Session(session.bundle, backend="cpu", threads=1)
+    broken.prepare("visual", "text")
+    broken._graphs["visual"], broken._graphs["text"] = broken._graphs["text"], broken._graphs["visual"]
+    with pytest.raises(InputError, match=r"the fp32 visual graph does not run: .+"):
+        broken.encode_clips(np.zeros((1, FRAMES, SIZE, SIZE, 3), np.uint8))
 
 
-def test_numbers_that_are_not_finite_fail_the_check(session: Session) -> None:
-    features = np.full((1, FRAMES, DIM), np.nan, np.float32)
-    with pytest.raises(CheckFailed, match="the fp32 support graph gives numbers that are not finite"):
-        session.prototypes(features, np.zeros((1, DIM), np.float32))
+def arrays(**changed: np.ndarray) -> dict[str, np.ndarray]:
+    """Fitting inputs of every graph: of the support graph `clips` and `prompt`, of the query graph the others."""
+    shapes = {"features": (2, FRAMES, DIM), "prompts": (3, DIM), "prototypes": (3, VIEWS, FRAMES, DIM)}
+    shapes |= {"clips": (1, FRAMES, DIM), "prompt": (1, DIM)}
+    return {**{name: np.ones(shape, np.float32) for name, shape in shapes.items()}, **changed}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"features": np.ones((2, FRAMES + 1, DIM), np.float32)},
+            r"features: .*\[Q, T = 4, D = 12\], .*\[2, 5, 12\]",
+        ),
+        ({"features": np.ones((0, FRAMES, DIM), np.float32)}, r"given float32 \[0, 4, 12\]"),
+        ({"features": np.ones((2, FRAMES, DIM))}, r"expected float32 .*, given float64"),
+        (
+            {"prompts": np.ones((3, DIM - 1), np.float32)},
+            r"prompts: .*\[C, D = 12\], given float32 \[3, 11\]",
+        ),
+        (
+            {"prototypes": np.ones((2, VIEWS, FRAMES, DIM), np.float32)},
+            r"prototypes: .*\[C = 3, V = 2, T = 4, D",
+        ),
+        ({"clips": np.ones((1, FRAMES, DIM + 1), np.float32)}, r"features: expected float32 \[K, T = 4, D = 12\]"),
+        ({"prompt": np.ones(DIM, np.float32)}, r"prompt: expected float32 \[one = 1, D = 12\], given float32 \[12\]"),
+        ({"prompt": [1.0] * DIM}, "prompt: .*, given a list"),
+        ({"features": np.full((2, FRAMES, DIM), np.nan, np.float32)}, "features: hold numbers that are not finite"),
+        ({"prototypes": np.full((3, VIEWS, FRAMES, DIM), np.inf, np.float32)}, "prototypes: hold numbers that are not"),
+        ({"clips": np.full((1, FRAMES, DIM), np.inf, np.float32)}, "features: hold numbers that are not finite"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused_in_our_words(session: Session, changed: dict, message: str) -> None:
+    given = arrays(**changed)
+    with pytest.raises(InputError, match=message):
+        session.prototypes(given["clips"], given["prompt"])
+        session.match(given["features"], given["prompts"], given["prototypes"])
+
+
+@pytest.mark.parametrize(
+    ("clips", "given"),
+    [
+        (np.zeros((2, FRAMES, SIZE, SIZE + 1, 3), np.uint8), r"uint8 \[2, 4, 32, 33, 3\]"),
+        (np.zeros((FRAMES, SIZE, SIZE, 3), np.uint8), r"uint8 \[4, 32, 32, 3\]"),
+        (np.zeros((2, FRAMES, SIZE, SIZE, 3), np.float32), "float32"),
+    ],
+)
+def test_pixels_of_another_size_are_refused(session: Session, clips: np.ndarray, given: str) -> None:
+    for encode in (session.encode_clips, session.encode_resident):
+        with pytest.raises(InputError, match=rf"clips: expected uint8 \[B, T, height = 32, .*, given {given}"):
+            encode(clips)
+
+
+def test_a_graph_whose_outputs_have_other_shapes_is_refused(bundle_copy: Path) -> None:
+    """The file declares what the manifest says, and gives another number of classes."""
+    model = onnx.load(bundle_copy / "query.onnx")
+    logits = next(node for node in model.graph.node if node.output[0] == "logits")
+    logits.output[0] = "all"
+    model.graph.node.append(helper.make_node("Concat", ["all", "all"], ["logits"], axis=1))
+    replace_graph(bundle_copy, "query", model.SerializeToString())
+    given = arrays()
+    with pytest.raises(InputError, match=r"the fp32 query graph gives logits \[2, 6\], not \[2, 3\]"):
+        Session(Bundle.open(bundle_copy), backend="cpu").match(given["features"], given["prompts"], given["prototypes"])
+
+
+def with_logarithm(bundle: Path, graph: str, output: str) -> None:
+    """Take the logarithm of an output: of zeros it is not finite."""
+    model = onnx.load(bundle / f"{graph}.onnx")
+    node = next(node for node in model.graph.node if node.output[0] == output)
+    node.output[0] = "before"
+    model.graph.node.append(helper.make_node("Log", ["before"], [output]))
+    replace_graph(bundle, graph, model.SerializeToString())
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_numbers_that_are_not_finite_are_a_failure_of_the_clip_that_gives_them(
+    bundle_copy: Path, support_dir: Path, on_device: bool
+) -> None:
+    """Also where features stay on a device, and are seen in the scores only."""
+    bank = SupportBank.build(support_dir, Session(Bundle.open(bundle_copy), backend="cpu", threads=1))
+    with_logarithm(bundle_copy, "visual", "features")
+    session = Session(Bundle.open(bundle_copy), backend="cpu", threads=1)
+    if on_device:
+        session.prepare("visual", "query")
+        for name in ("visual", "query"):
+            session._graphs[name] = BoundGraph(session._graphs[name]._session, "cpu")
+    matcher = Matcher(session, replace(bank, keys=keys_of(session.bundle)), reject="off")
+    clips = np.full((3, FRAMES, SIZE, SIZE, 3), 9, np.uint8)
+    assert len(matcher.predict_many(clips, ["a", "b", "c"])) == 3
+    clips[1, 2] = 0
+    with pytest.raises(ClipError, match="the fp32 visual graph gives numbers that are not finite") as caught:
+        matcher.predict_many(clips, ["a", "b.mp4", "c"])
+    assert (caught.value.clip, caught.value.hint) == ("b.mp4", "leave this clip out")
+    with pytest.raises(ClipError, match=r"^clip 2: "):
+        session.encode_clips(clips)
+    black = bundle_copy / "black"
+    black.mkdir()
+    for number in range(FRAMES):
+        Image.new("RGB", (48, 48)).save(black / f"{number}.png")
+    with pytest.raises(ClipError) as caught:
+        matcher.predict_file(str(black))
+    assert caught.value.clip == str(black)
+
+
+def test_numbers_that_are_not_finite_name_the_graph_that_gives_them(bundle_copy: Path) -> None:
+    for graph, output in (("text", "embeddings"), ("support", "prototypes"), ("query", "logits")):
+        with_logarithm(bundle_copy, graph, output)
+    edit_manifest(bundle_copy, lambda m: [g["files"].update(fp16=g["files"]["fp32"]) for g in m["graphs"].values()])
+    given = arrays(clips=np.zeros((1, FRAMES, DIM), np.float32), prompt=np.zeros((1, DIM), np.float32))
+    for precision, hint in (("fp32", "export the bundle again"), ("fp16", "try --precision fp32")):
+        session = Session(Bundle.open(bundle_copy), backend="cpu", precision=precision)
+        with pytest.raises(CheckFailed, match=f"the {precision} text graph .* not finite for 'jump' .{hint}"):
+            session.encode_texts(["jump"])
+        with pytest.raises(CheckFailed, match=f"the {precision} support graph .* not finite .{hint}"):
+            session.prototypes(given["clips"], given["prompt"])
+        with pytest.raises(ClipError, match=f"^q: .*the {precision} query graph gives numbers that are not finite"):
+            session.match(given["features"], given["prompts"], given["prototypes"], ["q", "r"])
+
+
+def test_threads_load_each_graph_once_and_answer_alike(tiny_bundle: Path, support_dir: Path) -> None:
+    session = Session(Bundle.open(tiny_bundle), backend="cpu")
+    loaded: list[str] = []
+    load = session._backend.open
+    session._backend.open = lambda bundle, graph, precision: (loaded.append(graph), load(bundle, graph, precision))[1]
+    bank = SupportBank.build(support_dir, Session(session.bundle, backend="cpu"))
+    matcher = Matcher(session, bank)
+    clips = np.random.default_rng(0).integers(0, 256, (8, FRAMES, SIZE, SIZE, 3)).astype(np.uint8)
+    start = threading.Barrier(8)
+
+    def answer(clip: np.ndarray) -> tuple[object, bytes]:
+        start.wait()
+        return matcher.predict(clip).predictions, session.encode_texts(["jump"]).tobytes()
+
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(answer, clips))
+    assert sorted(loaded) == ["query", "text", "visual"]
+    alone = Matcher(Session(session.bundle, backend="cpu"), bank)
+    assert [predictions for predictions, _ in together] == [alone.predict(clip).predictions for clip in clips]
+    assert len({text for _, text in together}) == 1
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from cache_user import LOADER, SPEC, VIEWS, encode, encoder
 from numpy.typing import NDArray
 from tiny_bundle import write_clip
 
-from m2df_runtime.errors import CheckFailed, EnvironmentMissing, InputError
+from m2df_runtime.errors import ClipError, EnvironmentMissing, InputError
 from m2df_runtime.preprocess import load_clip
 from m2df_runtime.video import open_source
 from m2df_train.data.augment import DeployedLoader
@@ -134,7 +134,7 @@ def refusing_blue(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     """As an engine does: the whole batch, and which clip it was is not said."""
     features = bad_blue(pixels)
     if not np.isfinite(features).all():
-        raise CheckFailed("the visual graph gives numbers that are not finite")
+        raise ClipError("clip 1", "the visual graph gives numbers that are not finite")
     return features
 
 
