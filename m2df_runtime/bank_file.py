@@ -17,7 +17,7 @@ from typing import Annotated, Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 
 from m2df_runtime.errors import InputError
 from m2df_runtime.files import atomic_write
@@ -29,6 +29,7 @@ BANK_VERSION = 2  # 1 had no change time and inode of clips
 # million lists in 64 MB took 1.9 GB.
 MAX_HEADER_BYTES = 16 << 20
 MAX_HEADER_VALUES = 1_000_000
+MAX_KEYS = 16  # of one object
 MAX_VIEWS = 8
 TENSORS = ("features", "prompts", "prototypes")
 METADATA_KEY = "m2df"
@@ -65,7 +66,7 @@ class ClassEntry(_Schema):
     label: FileName
     text: Text
     prompt: Text
-    clips: tuple[ClipEntry, ...] = Field(min_length=1)
+    clips: Annotated[tuple[ClipEntry, ...], FailFast()] = Field(min_length=1)
 
 
 class BankKeys(_Schema):
@@ -90,7 +91,7 @@ class BankIndex(_Schema):
 
     version: Literal[2] = 2
     keys: BankKeys
-    classes: tuple[ClassEntry, ...] = Field(min_length=1)
+    classes: Annotated[tuple[ClassEntry, ...], FailFast()] = Field(min_length=1)
     calibration: CalibrationEntry | None = None
 
 
@@ -161,9 +162,9 @@ def _read_header(path: Path, file: BinaryIO) -> _Header:
     if len(text) != length or _values(text) > MAX_HEADER_VALUES:
         raise InputError(f"{path}: not a support bank", REMEDY)
     try:
-        tensors = json.loads(text)
+        tensors = json.loads(text, object_pairs_hook=_small)
         metadata = tensors.pop("__metadata__")
-        raw = json.loads(metadata[METADATA_KEY])
+        raw = json.loads(metadata[METADATA_KEY], object_pairs_hook=_small)
         checksum = str(raw.pop("sha256"))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise InputError(f"{path}: not a support bank", REMEDY) from None
@@ -176,6 +177,13 @@ def _read_header(path: Path, file: BinaryIO) -> _Header:
         first = error.errors()[0]
         problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
         raise InputError(f"{path}: the bank's index is wrong: {problem}", REMEDY) from None
+
+
+def _small(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, none of which has many keys in a bank: what is wrong with each would be told otherwise."""
+    if len(pairs) > MAX_KEYS:
+        raise ValueError(f"an object of {len(pairs)} keys")
+    return dict(pairs)
 
 
 def _values(text: bytes) -> int:
