@@ -212,6 +212,27 @@ def test_pillows_own_limit_follows_ours(tmp_path: Path, monkeypatch: pytest.Monk
     assert all_frames(tmp_path / "large.png").shape == (1, 48, 64, 3)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is read from /proc")
+def test_a_folder_of_large_photos_holds_one_at_a_time(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 255, 6000).astype(np.uint8)
+    photo = np.broadcast_to(ramp[None, :, None], (4000, 6000, 3))  # 72 MB; 1.9 GB when 33 are held, 320 MB so
+    Image.fromarray(np.ascontiguousarray(photo)).save(tmp_path / "1.jpg")
+    for number in range(2, 35):
+        os.link(tmp_path / "1.jpg", tmp_path / f"{number}.jpg")
+    script = (
+        "import sys\n"
+        "from m2df_runtime.preprocess import ClipSpec, load_clip\n"
+        "from m2df_runtime.video import open_source\n"
+        "load_clip(open_source(sys.argv[1]), ClipSpec(frames=2, region='motion'))\n"
+        # not ru_maxrss, which begins at what the process had from which this one was forked
+        "print(*(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))\n"
+    )
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, check=True)
+    assert int(done.stdout) < 500_000  # kB
+
+
 def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
