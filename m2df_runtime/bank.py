@@ -8,6 +8,7 @@ features, and a change of one class touches no other.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -21,7 +22,7 @@ from pydantic import ValidationError
 
 from m2df_runtime.bank_file import BankIndex, BankKeys, CalibrationEntry, ClassEntry, ClipEntry, read_bank, write_bank
 from m2df_runtime.calibration import Calibration, calibrate, can_calibrate
-from m2df_runtime.errors import InputError
+from m2df_runtime.errors import CheckFailed, ClipError, InputError
 from m2df_runtime.labels import LabelRules
 from m2df_runtime.support import Stamp
 from m2df_runtime.user_cache import cache_dir
@@ -36,10 +37,12 @@ Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 BANK_FOLDER = ".m2df"
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class BankClip:
-    """One support clip: `class/clip` name, content hash, size and time, features [T, D]."""
+    """One support clip: `class/clip` name, content hash, stamp, features [T, D]."""
 
     name: str
     digest: str
@@ -177,7 +180,11 @@ class SupportBank:
         """The same bank with its rejection threshold, where the classes have enough clips."""
         if self.calibration or not can_calibrate([len(entry.clips) for entry in self.classes]):
             return self
-        found = calibrate(session, [entry.features for entry in self.classes], self.prompts, self.prototypes)
+        try:
+            found = calibrate(session, [entry.features for entry in self.classes], self.prompts, self.prototypes)
+        except (CheckFailed, ClipError) as error:  # numbers that are not finite
+            _log.warning("rejection is not calibrated: %s", error.message)
+            return self
         return SupportBank(self.classes, self.keys, found)
 
 

@@ -25,7 +25,7 @@ from m2df_runtime.bank import (
     keys_of,
     load_for_features,
 )
-from m2df_runtime.errors import ClipError, InputError
+from m2df_runtime.errors import CheckFailed, ClipError, InputError
 from m2df_runtime.preprocess import load_clip
 from m2df_runtime.regular_files import irregular
 from m2df_runtime.support import SupportClip, SupportFolder, read_support
@@ -83,7 +83,7 @@ def build_bank(
     if counts.left_out > 1:  # of one, its own line says it
         total = sum(map(len, support.classes.values()))
         _log.warning("%s: %d of %d clips are left out, for the reasons above", folder, counts.left_out, total)
-    classes = _with_prototypes(clips, session, rules, old, counts)
+    classes = _with_prototypes(folder, clips, session, rules, old, counts)
     bank = SupportBank(classes, keys_of(session.bundle))
     if old and old.keys == bank.keys and _matched(old) == _matched(bank):
         bank = replace(bank, calibration=old.calibration)
@@ -231,6 +231,7 @@ def _encode(clip: SupportClip, session: Session) -> Float | None:
 
 
 def _with_prototypes(
+    folder: Path,
     clips: Mapping[str, tuple[BankClip, ...]],
     session: Session,
     rules: LabelRules,
@@ -254,9 +255,15 @@ def _with_prototypes(
         prototypes = done.get(_prototype_key(prompt, members))
         if prototypes is None:
             features = np.stack([clip.features for clip in members])  # (K, T, D)
-            prototypes = session.prototypes(features, embeddings[prompt][None])
+            try:
+                prototypes = session.prototypes(features, embeddings[prompt][None])
+            except CheckFailed as error:  # numbers that are not finite
+                _log.warning("%s: %s; class left out", folder / label, error.message)
+                continue
             counts.prototypes += 1
         classes.append(BankClass(label, rules.text(label), prompt, embeddings[prompt], prototypes, members))
+    if not classes:
+        raise InputError(f"{folder}: no class in it can be used", "see the warnings above")
     return tuple(classes)
 
 

@@ -159,7 +159,7 @@ def test_heads_of_one_encoder_share_a_folder_whatever_their_views(support_dir: P
 def test_a_clip_with_features_that_are_not_finite_is_left_out(
     support_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    session = Counting(write_bundle(tmp_path / "bundle", blue_fails=True))
+    session = Counting(write_bundle(tmp_path / "bundle", blue=float("nan")))
     write_clip(support_dir / "red" / "blue one.mp4", "blue", seed=3)
     (support_dir / "green" / "broken.mp4").write_bytes(b"no video")
     bank = SupportBank.update(support_dir, session)[0]
@@ -172,6 +172,20 @@ def test_a_clip_with_features_that_are_not_finite_is_left_out(
     shutil.rmtree(support_dir / "green")
     shutil.rmtree(support_dir / "red")
     with pytest.raises(InputError, match="no clip in it can be read"):
+        SupportBank.update(support_dir, session)
+
+
+def test_a_class_without_finite_prototypes_is_left_out(
+    support_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Features that are finite, and whose sum is not."""
+    session = Counting(write_bundle(tmp_path / "bundle", blue=3e38))
+    bank = SupportBank.update(support_dir, session, calibrated=True)[0]
+    assert bank.labels == ("green", "red") and np.isfinite(bank.prototypes).all()
+    assert f"{support_dir / 'blue'}: " in warned(caplog) and "class left out" in warned(caplog)
+    for label in ("green", "red"):
+        shutil.rmtree(support_dir / label)
+    with pytest.raises(InputError, match="no class in it can be used"):
         SupportBank.update(support_dir, session)
 
 

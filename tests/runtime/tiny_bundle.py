@@ -69,19 +69,19 @@ class _Graph:
         return self.add("Div", value, self.add("Add", norm, self.constant(np.float32(1e-6))))
 
 
-def _visual(graph: _Graph, blue_fails: bool) -> None:
+def _visual(graph: _Graph, every_blue: float | None) -> None:
     pixels = graph.add("Cast", "frames", to=FLOAT)
     scaled = graph.add("Div", pixels, graph.constant(np.float32(255)))
     planes = graph.add("Transpose", scaled, perm=[0, 3, 1, 2])
     pooled = graph.add("AveragePool", planes, kernel_shape=[SIZE // 2] * 2, strides=[SIZE // 2] * 2)
-    if not blue_fails:
+    if every_blue is None:
         graph.add("Flatten", pooled, output="features")
         return
     features = graph.add("Flatten", pooled)
     ends = (graph.constant(np.array([end])) for end in (2 * DIM // 3, DIM, 1))
     blue = graph.add("ReduceMax", graph.add("Slice", features, *ends), graph.constant(np.array([1])), keepdims=1)
     is_blue = graph.add("Greater", blue, graph.constant(np.float32(0.15)))
-    graph.add("Where", is_blue, graph.constant(np.float32("nan")), features, output="features")
+    graph.add("Where", is_blue, graph.constant(np.float32(every_blue)), features, output="features")
 
 
 def _text(graph: _Graph) -> None:
@@ -118,13 +118,13 @@ def signature(name: str, views: int = VIEWS) -> list[list[tuple]]:
     ]
 
 
-def graph_bytes(name: str, support_weight: float = 0.01, *, views: int = VIEWS, blue_fails: bool = False) -> bytes:
+def graph_bytes(name: str, support_weight: float = 0.01, *, views: int = VIEWS, blue: float | None = None) -> bytes:
     """One graph of the bundle, serialised; options are those of `write_bundle`."""
     graph = _Graph()
     if name == "support":
         _support(graph, support_weight, views)
     elif name == "visual":
-        _visual(graph, blue_fails)
+        _visual(graph, blue)
     else:
         {"text": _text, "query": _query}[name](graph)
     sides = signature(name, views)
@@ -143,19 +143,19 @@ def write_bundle(
     region: str = "full",
     short_side: int | None = None,
     views: int = VIEWS,
-    blue_fails: bool = False,
+    blue: float | None = None,
 ) -> Path:
     """Write the bundle directory and return it.
 
-    `support_weight` and `views` (1 or 2) make other heads of the same encoder; one whose `blue_fails` gives numbers
-    that are not finite for blue pictures.
+    `support_weight` and `views` (1 or 2) make other heads of the same encoder; `blue` is what every feature of a blue
+    picture is, such as NaN.
     """
     folder.mkdir(parents=True, exist_ok=True)
     graphs = {}
     for graph in SIGNATURES:
         sides = signature(graph, views)
         inputs, outputs = ([{"name": n, "dtype": DTYPES[d], "shape": s} for n, d, s in side] for side in sides)
-        file = _file(folder, f"{graph}.onnx", graph_bytes(graph, support_weight, views=views, blue_fails=blue_fails))
+        file = _file(folder, f"{graph}.onnx", graph_bytes(graph, support_weight, views=views, blue=blue))
         graphs[graph] = {"inputs": inputs, "outputs": outputs, "opset": OPSET, "files": {"fp32": file}}
     manifest = {
         "schema_version": 1,
