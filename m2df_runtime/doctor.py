@@ -41,6 +41,7 @@ RUNTIME_PACKAGES = (
     "safetensors",
     "pydantic",
     "click",
+    "ftfy",
     "rich",
 )
 TRAINING_PACKAGES = ("torch", "open_clip_torch", "pyyaml", "onnx", "onnxscript")

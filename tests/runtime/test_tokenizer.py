@@ -6,6 +6,8 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from m2df_export.tokenizer_json import build_tokenizer_json, tokenizer_json
 from m2df_runtime.errors import InputError
@@ -67,8 +69,35 @@ def test_equals_open_clip(tokenizer: Tokenizer) -> None:
     assert different == []
 
 
-def test_text_decoded_with_a_wrong_encoding_stays_as_it_is() -> None:
-    assert clean_text("caf\u00c3\u00a9") == "caf\u00e3\u00a9"
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from(
+                ["&amp;", "&lt;", "&#39;", "&ldquo;", "&", ";", "<b>", "\u00c3\u00a9", "\u00e2\u20ac\u2122", "\x1b[31m"]
+            ),
+            st.text(max_size=8),
+            st.text(max_size=8).map(lambda text: text.encode("utf-8", "replace").decode("latin-1")),
+            st.text(max_size=8).map(lambda text: text.encode("utf-8", "replace").decode("cp1252", "replace")),
+        ),
+        max_size=12,
+    ).map("".join)
+)
+@settings(max_examples=400, deadline=None, derandomize=True)
+def test_cleaning_is_open_clips(text: str) -> None:
+    open_clip = pytest.importorskip("open_clip.tokenizer", reason="needs open_clip")
+    assert clean_text(text) == open_clip._clean_lower(text)
+
+
+def test_text_decoded_with_a_wrong_encoding_is_repaired() -> None:
+    assert clean_text("caf\u00c3\u00a9 \u00e2\u20ac\u0153Hi\u00e2\u20ac\u009d") == 'caf\u00e9 "hi"'
+
+
+def test_texts_are_bounded(tokenizer: Tokenizer) -> None:
+    assert tokenizer.encode(["&" + "amp;" * 499]).shape == (1, CONTEXT_LENGTH)
+    with pytest.raises(InputError, match=r"'&amp;amp;amp.* has 80001 characters, at most 2000 are read"):
+        tokenizer.encode(["a", "&" + "amp;" * 20_000])
+    with pytest.raises(InputError, match="no texts"):
+        tokenizer.encode([])
 
 
 def test_json_is_compact_and_complete() -> None:
