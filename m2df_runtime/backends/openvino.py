@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from m2df_runtime.backends import Graph, Tensor, Tensors
 from m2df_runtime.cpus import thread_count
 from m2df_runtime.errors import EnvironmentMissing, InputError, first_line
-from m2df_runtime.onnx_file import graph_model
+from m2df_runtime.onnx_file import graph_model, read_onnx
 
 if TYPE_CHECKING:
     from m2df_runtime.bundle import Bundle, GraphName, Precision
@@ -62,10 +62,16 @@ def import_openvino() -> Any:  # noqa: ANN401 - an optional module has no static
 
 
 class OpenVINOGraph:
-    """One compiled model; every thread gets its own request, as a request runs once at a time."""
+    """One compiled model; every thread gets its own request, as a request runs once at a time.
 
-    def __init__(self, compiled: Any) -> None:  # noqa: ANN401
+    Args:
+        compiled: The model.
+        unread: Inputs of the graph that the model has not: OpenVINO drops those that nothing in it reads.
+    """
+
+    def __init__(self, compiled: Any, unread: frozenset[str]) -> None:  # noqa: ANN401
         self._compiled = compiled
+        self._unread = unread
         self._outputs = [output.get_any_name() for output in compiled.outputs]
         self._local = threading.local()
 
@@ -73,7 +79,7 @@ class OpenVINOGraph:
         """See `Graph.run`."""
         if not hasattr(self._local, "request"):
             self._local.request = self._compiled.create_infer_request()
-        contiguous = {name: np.ascontiguousarray(value) for name, value in inputs.items()}
+        contiguous = {name: np.ascontiguousarray(value) for name, value in inputs.items() if name not in self._unread}
         results = self._local.request.infer(contiguous, share_inputs=True)
         return {name: results[name] for name in self._outputs}
 
@@ -125,8 +131,9 @@ class OpenVINOBackend:
             InputError: OpenVINO refuses the graph.
         """
         try:
+            declared = frozenset(tensor.name for tensor in read_onnx(model).inputs)
             read = self._core.read_model(model if isinstance(model, bytes) else os.fspath(model))
             compiled = self._core.compile_model(read, DEVICE, self._options)
         except Exception as error:  # its errors are RuntimeError mostly, and not by contract
             raise InputError(f"{label}: OpenVINO cannot load the graph: {first_line(error)}") from None
-        return OpenVINOGraph(compiled)
+        return OpenVINOGraph(compiled, declared - {name for each in compiled.inputs for name in each.get_names()})

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_bundle import DIM, FRAMES, write_bundle
 
 from m2df_runtime.bundle import Bundle, demo_bundle, demo_queries
 from m2df_runtime.errors import InputError
@@ -37,6 +38,17 @@ def test_demo_bundle_gives_what_onnx_runtime_does() -> None:
         close(actual.distances, expected.distances, 3e-4)
         close(actual.logits, expected.logits, 3e-4)
         close(actual.selected, expected.selected, 1e-3)
+
+
+def test_an_input_that_no_node_reads_is_left_out(tmp_path: Path) -> None:
+    """OpenVINO drops `prompt` of a training-free head; what no graph declares is refused all the same."""
+    bundle = Bundle.open(write_bundle(tmp_path / "free", support_weight=None))
+    ours, other = (Session(bundle, backend=name, threads=1) for name in ("openvino", "cpu"))
+    rng = np.random.default_rng(0)
+    features, prompt = (rng.normal(size=shape).astype(np.float32) for shape in ((2, FRAMES, DIM), (1, DIM)))
+    close(ours.prototypes(features, prompt), other.prototypes(features, prompt), 1e-6)
+    with pytest.raises(RuntimeError):
+        ours._graphs["support"].run({"features": features, "prompt": prompt, "surprise": prompt})
 
 
 def test_threads_share_a_graph(tiny_bundle: Path) -> None:
