@@ -38,6 +38,8 @@ _ASPECTS = (0.25, 4.0)  # pixel shapes outside are mistakes of a header
 # Decoders that pass over a frame at the very packet that carries it. Half of a usual GOP is frames no other refers to.
 _PASS_OVER = frozenset({"h264", "hevc"})
 _FULL_RANGE = 2  # AVCOL_RANGE_JPEG
+# SWS_BILINEAR | SWS_BITEXACT of libswscale; PyAV has a name for the second only since 18, which Python 3.10 has not.
+_BILINEAR_BITEXACT = 2 | 1 << 19
 # 8-bit formats whose first plane is brightness.
 _LUMA_FIRST = frozenset(
     f"yuv{full}{layout}p" for full in ("", "j") for layout in ("410", "411", "420", "422", "440", "444")
@@ -447,11 +449,10 @@ class _VideoPicture(Picture):
             return np.array(self._look.turn(self._frame)(grey), dtype=np.uint8, order="C")
 
     def _converted(self, width: int, height: int) -> NDArray[np.uint8]:
-        from av.video.reformatter import Interpolation, VideoReformatter
+        from av.video.reformatter import VideoReformatter
 
-        flags = Interpolation.BILINEAR | Interpolation.BITEXACT
         converted = VideoReformatter().reformat(
-            self._frame, width=width, height=height, format="rgb24", interpolation=flags, threads=1
+            self._frame, width=width, height=height, format="rgb24", interpolation=_BILINEAR_BITEXACT, threads=1
         )
         return converted.to_ndarray().astype(np.uint8, copy=False)
 
