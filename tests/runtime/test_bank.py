@@ -8,6 +8,8 @@ import logging
 import os
 import shutil
 import struct
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +27,8 @@ from m2df_runtime.errors import InputError
 from m2df_runtime.labels import LabelRules
 from m2df_runtime.session import Session
 from m2df_runtime.user_cache import cache_dir
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +158,40 @@ def test_heads_of_one_encoder_share_a_folder_whatever_their_views(support_dir: P
     write_clip(support_dir / "red" / "new.mp4", "red", seed=5)
     assert [SupportBank.update(support_dir, head)[1].encoded for head in heads] == [1, 0]
     assert [head.encoded for head in heads] == [7, 0]
+
+
+TOGETHER = """
+import sys
+from pathlib import Path
+from m2df_runtime.bank import SupportBank
+from m2df_runtime.bundle import Bundle
+from m2df_runtime.session import Session
+
+session = Session(Bundle.open(sys.argv[2]), backend="cpu", threads=1)
+session.prepare("visual", "text", "support")
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range(5):
+    bank, report = SupportBank.update(Path(sys.argv[1]), session)
+    print(*bank.labels, report.path.name, len(bank.classes[0].clips), flush=True)
+"""
+
+
+def test_processes_of_two_heads_update_one_folder_at_once(support_dir: Path, tmp_path: Path) -> None:
+    bundles = [write_bundle(tmp_path / str(views), views=views, support_weight=views) for views in (1, 2)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", TOGETHER, str(support_dir), str(bundle)], cwd=ROOT, **pipes)
+        for bundle in bundles
+    ]
+    for process in processes:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    found = [process.communicate("go\n") for process in processes]
+    assert [process.returncode for process in processes] == [0, 0] and [err for _, err in found] == ["", ""]
+    (path,) = (support_dir / ".m2df").iterdir()
+    assert {line for out, _ in found for line in out.splitlines()} == {f"blue green red {path.name} 2"}
+    for bundle in bundles:
+        assert counts(update(support_dir, Session(Bundle.open(bundle), backend="cpu")))[:2] == (0, 6)
 
 
 def test_a_clip_with_features_that_are_not_finite_is_left_out(
