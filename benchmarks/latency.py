@@ -2,6 +2,7 @@
 
     python -m benchmarks.latency                                 the shipped bundle
     python -m benchmarks.latency --bundle B --checkpoint C       a bundle, and its model in PyTorch
+    python -m benchmarks.latency --twin                          the shipped model with random weights, and in PyTorch
     python -m benchmarks.latency --model ViT-B-16-quickgelu      random weights, exported for the purpose
 
 Every engine has a process of its own, all do the same work, and they take turns in a new random order each round,
@@ -21,7 +22,7 @@ import click
 from benchmarks.chain import Work
 from benchmarks.engines import EAGER, EngineSpec, Float, ours, peers
 from benchmarks.interleaved import run
-from benchmarks.models import export, random_model
+from benchmarks.models import export, random_model, random_twin
 from benchmarks.record import Machine, bundle_hash, write
 from m2df_export.extras import nncf_missing
 from m2df_runtime.bundle import Bundle, Precision, demo_queries, demo_support, newest_bundle, sha256_file
@@ -35,6 +36,8 @@ from m2df_runtime.support import read_support
 
 if TYPE_CHECKING:
     from m2df_train.model.heads import HeadName
+
+TWIN = "twin.safetensors"
 
 
 def work_of(bundle: Bundle, query: Path | None, support: Path, way: int, shot: int) -> tuple[Work, Float]:
@@ -85,6 +88,11 @@ def show(record: dict[str, Any]) -> None:
 @click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
 @click.option("--bundle", type=click.Path(path_type=Path), help="Bundle [newest, else the shipped one].")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Its checkpoint, to time PyTorch beside it.")
+@click.option(
+    "--twin",
+    is_flag=True,
+    help="In place of a checkpoint the bundle's model with random weights, in PyTorch and exported.",
+)
 @click.option("--model", help="In place of both an open_clip model with random weights and an untrained head.")
 @click.option("--head", type=click.Choice(["m2df", "clip-fsar", "training-free"]), default="m2df", help="For --model.")
 @click.option("--query", type=click.Path(path_type=Path), help="Query clip [the first of the demo].")
@@ -101,6 +109,7 @@ def show(record: dict[str, Any]) -> None:
 def cli(
     bundle: Path | None,
     checkpoint: Path | None,
+    twin: bool,
     model: str | None,
     head: HeadName,
     query: Path | None,
@@ -114,8 +123,10 @@ def cli(
     out: Path | None,
 ) -> None:
     """Time one query through m2df and everything it is compared with."""
-    if model and (bundle or checkpoint):
-        raise InputError("--model brings its own bundle", "leave out --bundle and --checkpoint")
+    if model and (bundle or checkpoint or twin):
+        raise InputError("--model brings its own bundle", "leave out --bundle, --checkpoint and --twin")
+    if twin and checkpoint:
+        raise InputError("--twin makes its own checkpoint", "leave out --checkpoint")
     machine = Machine()
     with tempfile.TemporaryDirectory() as folder:
         if model:
@@ -123,6 +134,12 @@ def cli(
             opened = export(random_model(model, head), Path(folder) / "bundle", ("fp32", "fp16", "int8", *calibrated))
         else:
             opened = Bundle.open(bundle or newest_bundle())
+        if twin:
+            from m2df_train.checkpoint import save_checkpoint
+
+            made = random_twin(opened)
+            opened, checkpoint = export(made, Path(folder) / "bundle", opened.manifest.precisions), Path(folder) / TWIN
+            save_checkpoint(checkpoint, made)
         specs, missing = engines(opened, model or checkpoint, threads, only)
         work, prompts = work_of(opened, query, support or demo_support(), way, shot)
         found = run(specs, work, prompts, rounds, warmup, trained=not opened.manifest.source.random_weights)

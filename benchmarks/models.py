@@ -40,6 +40,27 @@ def random_model(model: str = VIT, head: HeadName = "m2df", frames: int = FRAMES
     return Checkpoint(backbone, built, clip, "a photo of {}", {}, SourceInfo(model=model, seed=SEED))
 
 
+def random_twin(bundle: Bundle) -> Checkpoint:
+    """A bundle's model with seeded random weights: its tower, head options and preprocessing, in evaluation mode.
+
+    Raises:
+        InputError: open_clip knows no such model.
+    """
+    import torch
+
+    from m2df_train.checkpoint import Checkpoint
+    from m2df_train.model.backbone import load_backbone
+    from m2df_train.model.heads import build_head
+
+    torch.manual_seed(SEED)
+    manifest = bundle.manifest
+    backbone = load_backbone(manifest.source.model)
+    head: HeadName = manifest.head.name  # type: ignore[assignment]  # plain text in a manifest
+    built = build_head(head, backbone.dim, manifest.clip.frames, manifest.head.options).eval()
+    source = SourceInfo(model=manifest.source.model, seed=SEED)
+    return Checkpoint(backbone, built, manifest.clip, manifest.text.prompt, {}, source)
+
+
 def export(checkpoint: Checkpoint, out: Path, precisions: tuple[Precision, ...], opset: int = OPSET) -> Bundle:
     """Export a model without the parity check; the benchmark compares the outputs itself."""
     from m2df_export.pipeline import ExportOptions, export_bundle

@@ -19,15 +19,23 @@ from benchmarks.chain import Outputs, Work
 from benchmarks.engines import EAGER, EngineSpec, TorchPeer
 from benchmarks.gpu_check import merge
 from benchmarks.interleaved import compare, run
-from benchmarks.models import random_model
+from benchmarks.models import random_model, random_twin
 from benchmarks.plots import Bar, Panel, bars, lines
 from benchmarks.record import RESULTS, Machine, percentiles
 from benchmarks.report import PAGE, build
 from benchmarks.scaling import Engine, Point, Shapes, measure
 from benchmarks.startup import installed
 from benchmarks.workers import JobFailed, _serve, started
-from m2df_runtime.bundle import demo_queries, demo_support
+from m2df_runtime.bundle import Bundle, demo_bundle, demo_queries, demo_support
 from m2df_runtime.errors import InputError
+
+
+def test_a_twin_has_the_shape_of_the_bundle() -> None:
+    manifest = Bundle.open(demo_bundle()).manifest
+    twin = random_twin(Bundle.open(demo_bundle()))
+    assert twin.source.random_weights and twin.source.model == manifest.source.model
+    assert (twin.clip, twin.backbone.dim, twin.head.views) == (manifest.clip, manifest.dim, manifest.views)
+    assert twin.head.options.model_dump(mode="json") == manifest.head.options
 
 
 def test_latency_takes_turns_checks_answers_and_says_what_is_missing(
