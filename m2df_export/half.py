@@ -15,8 +15,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
+from m2df_runtime.bundle import GraphName
 from m2df_runtime.errors import CheckFailed
 
+TOWERS: tuple[GraphName, ...] = ("visual", "text")
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 HALF_MAX = float(np.finfo(np.float16).max)
 
@@ -33,6 +35,15 @@ FIXED_FLOAT = frozenset({"Range", "Resize", "ConstantOfShape", "EyeLike"})
 # by element stays in fp32 with it, or epsilons of 1e-6 would lose their digits.
 ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Sqrt", "Reciprocal", "Neg", "Max", "Min", "Clip", "Abs"})
 WEIGHTED = frozenset({"MatMul", "Gemm", "Conv"})
+
+
+def graph_to_half(model: ir.Model, graph: GraphName) -> ir.Model:
+    """A graph in half, in place.
+
+    Raises:
+        CheckFailed: It has nodes with bodies of their own, such as loops.
+    """
+    return tower_to_half(model) if graph in TOWERS else head_to_half(model)
 
 
 def tower_to_half(model: ir.Model) -> ir.Model:

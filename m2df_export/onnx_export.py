@@ -8,7 +8,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import onnx
@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from m2df_export.graphs import GraphSpec
+from m2df_export.half import graph_to_half
 from m2df_export.opset16 import OPSET as OLD_OPSET
 from m2df_export.opset16 import SOURCE_OPSET, lower_to_opset16
 from m2df_runtime.backends.onnxruntime import OnnxRuntimeBackend
@@ -32,17 +33,29 @@ MAX_WEIGHT_BYTES = (2 << 30) - (16 << 20)
 logger = logging.getLogger(__name__)
 
 
-def export_onnx(spec: GraphSpec, path: Path, *, opset: int = DEFAULT_OPSET, metadata: Mapping[str, str]) -> None:
-    """Export one graph to a single fp32 ONNX file and check it.
+class TooLarge(InputError):
+    """A graph whose weights do not fit into one ONNX file."""
+
+
+def export_onnx(
+    spec: GraphSpec,
+    path: Path,
+    *,
+    opset: int = DEFAULT_OPSET,
+    metadata: Mapping[str, str],
+    precision: Literal["fp32", "fp16"] = "fp32",
+) -> None:
+    """Export one graph to a single ONNX file and check it.
 
     Args:
         spec: The graph.
         path: File to write.
         opset: ONNX opset, 18 or later as the exporter writes it, or 16 for TensorRT 8.
         metadata: Written to the model's metadata properties.
+        precision: fp16 writes it in half precision straight away, for weights that fit into a file only so.
 
     Raises:
-        InputError: The weights do not fit into one ONNX file.
+        TooLarge: The weights do not fit into one ONNX file.
         CheckFailed: The file is not valid ONNX of that opset, or an axis that must be dynamic is not.
     """
     model = _trace(spec, SOURCE_OPSET if opset == OLD_OPSET else opset)
@@ -50,11 +63,14 @@ def export_onnx(spec: GraphSpec, path: Path, *, opset: int = DEFAULT_OPSET, meta
         lower_to_opset16(model)
     if model.opset_imports[""] != opset:
         raise CheckFailed(f"the {spec.name} graph cannot be written in opset {opset}", f"use --opset {DEFAULT_OPSET}")
+    if precision == "fp16":
+        graph_to_half(model, spec.name)
     weight_bytes = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
     if weight_bytes > MAX_WEIGHT_BYTES:
-        raise InputError(
-            f"the {spec.name} graph has {weight_bytes / 1e9:.1f} GB of weights, one ONNX file holds at most 2 GB",
-            "take a smaller model",
+        raise TooLarge(
+            f"the {spec.name} graph has {weight_bytes / 1e9:.1f} GB of weights in {precision}, one ONNX file holds "
+            "at most 2 GB",
+            "add --fp16, which halves them" if precision == "fp32" else "take a smaller model",
         )
     save_model(model, path, metadata)
     check_model(path, spec.name)

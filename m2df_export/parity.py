@@ -21,8 +21,9 @@ from m2df_export.calibration_frames import smooth_pictures
 from m2df_export.end_to_end import Batch, EpisodeSet, Outputs, Runner
 from m2df_export.gates import GATES, ROUNDING
 from m2df_export.graphs import GraphSpec
+from m2df_export.half import TOWERS
 from m2df_export.isolated import run_isolated
-from m2df_export.precision import TOWERS, file_name
+from m2df_export.precision import file_name
 from m2df_runtime.backends.onnxruntime import import_onnxruntime
 from m2df_runtime.bundle import GraphName, Precision, PrecisionParity
 from m2df_train.checkpoint import Checkpoint

@@ -11,7 +11,7 @@ from pathlib import Path
 from m2df_export.calibration_frames import calibration_frames
 from m2df_export.end_to_end import episode_set
 from m2df_export.graphs import GraphSpec, graph_specs
-from m2df_export.onnx_export import DEFAULT_OPSET, export_onnx
+from m2df_export.onnx_export import DEFAULT_OPSET, TooLarge, export_onnx
 from m2df_export.package import (
     bundle_file,
     check_target,
@@ -136,7 +136,7 @@ def export_bundle(
         calibration = None
         if {"int8-static", "fp8"} & {*options.precisions}:
             calibration = Calibration(calibration_frames(checkpoint.clip, options.data))
-        done = _write_graphs(checkpoint, specs, options, folder, calibration, advance)
+        options, done = _write_graphs(checkpoint, specs, options, folder, calibration, advance)
         tokenizer = build_tokenizer_json()
         (folder / TOKENIZER).write_bytes(tokenizer)
         reports: dict[Precision, PrecisionReport] = {}
@@ -177,20 +177,37 @@ def _write_graphs(
     folder: Path,
     calibration: Calibration | None,
     advance: Advance,
-) -> int:
+) -> tuple[ExportOptions, int]:
+    """Write every graph in every precision; the options with the precisions that could be, and the steps done."""
     source = checkpoint.sha256 or f"{checkpoint.source.model} {checkpoint.source.pretrained or 'random weights'}"
     done = 0
     for graph, spec in specs.items():
         advance(done, f"exporting {graph}")
         metadata = {"m2df": __version__, "graph": graph, "precision": "fp32", "source": source}
-        export_onnx(spec, folder / f"{graph}.onnx", opset=options.opset, metadata=metadata)
+        try:
+            export_onnx(spec, folder / file_name(graph, "fp32"), opset=options.opset, metadata=metadata)
+        except TooLarge as error:
+            if "fp16" not in options.precisions:
+                raise
+            options = _fp16_alone(options, error)
+            metadata["precision"] = "fp16"
+            half = folder / file_name(graph, "fp16")
+            export_onnx(spec, half, opset=options.opset, metadata=metadata, precision="fp16")
         done += 1
     for precision in options.precisions:
         advance(done, f"writing {precision}")
         for graph in specs:
             write_precision(folder, graph, precision, calibration)
         done += 1
-    return done
+    return options, done
+
+
+def _fp16_alone(options: ExportOptions, reason: TooLarge) -> ExportOptions:
+    """Options without the precisions that are fp32 files or made from one."""
+    others = [precision for precision in options.precisions if precision != "fp16"]
+    if others:
+        logger.warning("left out, fp16 alone is written: %s (%s)", ", ".join(others), reason.message)
+    return replace(options, precisions=("fp16",), optional=())
 
 
 def _verify(

@@ -12,13 +12,12 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from m2df_export.fp8 import write_fp8
-from m2df_export.half import head_to_half, tower_to_half
+from m2df_export.half import TOWERS, graph_to_half
 from m2df_export.onnx_export import check_model
 from m2df_export.static_int8 import Calibration, write_static_int8
 from m2df_runtime.bundle import GraphName, Precision
 
 MIN_ROWS = 4096  # smaller tables are not worth the extra nodes
-TOWERS: tuple[GraphName, ...] = ("visual", "text")
 
 
 def stored_as(graph: GraphName, precision: Precision) -> Precision:
@@ -79,8 +78,7 @@ def write_precision(
 
 def _write_half(source: Path, target: Path, graph: GraphName) -> None:
     model = ir.load(source)
-    convert = tower_to_half if graph in TOWERS else head_to_half
-    ir.save(convert(model), target)
+    ir.save(graph_to_half(model, graph), target)
 
 
 def _write_int8(source: Path, target: Path) -> None:

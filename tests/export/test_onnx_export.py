@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from m2df_export import onnx_export
 from m2df_export.graphs import graph_specs
 from m2df_export.onnx_export import example_inputs, export_onnx, signature
+from m2df_export.pipeline import ExportOptions, export_bundle
 from m2df_runtime.backends.onnxruntime import OnnxRuntimeBackend
+from m2df_runtime.bundle import Bundle
 from m2df_runtime.errors import CheckFailed, InputError
 
 SIGNATURES = {
@@ -137,10 +139,35 @@ def test_fixed_axis_fails_the_export(model, tmp_path):
         export_onnx(wrong, tmp_path / "support.onnx", metadata={})
 
 
-def test_weights_above_one_file_are_refused(model, tmp_path, monkeypatch):
-    source = model("clip-fsar")
-    monkeypatch.setattr(onnx_export, "MAX_WEIGHT_BYTES", 1000)
-    spec = graph_specs(source.backbone, source.head, source.clip)["support"]
-    with pytest.raises(InputError, match=r"support graph has .* GB of weights"):
-        export_onnx(spec, tmp_path / "support.onnx", metadata={})
+def test_weights_above_one_file_are_written_in_half_or_refused(model, exported, tmp_path, monkeypatch, caplog):
+    folder, specs = exported
+    sizes = {graph: (folder / f"{graph}.onnx").stat().st_size for graph in specs}
+    largest = max(sizes, key=sizes.__getitem__)
+    monkeypatch.setattr(onnx_export, "MAX_WEIGHT_BYTES", int(0.75 * sizes[largest]))
+    source = model("m2df")
+    for precisions in (("fp32",), ("fp32", "int8")):
+        with pytest.raises(InputError, match=rf"the {largest} graph has .* GB of weights in fp32.*--fp16"):
+            export_bundle(source, ExportOptions(tmp_path / "out", precisions))
     assert not list(tmp_path.iterdir())
+    result = export_bundle(source, ExportOptions(tmp_path / "out", ("fp32", "fp16", "int8")))
+    assert "left out, fp16 alone is written: fp32, int8 (the text graph has 0.0 GB of weights in fp32" in caplog.text
+    bundle = Bundle.open(result.bundle)
+    assert bundle.manifest.precisions == ("fp16",)
+    assert bundle.manifest.parity["fp16"].passed
+    assert sorted(path.name for path in result.bundle.glob("*.onnx")) == sorted(f"{g}.fp16.onnx" for g in specs)
+    # The same numbers as by way of an fp32 file, and the same stamp.
+    way, straight = (onnx.load(place / f"{largest}.fp16.onnx") for place in (folder, result.bundle))
+    assert {item.key: item.value for item in straight.metadata_props}["precision"] == "fp16"
+    tokens = np.arange(3 * 77, dtype=np.int32).reshape(3, 77)
+    by_way, by_itself = (
+        OnnxRuntimeBackend("cpu").load(place / f"{largest}.fp16.onnx", "text").run({"tokens": tokens})
+        for place in (folder, result.bundle)
+    )
+    assert (by_way["embeddings"] == by_itself["embeddings"]).all()
+    assert len(way.graph.node) == len(straight.graph.node)
+
+
+def test_weights_too_large_for_half_are_refused(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_export, "MAX_WEIGHT_BYTES", 1000)
+    with pytest.raises(InputError, match=r"GB of weights in fp16.*smaller model"):
+        export_bundle(model("clip-fsar"), ExportOptions(tmp_path / "out", ("fp16",)))
