@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from m2df_export.extras import MODELOPT, modelopt_missing
 from m2df_export.half import tower_to_half
-from m2df_runtime.errors import CheckFailed, EnvironmentMissing
+from m2df_runtime.errors import CheckFailed, EnvironmentMissing, shortened
 
 OLDEST_OPSET = 18  # modelopt raises it to 19, the first with FP8 types; a graph lowered to 16 stays out
 
@@ -58,7 +58,7 @@ def _run(*arguments: str) -> None:
     if done.returncode == 0:
         return
     lines = done.stderr.strip().splitlines()
-    reason = lines[-1][:300] if lines else f"exit status {done.returncode}"
+    reason = shortened(lines[-1]) if lines else f"exit status {done.returncode}"
     if reason.startswith(("ImportError", "ModuleNotFoundError")):
         raise EnvironmentMissing(f"modelopt cannot be used: {reason}", MODELOPT)
     raise CheckFailed(f"modelopt fails on the visual graph: {reason}", "leave out --fp8")

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2df_runtime.backends.onnxruntime import OnnxRuntimeBackend
-from m2df_runtime.errors import CheckFailed
+from m2df_runtime.errors import CheckFailed, shortened
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -76,7 +76,7 @@ def _reason(code: int, stderr: str) -> str:
     if code < 0:
         return f"crashes ONNX Runtime ({signal.Signals(-code).name})"
     lines = stderr.strip().splitlines()
-    return f"does not run: {lines[-1][:300] if lines else f'exit status {code}'}"
+    return f"does not run: {shortened(lines[-1]) if lines else f'exit status {code}'}"
 
 
 def _save(path: Path, batches: Sequence[Mapping[str, NDArray[Any]]]) -> None:

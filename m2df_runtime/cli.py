@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 
 import click
 
 from m2df_runtime.console import M2dfGroup, emit, emit_json, main_entry, printable, progress, report
-from m2df_runtime.errors import CheckFailed, InputError
+from m2df_runtime.errors import CheckFailed, ClipError, InputError
 
 if TYPE_CHECKING:
     from m2df_runtime.bank import SupportBank
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 Reject = Literal["auto", "off"] | float
 Region = Literal["full", "motion"] | tuple[int, int, int, int]
+
+_LONGEST_PATH = 1 << 14  # characters; Linux takes 4,096 bytes
 
 EXAMPLES = """
 \b
@@ -161,7 +163,7 @@ def run(options: RunOptions) -> None:
     support = options.support or demo_support()
     if demo and not support.is_dir():
         raise InputError("this installation has no demo clips", "use --support DIR --query CLIP")
-    queries = expand_queries(options.queries or (str(demo_queries()),), sys.stdin)
+    queries = expand_queries(options.queries or (str(demo_queries()),), _lines(sys.stdin))
     if len(queries) == 1 and not (os.path.exists(queries[0]) or "%" in queries[0].name):
         raise InputError(f"{queries[0]}: no such file", "check the path given to --query")
     session = _session(options, demo)
@@ -172,6 +174,15 @@ def run(options: RunOptions) -> None:
     if options.labels:
         warn_unmatched(options.labels, labels, bank.labels)
     _classify(queries, support, _matcher(session, bank, options), options)
+
+
+def _lines(stream: TextIO) -> Iterator[str]:
+    """Lines of a stream; of one that is longer than any path the rest is dropped, whatever its length."""
+    while line := stream.readline(_LONGEST_PATH):
+        rest = line
+        while len(rest) == _LONGEST_PATH and not rest.endswith("\n"):
+            rest = stream.readline(_LONGEST_PATH)
+        yield line
 
 
 def _session(options: RunOptions, demo: bool) -> Session:
@@ -200,7 +211,7 @@ def _classify(queries: Sequence[Path], support: Path, matcher: Matcher, options:
     """Classify and print one query after the other; in a batch a bad one does not stop the rest.
 
     Raises:
-        InputError: The only query cannot be read, or its picture not be made.
+        ClipError: The only query cannot be read, or the clip drawn below it.
         OSError: The only picture cannot be written.
         CheckFailed: Some of several.
     """
@@ -209,7 +220,7 @@ def _classify(queries: Sequence[Path], support: Path, matcher: Matcher, options:
     for number, query in enumerate(queries, 1):
         try:
             prediction = matcher.predict_file(query, None if isinstance(options.roi, str) else options.roi, look=look)
-        except (InputError, OSError) as error:
+        except ClipError as error:
             if len(queries) == 1:
                 raise
             report(error)
@@ -223,7 +234,7 @@ def _classify(queries: Sequence[Path], support: Path, matcher: Matcher, options:
             try:
                 path = options.picture if len(queries) == 1 else _numbered(options.picture, number)
                 _draw(path, support, prediction, matcher, look)
-            except (InputError, OSError) as error:
+            except (ClipError, OSError) as error:
                 if len(queries) == 1:
                     raise
                 report(error)

@@ -174,7 +174,7 @@ def setup_logging() -> None:
     """
     if not any(isinstance(handler, _LineHandler) for handler in logging.root.handlers):
         logging.root.addHandler(_LineHandler(logging.WARNING))
-        warnings.showwarning = _log_warning
+    warnings.showwarning = _log_warning
 
 
 def _log_warning(

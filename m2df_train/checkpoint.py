@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from m2df_runtime.bundle import SourceInfo, sha256_file
-from m2df_runtime.errors import InputError
+from m2df_runtime.errors import InputError, shortened
 from m2df_runtime.files import atomic_write
 from m2df_runtime.preprocess import PIXELS_VERSION, ClipSpec
 from m2df_train.model.backbone import Backbone, rebuild_backbone
@@ -108,7 +108,7 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     except InputError as error:
         raise InputError(f"{file}: {error.message}", error.hint) from None
     except ValueError as error:
-        raise InputError(f"{file}: its head cannot be built: {' '.join(str(error).split())[:300]}") from None
+        raise InputError(f"{file}: its head cannot be built: {shortened(' '.join(str(error).split()))}") from None
     _load(file, "backbone", backbone, state)
     _load(file, "head", head, state)
     return Checkpoint(
@@ -149,4 +149,4 @@ def _load(file: Path, part: str, module: torch.nn.Module, state: dict[str, torch
     try:
         module.load_state_dict(own)
     except RuntimeError as error:
-        raise InputError(f"{file}: {part} weights do not fit: {' '.join(str(error).split())[:300]}") from None
+        raise InputError(f"{file}: {part} weights do not fit: {shortened(' '.join(str(error).split()))}") from None

@@ -37,7 +37,7 @@ Examples:
 @click.option("--dataset", type=click.Choice(BENCHMARKS), help="Benchmark that --data is a download of.")
 @click.option("--split-files", type=click.Path(path_type=Path), help="Folder of the lists of videos of its splits.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory.  [default: runs/<time>-<recipe>]")
-@click.option("--seed", type=click.IntRange(min=0), help="Replaces the recipe's seed.")
+@click.option("--seed", type=click.IntRange(0, (1 << 40) - 1), help="Replaces the recipe's seed.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="One option over the recipe's; repeatable.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out, or with the recipe's newest run.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")

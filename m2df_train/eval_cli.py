@@ -93,8 +93,8 @@ def _splits(_ctx: click.Context, _parameter: click.Parameter, value: Sequence[st
     "--shot", "shots", multiple=True, default=("1",), callback=_shots, help="Support clips per class; several: 1,5."
 )
 @click.option("--query", type=click.IntRange(1), default=1, help="Query clips per class and episode.")
-@click.option("--episodes", type=click.IntRange(1), default=10_000, help="Number of episodes.")
-@click.option("--seed", type=click.IntRange(0), default=0, help="Seed of the episodes.")
+@click.option("--episodes", type=click.IntRange(1, 1_000_000), default=10_000, help="Number of episodes.")
+@click.option("--seed", type=click.IntRange(0, (1 << 40) - 1), default=0, help="Seed of the episodes.")
 @click.option("--classes", callback=_comma_list, help="Only these classes, separated by commas.")
 @click.option("--labels", type=click.Path(path_type=Path), help="CSV with columns class,text.")
 @click.option("--groups", metavar="REGEX", help="First capture group in a clip's name: never both support and query.")

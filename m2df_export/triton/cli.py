@@ -41,7 +41,7 @@ Exit codes: 0 done, 2 bad input.
     help="[default: fp16 on a GPU, on a CPU the fastest that passed its parity check]",
 )
 @click.option(
-    "--max-batch", type=click.IntRange(1), default=16, show_default=True, help="Most clips of one request or run."
+    "--max-batch", type=click.IntRange(1, 1024), default=16, show_default=True, help="Most clips of one request or run."
 )
 @click.option("--tensorrt", is_flag=True, help="Let ONNX Runtime run the visual graph through TensorRT.")
 @click.option("--prompt", metavar="TEXT", help="Prompt template with one {}.  [default: the bundle's]")

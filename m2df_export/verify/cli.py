@@ -47,8 +47,12 @@ runs in a process of its own. Exit codes: 0 passed, 1 failed, 2 bad input, 3 an 
     type=click.Choice(["tensorrt", "cuda", "openvino", "cpu"]),
     help="Engine, repeatable.  [default: all that are here]",
 )
-@click.option("--episodes", type=click.IntRange(1), default=200, show_default=True, help="Episodes to compare.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the episodes.")
+@click.option(
+    "--episodes", type=click.IntRange(1, 1_000_000), default=200, show_default=True, help="Episodes to compare."
+)
+@click.option(
+    "--seed", type=click.IntRange(0, (1 << 40) - 1), default=0, show_default=True, help="Seed of the episodes."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per engine, and one at the end.")
 def verify(
     bundle: Path | None,

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from m2df_export.verify.worker import Request
+from m2df_runtime.errors import shortened
 
 
 def run_process(request: Request, folder: Path) -> tuple[int, str]:
@@ -19,7 +20,7 @@ def run_process(request: Request, folder: Path) -> tuple[int, str]:
     command = [sys.executable, "-m", "m2df_export.verify.worker", os.fspath(folder)]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment, check=False)
     lines = done.stderr.strip().splitlines()
-    return done.returncode, lines[-1].removeprefix("error: ")[:400] if lines else ""
+    return done.returncode, shortened(lines[-1].removeprefix("error: "), 400) if lines else ""
 
 
 def failure(code: int, message: str) -> str:

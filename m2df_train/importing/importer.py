@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from m2df_runtime.bundle import SourceInfo, sha256_file
-from m2df_runtime.errors import CheckFailed, InputError
+from m2df_runtime.errors import CheckFailed, InputError, shortened
 from m2df_runtime.labels import LabelRules
 from m2df_train.checkpoint import Checkpoint
 from m2df_train.data.benchmarks import BenchmarkName, Spelling, benchmark
@@ -210,7 +210,7 @@ def _head(settings: _Settings, keys: HeadKeys, tower: Tower) -> Head:
         head = build_head(settings.head.name, tower.dim, settings.clip.frames, settings.head.options)
         head.load_state_dict(keys.weights)
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"its head does not fit: {' '.join(str(error).split())[:300]}") from None
+        raise InputError(f"its head does not fit: {shortened(' '.join(str(error).split()))}") from None
     return head
 
 

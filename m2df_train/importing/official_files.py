@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from m2df_runtime.errors import InputError
+from m2df_runtime.errors import InputError, shortened
 from m2df_train.model.backbone import is_torchscript
 
 # CLIP-M2DF's periodic file and CLIP-FSAR's file; CLIP-M2DF's last file is the bare state.
@@ -98,4 +98,4 @@ def _load(file: Path) -> Any:  # noqa: ANN401 - whatever the file holds
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{file}: not a PyTorch checkpoint: {reason[:200]}") from None
+        raise InputError(f"{file}: not a PyTorch checkpoint: {shortened(reason)}") from None

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from m2df_runtime.errors import InputError
+from m2df_runtime.errors import InputError, shortened
 from m2df_train.importing.official_files import TOWER
 from m2df_train.model.backbone import Backbone, import_open_clip, load_backbone, rebuild_backbone
 
@@ -193,5 +193,5 @@ def joined(tower: Tower, weights: Mapping[str, Tensor], text: Backbone) -> tuple
     try:
         backbone.clip.load_state_dict(state, strict=False)
     except RuntimeError as error:
-        raise InputError(f"its backbone does not fit: {' '.join(str(error).split())[:300]}") from None
+        raise InputError(f"its backbone does not fit: {shortened(' '.join(str(error).split()))}") from None
     return backbone, missing

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -128,6 +129,39 @@ def test_batch_goes_on_after_a_bad_clip_and_exits_with_1(run, query_dir: Path, t
     assert errors[2] == "error: 2 of 3 queries could not be read (see the errors above)"
 
 
+def test_every_kind_of_bad_clip_is_named_and_the_batch_goes_on(run, query_dir: Path, tmp_path: Path) -> None:
+    whole = (query_dir / "red.mp4").read_bytes()
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "text.mp4").write_text("not a video")
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])  # its index is at the end
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
+    (tmp_path / "folder.mp4").mkdir()
+    (tmp_path / "dangling.mp4").symlink_to("nowhere.mp4")
+    os.mkfifo(tmp_path / "pipe.mp4")
+    bad = ["empty.mp4", "text.mp4", "cut.mp4", "picture.png", "folder.mp4", "dangling.mp4", "pipe.mp4", "none-%03d.png"]
+    lines = "".join(f"{tmp_path / name}\n" for name in bad)
+    done = run("--query", "-", "--json", stdin=f"{lines}{query_dir / 'red.mp4'}\n")
+    assert done.returncode == 1
+    assert [json.loads(line)["predictions"][0]["label"] for line in done.stdout.splitlines()] == ["red"]
+    errors = done.stderr.splitlines()
+    assert errors.pop() == f"error: {len(bad)} of {len(bad) + 1} queries could not be read (see the errors above)"
+    for name, line in zip(bad, errors, strict=True):
+        assert line.startswith(f"error: {tmp_path / name}: ")
+        assert "fault in m2df" not in line
+
+
+def test_lines_of_standard_input_may_hold_anything(run, query_dir: Path) -> None:
+    strange = ["a\0b.mp4", "x" * 100_000, "\udcff\udcfe.mp4", "\x1b[31mred.mp4"]
+    done = run("--query", "-", "--json", stdin="\n".join([*strange, str(query_dir / "red.mp4")]))
+    assert done.returncode == 1
+    assert [json.loads(line)["predictions"][0]["label"] for line in done.stdout.splitlines()] == ["red"]
+    errors = done.stderr.splitlines()
+    names = ["a\\x00b.mp4: no such file", "x" * 900, "\\udcff\\udcfe.mp4: no such file", "\\x1b[31mred.mp4: no such"]
+    for name, line in zip([*names, "4 of 5 queries could not"], errors, strict=True):
+        assert line.startswith(f"error: {name}")
+    assert max(map(len, errors)) < 2100
+
+
 def test_batch_of_bad_paths_reports_each(run, tmp_path: Path) -> None:
     long = tmp_path / ("x" * 300)
     done = run("--query", long, "--query", tmp_path / "none.mp4")
@@ -234,6 +268,39 @@ def test_pictures_are_numbered_in_a_batch(run, query_dir: Path, tmp_path: Path) 
     assert blocked.stderr.startswith("error: ")
 
 
+def test_a_picture_follows_links_and_replaces_files_alone(run, query_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "old.png").write_bytes(b"old")
+    (tmp_path / "link.png").symlink_to("old.png")
+    done = run("--query", query_dir / "red.mp4", "--picture", tmp_path / "link.png")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "link.png").is_symlink()
+    with Image.open(tmp_path / "old.png") as image:
+        assert image.format == "PNG"
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "folder.png").mkdir()
+    for name in ("pipe.png", "folder.png"):
+        done = run("--query", query_dir / "red.mp4", "--picture", tmp_path / name)
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"error: {tmp_path / name}: ")
+        assert done.stderr.count("\n") == 1
+    assert (tmp_path / "pipe.png").is_fifo()
+
+
+def test_a_rectangle_leaves_the_support_clips_as_they_are(run, support_dir: Path, query_dir: Path) -> None:
+    query = ("--query", query_dir / "red.mp4", "--json")
+    plain = json.loads(run(*query).stdout)
+    (bank,) = (support_dir / ".m2df").glob("*.bank")
+    content, stamp = bank.read_bytes(), bank.stat().st_mtime_ns
+    cropped = json.loads(run(*query, "--roi", "3,2,20,24").stdout)
+    assert cropped["predictions"] != plain["predictions"]
+    assert [*(support_dir / ".m2df").glob("*.bank")] == [bank]
+    assert (bank.read_bytes(), bank.stat().st_mtime_ns) == (content, stamp)
+    outside = run(*query, "--query", query_dir / "blue.mp4", "--roi", "500,500,20,20")
+    assert (outside.returncode, outside.stdout) == (1, "")
+    for name, line in zip(("red.mp4", "blue.mp4"), outside.stderr.splitlines(), strict=False):
+        assert line.startswith(f"error: {query_dir / name}: region 500,500,20,20 lies outside")
+
+
 def test_pictures_that_cannot_be_written_take_no_answer_away(run, query_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     place = tmp_path / "file" / "out.png"
@@ -330,6 +397,17 @@ def test_every_failure_is_one_line_and_its_exit_code(
 
     assert guarded(fail) == code
     assert capsys.readouterr() == ("", line + "\n")
+
+
+def test_warnings_of_libraries_are_lines_like_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.resetwarnings()
+
+        def warn() -> None:
+            warnings.warn("odd\n  chunks\x1b[2J", UserWarning, stacklevel=1)
+
+        assert guarded(warn) == 0
+    assert capsys.readouterr() == ("", "warning: odd chunks\\x1b[2J\n")
 
 
 def test_debug_variable_keeps_the_exception(monkeypatch: pytest.MonkeyPatch) -> None:
