@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2df_export.end_to_end import folder_selection
-from m2df_runtime.errors import InputError
+from m2df_runtime.errors import ClipError, InputError
 from m2df_runtime.preprocess import ClipSpec, load_clip
 from m2df_train.data.clips import LabelledClip
 
@@ -45,7 +45,7 @@ def calibration_frames(spec: ClipSpec, data: Path | None = None) -> NDArray[np.u
             break
         try:
             pixels = load_clip(clip.open(), spec)  # [T, S, S, 3]
-        except InputError as error:
+        except ClipError as error:
             logger.warning("left out of the calibration: %s", error)
             continue
         frames.append(pixels[len(frames) % len(pixels)])

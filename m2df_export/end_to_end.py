@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2df_runtime.bundle import GraphName
-from m2df_runtime.errors import InputError
+from m2df_runtime.errors import ClipError, InputError
 from m2df_runtime.labels import LabelRules
 from m2df_runtime.preprocess import ClipSpec, load_clip
 from m2df_runtime.tokenizer import Tokenizer
@@ -70,7 +70,7 @@ def episode_set(spec: ClipSpec, rules: LabelRules, tokenizer: Tokenizer, data: P
     for clip in candidates:
         try:
             pixels.append(load_clip(clip.open(), spec))
-        except InputError as error:
+        except ClipError as error:
             logger.warning("left out of the parity episodes: %s", error)
             continue
         used.append(clip)

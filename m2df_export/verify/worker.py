@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from m2df_export.verify.stages import Stage
 from m2df_runtime.bundle import Bundle
 from m2df_runtime.console import guarded
-from m2df_runtime.errors import InputError
+from m2df_runtime.errors import ClipError, InputError
 from m2df_runtime.labels import LabelRules
 from m2df_runtime.preprocess import ClipSpec, load_clip
 from m2df_runtime.sampling import sample_indices
@@ -157,7 +157,7 @@ class _Walk:
                 )
                 digest = hashlib.sha256(source.read(chosen).tobytes()).hexdigest()
                 loaded = load_clip(source, spec)
-            except InputError:
+            except ClipError:
                 if self._reference is not None:
                     raise  # the reference could read it
                 continue

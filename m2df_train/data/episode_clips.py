@@ -14,7 +14,7 @@ from itertools import chain, islice
 import numpy as np
 from numpy.typing import NDArray
 
-from m2df_runtime.errors import InputError
+from m2df_runtime.errors import ClipError, InputError
 from m2df_train.data.augment import Augmentation, Role, training_pixels
 from m2df_train.data.clips import LabelledClip
 from m2df_train.data.episodes import EpisodeIndices, EpisodeSampler
@@ -76,7 +76,7 @@ class _Loader:
             rng = np.random.default_rng([self.seed, _CLIP_RANDOMNESS, wanted.episode, wanted.place, len(failures)])
             try:
                 pixels = training_pixels(clip, self.options, rng, role=wanted.role, cache=self.cache)
-            except InputError as error:
+            except ClipError as error:
                 failures.append((clip.name, str(error)))
                 continue
             return _Loaded(position, pixels, tuple(failures))

@@ -310,7 +310,7 @@ def _attempt(load: Load, task: tuple[LabelledClip, Sequence[int]]) -> Pixels | s
     """Pixels, or why there are none."""
     try:
         return load(*task)
-    except InputError as error:
+    except ClipError as error:
         return str(error)
 
 
