@@ -1,6 +1,6 @@
 # make demo         recognise the shipped clips with the shipped model, on a CPU
 # make test         lint, types and the test suite, on all cores
-# make soak         the tests that take hours of load or hundreds of kills
+# make soak         dozens of kills at any moment, thousands of queries: what takes minutes
 # make bench        CPU benchmarks, tables and plots, to benchmarks/results/ (leave the machine alone meanwhile)
 # make demo-bundle  train and export the shipped model again
 # make clean        remove the environment, caches and what the targets above wrote
@@ -45,8 +45,8 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 # One thread per process: operators as small as the tests' gain nothing from a second, and lose much where cores are
-# shared. Whole files go to the processes in turn, for what their tests share is made once per process; one that has
-# none left takes tests from another.
+# shared. Each process begins with its share of the files, since what the tests of a file have in common is made once
+# per process; one that has none left takes tests from another.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 # mypy takes one core for two minutes where it has no cache, so it runs beside the tests; its lines follow theirs.
