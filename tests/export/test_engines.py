@@ -24,7 +24,14 @@ from m2df_export.engine_parity import EngineParity, check_engines, compare_sessi
 from m2df_export.engines import EngineOptions, build_engines, drop_engine, parse_range
 from m2df_export.package import check_target, replacing, write_zip
 from m2df_runtime.backends import tensorrt as backend
-from m2df_runtime.backends.engine_files import EngineIndex, EngineUnusable, Machine, find_engine, runs_on
+from m2df_runtime.backends.engine_files import (
+    EngineIndex,
+    EngineUnusable,
+    Machine,
+    find_engine,
+    runs_on,
+    version_tuple,
+)
 from m2df_runtime.backends.tensorrt import MessageLog, TensorRT
 from m2df_runtime.bundle import Bundle
 from m2df_runtime.errors import CheckFailed, EnvironmentMissing, InputError
@@ -105,6 +112,59 @@ def test_half_precision_is_the_graphs_own_from_10_on_and_a_flag_with_pins_before
         assert softmax._types == {}
     assert constant._types == product._types == {}
     assert config._profiles[0]._shapes == {"frames": tuple((n, SIZE, SIZE, 3) for n in (1, 4, 8))}
+
+
+def since(*version):
+    return lambda running: version_tuple(running) >= version
+
+
+def before(*version):
+    return lambda running: version_tuple(running) < version
+
+
+# What not every version has, and the versions our code calls it with; the stand-in refuses what a version lacks.
+GUARDED = {
+    "NetworkDefinitionCreationFlag.EXPLICIT_BATCH": before(10),
+    "NetworkDefinitionCreationFlag.STRONGLY_TYPED": since(10),
+    "BuilderFlag.FP16": before(10),
+    "BuilderFlag.OBEY_PRECISION_CONSTRAINTS": before(10),
+    "ILayer.precision": before(10),
+    "ILayer.set_output_type": before(10),
+    "PreviewFeature.DISABLE_EXTERNAL_TACTIC_SOURCES_FOR_CORE_0805": before(10),
+    "PreviewFeature.PROFILE_SHARING_0806": lambda running: since(8, 6)(running) and before(11)(running),
+    "HardwareCompatibilityLevel.AMPERE_PLUS": since(8, 6),
+    "IBuilderConfig.hardware_compatibility_level": since(8, 6),
+    "BuilderFlag.VERSION_COMPATIBLE": since(8, 6),
+    "Runtime.engine_host_code_allowed": since(8, 6),
+}
+ALWAYS = {
+    "OnnxParser.parse", "ParserError.desc", "Builder.build_serialized_network", "IBuilderConfig.set_timing_cache",
+    "IBuilderConfig.set_memory_pool_limit", "MemoryPoolType.WORKSPACE", "Runtime.deserialize_cuda_engine",
+    "LayerInformationFormat.JSON", "ICudaEngine.create_execution_context", "IExecutionContext.set_input_shape",
+    "IExecutionContext.execute_async_v3",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_version_is_called_by_the_names_it_has(tensorrt, bundle_copy, version):
+    from tiny_bundle import graph_bytes
+
+    from m2df_export.tensorrt_network import Build, build_plan
+
+    module, _ = tensorrt(version)
+    bundle = opened(bundle_copy, opset=16)
+    build_engines(bundle, EngineOptions("fp32", workspace_gb=1.0), spinner)
+    check_engines(Session(bundle, backend="tensorrt"), Session(bundle, backend="cpu"), pytest.fail)
+    newer = since(8, 6)(version)
+    inputs, profile = {"frames": ("N", SIZE, SIZE, 3)}, {"N": (1, 4, 8)}
+    half = Build(
+        graph_bytes("visual"), "x", inputs, profile, half=True, hardware_compatible=newer, version_compatible=newer
+    )
+    build_plan(backend.open_tensorrt(), half)
+    with pytest.raises(InputError, match="cannot read the graph"):
+        build_plan(backend.open_tensorrt(), Build(b"unreadable", "x", inputs, profile, half=False))
+    assert module.used >= ALWAYS
+    assert {name for name in GUARDED if name in module.used} == {name for name in GUARDED if GUARDED[name](version)}
 
 
 def test_profile_counts_clips_in_frames_and_takes_other_axes_by_letter(tensorrt, bundle_copy):

@@ -40,7 +40,21 @@ def fake_tensorrt(version: str, *, driver: bool = True, refuses: str | None = No
         version: One of `VERSIONS`.
         driver: False: `Runtime` and `Builder` fail as they do without an NVIDIA driver.
         refuses: A word in an ONNX graph's name that makes the builder fail.
+
+    Returns:
+        The module; its `used` has every `Class.name` that was read or set so far.
     """
+    used: set[str] = set()
+
+    class Watched(enum.EnumMeta):
+        def __getattribute__(cls, name):
+            value = super().__getattribute__(name)
+            if name.isupper():
+                used.add(f"{cls.__name__}.{name}")
+            return value
+
+    class Members(enum.IntEnum, metaclass=Watched):
+        pass
 
     class Checked:
         api = ""
@@ -50,11 +64,15 @@ def fake_tensorrt(version: str, *, driver: bool = True, refuses: str | None = No
                 full = f"{type(self).api}.{name}"
                 if not exists(full, version):
                     raise AttributeError(f"TensorRT {version} has no {full}")
+                used.add(full)
             return object.__getattribute__(self, name)
 
         def __setattr__(self, name, value):
-            if not name.startswith("_") and not exists(f"{type(self).api}.{name}", version):
-                raise AttributeError(f"TensorRT {version} has no {type(self).api}.{name}")
+            if not name.startswith("_"):
+                full = f"{type(self).api}.{name}"
+                if not exists(full, version):
+                    raise AttributeError(f"TensorRT {version} has no {full}")
+                used.add(full)
             object.__setattr__(self, name, value)
 
     def make(logger):
@@ -332,7 +350,9 @@ def fake_tensorrt(version: str, *, driver: bool = True, refuses: str | None = No
                 members = [full.split(".")[1] for full in TABLE["names"] if full.startswith(f"{name}.")]
                 present = [m for m in members if exists(f"{name}.{m}", version) and m.isupper()]
                 if present:
-                    setattr(self, name, enum.IntEnum(name, {m: i for i, m in enumerate(present)}))
+                    setattr(self, name, Members(name, {m: i for i, m in enumerate(present)}))
+            used.clear()
+            self.used = used
 
     module = Module()
     module.Builder, module.Runtime = Builder, Runtime
