@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,6 +40,28 @@ def reference_dir(request: pytest.FixtureRequest) -> Path:
     if request.param == "golden":
         return ROOT / "tests" / "golden"
     return Path(request.getfixturevalue("shared_dir")) / "reference"
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """Write a folder once for all processes of the run: `once(name, write)`, read only.
+
+    What `write` makes must not depend on the process; the others wait for the first.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+
+    def get(name: str, write: Callable[[Path], None]) -> Path:
+        folder = shared / name
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.is_dir():  # or the one before failed
+                work = Path(tempfile.mkdtemp(dir=shared))
+                write(work)
+                work.rename(folder)
+        return folder
+
+    return get
 
 
 @pytest.fixture(autouse=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
 
 import pytest
 import torch
 
-TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}
+TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1}  # tracing costs by the layer
 VISION = {
     "test-vit": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8},
     "test-rn": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 32},
@@ -71,17 +72,35 @@ def model(backbone):
 
 
 @pytest.fixture(scope="session")
-def exported(model, tmp_path_factory):
+def exported(model, once):
     """Folder with all four graphs of one tiny ViT with the M2DF head, in every precision; and their specs."""
     from m2df_export.graphs import graph_specs
     from m2df_export.onnx_export import export_onnx
     from m2df_export.precision import write_precision
 
     source = model("m2df")
-    folder = tmp_path_factory.mktemp("exported")
     specs = graph_specs(source.backbone, source.head, source.clip)
-    for graph, spec in specs.items():
-        export_onnx(spec, folder / f"{graph}.onnx", metadata={"graph": graph, "precision": "fp32"})
-        for precision in ("fp16", "int8"):
-            write_precision(folder, graph, precision)
-    return folder, specs
+
+    def write(folder):
+        for graph, spec in specs.items():
+            export_onnx(spec, folder / f"{graph}.onnx", metadata={"graph": graph, "precision": "fp32"})
+            for precision in ("fp16", "int8"):
+                write_precision(folder, graph, precision)
+
+    return once("exported", write), specs
+
+
+@pytest.fixture
+def export_here(capsys, monkeypatch):
+    """Run m2df-export inside this process, which has PyTorch, with the exit code and streams of one of its own."""
+    from m2df_export.cli import cli
+    from m2df_runtime.console import guarded
+
+    def run(cwd, *args):
+        monkeypatch.chdir(cwd)
+        monkeypatch.delenv("M2DF_DEBUG", raising=False)
+        capsys.readouterr()
+        code = guarded(lambda: cli.main([str(arg) for arg in args], "m2df-export", standalone_mode=False))
+        return subprocess.CompletedProcess(args, code, *capsys.readouterr())
+
+    return run

@@ -35,13 +35,38 @@ def _save(checkpoint, folder):
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory, model):
-    """A project directory with one run, exported in all precisions, with a zip."""
-    folder = tmp_path_factory.mktemp("project")
-    _save(model("clip-fsar", frames=2), folder / "runs" / "first")
-    done = export(folder, "--fp16", "--int8", "--zip", "--json")
-    assert done.returncode == 0, done.stderr
-    return folder, done
+def project(tmp_path_factory, model, once):
+    """A project directory with one run, exported in all precisions, with a zip; and what the command printed."""
+
+    def write(folder):
+        _save(model("clip-fsar", frames=2), folder / "runs" / "first")
+        done = export(folder, "--fp16", "--int8", "--zip", "--json")
+        assert done.returncode == 0, done.stderr
+        (folder / "stdout").write_text(done.stdout)
+        (folder / "stderr").write_text(done.stderr)
+
+    folder = tmp_path_factory.mktemp("project") / "copy"
+    shutil.copytree(once("project", write), folder)
+    return folder, (folder / "stdout").read_text(), (folder / "stderr").read_text()
+
+
+@pytest.fixture
+def traced(project, monkeypatch):
+    """Take fp32 graphs from the project's bundle instead of tracing the same modules again, but those named."""
+    from m2df_export import pipeline
+
+    real = pipeline.export_onnx
+
+    def take(*anew):
+        def export_onnx(spec, path, **options):
+            if spec.name in anew:
+                real(spec, path, **options)
+            else:
+                shutil.copy(project[0] / "bundles" / "first" / f"{spec.name}.onnx", path)
+
+        monkeypatch.setattr(pipeline, "export_onnx", export_onnx)
+
+    return take
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +75,7 @@ def opened(project):
 
 
 def test_result_is_one_json_object(project):
-    record = json.loads(project[1].stdout)
+    record = json.loads(project[1])
     assert record["bundle"] == os.path.join("bundles", "first")
     assert record["verified"] is True
     assert len(record["files"]) == 16
@@ -59,7 +84,7 @@ def test_result_is_one_json_object(project):
 
 
 def test_engines_that_are_not_built_are_reported(project):
-    assert "TensorRT engines: not built (" in project[1].stderr
+    assert "TensorRT engines: not built (" in project[2]
 
 
 def test_manifest_describes_the_model(opened, model):
@@ -110,10 +135,11 @@ def test_every_listed_file_is_there_and_nothing_else(project, opened):
             opened.file(file)
 
 
-def test_precision_beyond_its_gate_exits_1_and_leaves_the_old_bundle(project, model, tmp_path):
+def test_precision_beyond_its_gate_exits_1_and_leaves_the_old_bundle(project, model, tmp_path, traced, export_here):
+    traced("visual")
     bundle = project[0] / "bundles" / "first"
     before = (bundle / "manifest.json").read_bytes()
-    source = model("training-free", frames=2)
+    source = model("clip-fsar", frames=2)
     with torch.no_grad():
         source.backbone.clip.visual.proj.mul_(1e7)  # features beyond float16
     try:
@@ -121,7 +147,7 @@ def test_precision_beyond_its_gate_exits_1_and_leaves_the_old_bundle(project, mo
     finally:
         with torch.no_grad():
             source.backbone.clip.visual.proj.div_(1e7)
-    done = export(project[0], "--checkpoint", tmp_path / "loud", "--only-precision", "fp16", "--out", bundle)
+    done = export_here(project[0], "--checkpoint", tmp_path / "loud", "--only-precision", "fp16", "--out", bundle)
     assert done.returncode == 1, done.stderr
     assert "parity failed: fp16 visual graph: cosine" in done.stderr
     assert (bundle / "manifest.json").read_bytes() == before
@@ -213,10 +239,11 @@ def test_verify_finds_the_bundle_true_to_its_run(project):
 
 
 @pytest.mark.slow
-def test_single_unverified_precision_makes_a_small_bundle(project, tmp_path):
+def test_single_unverified_precision_makes_a_small_bundle(project, tmp_path, traced, export_here):
+    traced()
     out = tmp_path / "small"
     run = project[0] / "runs" / "first"
-    done = export(tmp_path, "--checkpoint", run, "--only-precision", "int8", "--no-verify", "--out", out)
+    done = export_here(tmp_path, "--checkpoint", run, "--only-precision", "int8", "--no-verify", "--out", out)
     assert done.returncode == 0, done.stderr
     assert "unverified" in done.stdout
     assert f"bundle: {out}" in done.stdout.splitlines()[-1]
@@ -275,9 +302,9 @@ def test_sampling_prompt_selector_is_made_deterministic(model, caplog):
         (["--batch", "4,2,8"], 2, ["--batch", "sizes must rise"]),
     ],
 )
-def test_wrong_use_is_one_line_that_says_what_to_do(tmp_path, args, code, words):
+def test_wrong_use_is_one_line_that_says_what_to_do(tmp_path, export_here, args, code, words):
     (tmp_path / "mine.txt").write_text("")
-    done = export(tmp_path, *args)
+    done = export_here(tmp_path, *args)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     for word in words:
