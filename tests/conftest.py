@@ -12,6 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# The same examples in every run, and no failure because a busy machine is slow to draw them.
+settings.register_profile("m2df", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("m2df")
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"

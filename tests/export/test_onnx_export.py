@@ -42,7 +42,7 @@ def _assert_equal_for_any_size(spec, path, examples=12):
     graph = OnnxRuntimeBackend("cpu").load(path, path.name)
     axes = sorted({axis for shape in spec.dynamic.values() for axis in shape.values()})
 
-    @settings(max_examples=examples, deadline=None)
+    @settings(max_examples=examples)
     @example(size=dict.fromkeys(axes, 1), seed=0)
     @given(size=st.fixed_dictionaries({axis: st.integers(1, 9) for axis in axes}), seed=st.integers(0, 999))
     def holds(size, seed):

@@ -82,7 +82,7 @@ def test_equals_open_clip(tokenizer: Tokenizer) -> None:
         max_size=12,
     ).map("".join)
 )
-@settings(max_examples=400, deadline=None, derandomize=True)
+@settings(max_examples=400)
 def test_cleaning_is_open_clips(text: str) -> None:
     open_clip = pytest.importorskip("open_clip.tokenizer", reason="needs open_clip")
     assert clean_text(text) == open_clip._clean_lower(text)

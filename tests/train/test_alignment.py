@@ -89,7 +89,7 @@ matrices = st.tuples(st.integers(1, 5), st.integers(1, 5)).flatmap(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(matrices, st.sampled_from([0.1, 0.5, 2.0]))
 def test_otam_equals_the_padded_recursion_at_any_size(distances, lam):
     found = otam(torch.tensor(distances, dtype=torch.float64), lam).item()

@@ -59,7 +59,7 @@ def test_classes_and_clips_are_drawn_evenly():
     assert np.abs(support - 500).max() < 120
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     sizes=st.lists(st.lists(st.integers(0, 4), min_size=3, max_size=7), min_size=2, max_size=5),
     shot=st.integers(1, 3),

@@ -69,7 +69,7 @@ variants = pytest.mark.parametrize(
 
 
 @variants
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(episode=episodes)
 @torch.no_grad()
 def test_prototypes_and_match_agree_with_a_whole_episode(name, options, episode):
@@ -102,7 +102,7 @@ def same(found: Tensor, expected: Tensor) -> None:
 
 
 @variants
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(episode=episodes, data=st.data())
 @torch.no_grad()
 def test_order_of_supports_is_irrelevant(name, options, episode, data):
@@ -118,7 +118,7 @@ def test_order_of_supports_is_irrelevant(name, options, episode, data):
 
 
 @variants
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(episode=episodes, data=st.data())
 @torch.no_grad()
 def test_giving_every_shot_of_a_class_twice_changes_nothing(name, options, episode, data):
@@ -135,7 +135,7 @@ def test_giving_every_shot_of_a_class_twice_changes_nothing(name, options, episo
 
 
 @variants
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(episode=episodes, seed=st.integers(0, 999), data=st.data())
 @torch.no_grad()
 def test_a_further_class_touches_no_other_prototype_and_without_selector_no_distance(
