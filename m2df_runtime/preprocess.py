@@ -34,6 +34,7 @@ _PREVIOUS_SECONDS = 0.08  # two frames at 25 fps
 _TIME_ROUNDING = 0.001  # Matroska rounds time stamps to 1 ms
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _NO_DIFFERENCE = 128
+_LONGEST = 16  # times the other side
 # Decoded frames kept until the region is known; beyond it the clip is decoded a second time. 8 frames of 4K are 100 MB.
 _KEPT_BYTES = 128 << 20
 
@@ -268,6 +269,7 @@ def _fit(picture: NDArray[np.uint8], box: Box | None, spec: ClipSpec) -> NDArray
 
 def _scaled(picture: NDArray[np.uint8], box: Box | None, spec: ClipSpec) -> NDArray[np.uint8]:
     """Scales a box (the whole picture when None) of [H, W, 3]: uint8 [h, w, 3]."""
+    picture = picture if box is not None else _without_far_ends(picture)
     height, width = picture.shape[:2] if box is None else (box[3], box[2])
     size = _scaled_size(width, height, spec)
     if not spec.antialias:
@@ -277,6 +279,15 @@ def _scaled(picture: NDArray[np.uint8], box: Box | None, spec: ClipSpec) -> NDAr
         return cv2.resize(whole, size, interpolation=cv2.INTER_LINEAR).astype(np.uint8, copy=False)
     part = None if box is None else (box[0], box[1], box[0] + width, box[1] + height)
     return np.asarray(Image.fromarray(picture).resize(size, _RESAMPLING[spec.interpolation], box=part))
+
+
+def _without_far_ends(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The middle of a picture that is more than 16 times as long as wide: scaled whole, 60,000 x 2 takes 4 GB."""
+    for axis in (0, 1):
+        spare = picture.shape[axis] - _LONGEST * picture.shape[1 - axis]
+        if spare > 0:
+            picture = np.take(picture, np.arange(spare // 2, picture.shape[axis] - (spare + 1) // 2), axis=axis)
+    return picture
 
 
 def _scaled_size(width: float, height: float, spec: ClipSpec) -> tuple[int, int]:

@@ -104,14 +104,3 @@ def test_every_command_is_installed_under_its_name():
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     scripts = dict(re.findall(r'^(m2df-\w+) = "(.+)"$', text, re.MULTILINE))
     assert scripts == ENTRIES
-
-
-def test_no_file_outgrows_its_idea():
-    # House rule: near or under 300 lines. "Near" ends here; data tables are exempt.
-    long = {
-        str(path.relative_to(ROOT)): lines
-        for package in FORBIDDEN
-        for path in modules_of(package)
-        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > 350
-    }
-    assert long == {}

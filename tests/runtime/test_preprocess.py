@@ -174,6 +174,14 @@ def test_a_box_that_overhangs_is_read_at_every_size(radius: int) -> None:
     assert load_clip(ArraySource(frames), spec).shape == (2, 224, 224, 3)
 
 
+@pytest.mark.parametrize("size", [(2, 30_000), (30_000, 2)])
+def test_of_a_very_long_picture_the_middle_is_scaled(size: tuple[int, int]) -> None:
+    frames = texture(1, *size)
+    clip = load_clip(ArraySource(frames), ClipSpec(frames=1, size=224))
+    middle = frames[:, 14_984:15_016] if size[0] > 2 else frames[:, :, 14_984:15_016]
+    np.testing.assert_array_equal(clip, load_clip(ArraySource(middle), ClipSpec(frames=1, size=224)))
+
+
 def test_previous_frame_is_the_latest_that_is_old_enough() -> None:
     at_25 = np.arange(10) / 25
     assert previous_indices(at_25, np.asarray([0, 1, 2, 3, 9])).tolist() == [0, 0, 0, 1, 7]
