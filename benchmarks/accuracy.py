@@ -21,12 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.record import RESULTS, Machine, bundle_hash, write
-from m2df_runtime.bundle import Bundle, newest_bundle
-from m2df_runtime.console import main_entry, progress
+from m2df_runtime.backends.session import Session
+from m2df_runtime.bundle.bundle import Bundle, newest_bundle
+from m2df_runtime.bundle.labels import LabelRules, read_labels
+from m2df_runtime.commands.console import main_entry, progress
 from m2df_runtime.errors import InputError
-from m2df_runtime.labels import LabelRules, read_labels
-from m2df_runtime.preprocess import load_clip
-from m2df_runtime.session import Session
+from m2df_runtime.pixels.load import load_clip
 from m2df_train.data.clips import LabelledClip, clip_groups, folder_clips
 from m2df_train.data.episodes import EpisodeIndices, EpisodeSampler
 

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.models import random_model
-from m2df_runtime.bundle import Bundle, GraphName, Precision
+from m2df_runtime.backends.session import BackendName, probe_backend
+from m2df_runtime.bundle.bundle import Bundle, GraphName, Precision
 from m2df_runtime.errors import EnvironmentMissing
-from m2df_runtime.session import BackendName, probe_backend
 
 Float = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
@@ -66,7 +66,7 @@ class Ours(Engine):
     """A bundle in m2df."""
 
     def __init__(self, bundle: Path, backend: BackendName, precision: Precision, threads: int | None) -> None:
-        from m2df_runtime.session import Session
+        from m2df_runtime.backends.session import Session
 
         self._session = Session(Bundle.open(bundle), backend=backend, precision=precision, threads=threads)
         self._session.prepare(*GRAPHS)

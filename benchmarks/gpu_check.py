@@ -51,7 +51,7 @@ def need() -> None:
 def prepare(work: Path, version: str) -> None:
     """Export both subjects for this TensorRT, with reference outputs of PyTorch and of ONNX Runtime."""
     from m2df_export.graphs import graph_specs
-    from m2df_runtime.bundle import Bundle, demo_bundle
+    from m2df_runtime.bundle.bundle import Bundle, demo_bundle
     from m2df_train.model.heads import deterministic_head
 
     opset = 16 if version.startswith("8.") else OPSET
@@ -170,8 +170,8 @@ def _torch_chain(arrays: dict[str, Any]) -> Callable[..., Callable[[], object]]:
 
 
 def _onnxruntime_chain(folder: Path, arrays: dict[str, Any]) -> Callable[[], object]:
-    from m2df_runtime.bundle import Bundle
-    from m2df_runtime.session import Session
+    from m2df_runtime.backends.session import Session
+    from m2df_runtime.bundle.bundle import Bundle
 
     session = Session(Bundle.open(folder), backend="cuda", precision="fp16")
     prompts, prototypes = (session.resident(arrays[f"query/{name}"]) for name in ("prompts", "prototypes"))

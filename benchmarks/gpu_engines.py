@@ -23,8 +23,8 @@ import numpy as np
 
 from m2df_export.engines import DEFAULT_RANGES
 from m2df_export.tensorrt_network import Build, build_plan, cublas_works
-from m2df_runtime.backends.tensorrt import TensorRTBackend, open_tensorrt
-from m2df_runtime.backends.tensorrt_graph import TensorRTGraph
+from m2df_runtime.backends.tensorrt.backend import TensorRTBackend, open_tensorrt
+from m2df_runtime.backends.tensorrt.graph import TensorRTGraph
 from m2df_runtime.errors import M2dfError
 
 CLIPS = (1, 1, 64)

@@ -14,7 +14,7 @@ from benchmarks.chain import STAGES, Chain, Encode, EpisodeTurn, Outputs, Prepar
 from benchmarks.engines import EAGER, EngineSpec, Float
 from benchmarks.record import percentiles
 from benchmarks.workers import JobFailed, Worker, settle, started, turns
-from m2df_runtime.console import progress
+from m2df_runtime.commands.console import progress
 
 OFFICIAL = "official way"
 COMPARED = ("visual", "support", "query", "total", "cpu")

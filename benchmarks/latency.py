@@ -25,14 +25,14 @@ from benchmarks.interleaved import run
 from benchmarks.models import export, random_model, random_twin
 from benchmarks.record import Machine, bundle_hash, write
 from m2df_export.extras import nncf_missing
-from m2df_runtime.bundle import Bundle, Precision, demo_queries, demo_support, newest_bundle, sha256_file
-from m2df_runtime.clip_folders import list_clips
-from m2df_runtime.console import main_entry
+from m2df_runtime.backends.session import Session
+from m2df_runtime.bank.folder import read_support
+from m2df_runtime.bundle.bundle import Bundle, Precision, demo_queries, demo_support, newest_bundle, sha256_file
+from m2df_runtime.bundle.labels import LabelRules
+from m2df_runtime.clips.listing import list_clips
+from m2df_runtime.commands.console import main_entry
 from m2df_runtime.cpus import MAX_THREADS
 from m2df_runtime.errors import CheckFailed, InputError
-from m2df_runtime.labels import LabelRules
-from m2df_runtime.session import Session
-from m2df_runtime.support import read_support
 
 if TYPE_CHECKING:
     from m2df_train.model.heads import HeadName

@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from m2df_runtime.bundle import Bundle, Precision, SourceInfo
-from m2df_runtime.preprocess import ClipSpec
+from m2df_runtime.bundle.bundle import Bundle, Precision, SourceInfo
+from m2df_runtime.pixels.load import ClipSpec
 
 if TYPE_CHECKING:
     from m2df_train.checkpoint import Checkpoint

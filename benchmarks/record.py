@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from m2df_runtime.bundle import MANIFEST_NAME, Bundle, sha256_bytes, sha256_file
+from m2df_runtime.bundle.bundle import MANIFEST_NAME, Bundle, sha256_bytes, sha256_file
 from m2df_runtime.cpus import available_cpus
 from m2df_runtime.files import atomic_write
 

@@ -18,7 +18,7 @@ import click
 from benchmarks.interleaved import OFFICIAL
 from benchmarks.plots import Bar, Panel, bars, lines, number_text
 from benchmarks.record import RESULTS
-from m2df_runtime.console import main_entry
+from m2df_runtime.commands.console import main_entry
 from m2df_runtime.errors import InputError
 from m2df_runtime.files import atomic_write
 

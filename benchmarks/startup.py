@@ -25,10 +25,10 @@ from packaging.utils import canonicalize_name
 
 import m2df_runtime
 from benchmarks.record import Machine, percentiles, write
-from m2df_runtime.console import main_entry, progress
+from m2df_runtime.commands.console import main_entry, progress
 from m2df_runtime.errors import CheckFailed
 
-RUN = ("-m", "m2df_runtime.cli", "--json")
+RUN = ("-m", "m2df_runtime.commands.run", "--json")
 # Stages of the answer that are the clip's and the model's, not the program's.
 WORK = ("decode", "visual", "query")
 EXTRA = "cpu"  # with the engine that comes with it

@@ -21,7 +21,7 @@ import click
 
 from benchmarks.models import VIT
 from benchmarks.record import Machine, percentiles, write
-from m2df_runtime.console import main_entry
+from m2df_runtime.commands.console import main_entry
 
 if TYPE_CHECKING:
     from m2df_train.training.episodic import Hooks

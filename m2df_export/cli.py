@@ -18,13 +18,13 @@ from m2df_export.triton.cli import check_inputs, publish, triton
 from m2df_export.triton.cli import json_record as triton_record
 from m2df_export.triton.cli import summary as triton_summary
 from m2df_export.verify.cli import verify
-from m2df_runtime.console import M2dfGroup, emit, emit_json, main_entry, say
+from m2df_runtime.commands.console import M2dfGroup, emit, emit_json, main_entry, say
 from m2df_runtime.errors import InputError
 
 if TYPE_CHECKING:
     from m2df_export.pipeline import ExportOptions, ExportResult
     from m2df_export.triton.repository import Repository
-    from m2df_runtime.bundle import Precision
+    from m2df_runtime.bundle.bundle import Precision
     from m2df_train.checkpoint import Checkpoint
 
 BUNDLES = Path("bundles")
@@ -186,7 +186,7 @@ def run(
 
 
 def _serve(bundle: Path, support: Path, repository: Path) -> Repository:
-    from m2df_runtime.bundle import Bundle
+    from m2df_runtime.bundle.bundle import Bundle
 
     return publish(Bundle.open(bundle), support, repository)
 

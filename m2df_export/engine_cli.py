@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from m2df_runtime.console import emit, emit_json, say, spinner
+from m2df_runtime.commands.console import emit, emit_json, say, spinner
 from m2df_runtime.errors import EnvironmentMissing
 
 if TYPE_CHECKING:
     from m2df_export.engine_parity import EngineParity
     from m2df_export.engines import BuiltEngine, EngineOptions
-    from m2df_runtime.backends.engine_files import Range
-    from m2df_runtime.bundle import Bundle, Precision
+    from m2df_runtime.backends.tensorrt.engine_files import Range
+    from m2df_runtime.bundle.bundle import Bundle, Precision
 
 EPILOG = """\b
 Examples:
@@ -79,7 +79,7 @@ def engines(
     path: Path | None, precision: Precision | None, engine: dict[str, Any], force: bool, no_verify: bool, as_json: bool
 ) -> None:
     """Build the TensorRT engines of a bundle for this machine's GPU."""
-    from m2df_runtime.bundle import Bundle, newest_bundle
+    from m2df_runtime.bundle.bundle import Bundle, newest_bundle
 
     require_tensorrt()
     bundle = Bundle.open(path or newest_bundle())
@@ -143,9 +143,9 @@ def build(
 def _verify(bundle: Bundle, options: EngineOptions, built: Sequence[BuiltEngine]) -> list[EngineParity]:
     from m2df_export.engine_parity import check_engines
     from m2df_export.engines import drop_engine
-    from m2df_runtime.backends.engine_files import find_engine
-    from m2df_runtime.backends.tensorrt import host_code_allowed, open_tensorrt
-    from m2df_runtime.session import Session
+    from m2df_runtime.backends.session import Session
+    from m2df_runtime.backends.tensorrt.backend import host_code_allowed, open_tensorrt
+    from m2df_runtime.backends.tensorrt.engine_files import find_engine
 
     used = find_engine(bundle, "visual", options.precision, open_tensorrt().machine).path.parent
     if used != built[0].path.parent:
@@ -162,7 +162,7 @@ def _verify(bundle: Bundle, options: EngineOptions, built: Sequence[BuiltEngine]
 
 def after_export(out: Path, precision: Precision, engine: dict[str, Any], verify: bool, insist: bool) -> None:
     """Build the engines of a bundle just written; where that is impossible, say why in one line."""
-    from m2df_runtime.bundle import Bundle
+    from m2df_runtime.bundle.bundle import Bundle
 
     reason = None if insist else why_not()
     if reason is not None:

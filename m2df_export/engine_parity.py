@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2df_export.engines import DEFAULT_RANGES
-from m2df_runtime.backends.engine_files import Range
+from m2df_runtime.backends.session import Session
+from m2df_runtime.backends.tensorrt.engine_files import Range
 from m2df_runtime.errors import CheckFailed
-from m2df_runtime.session import Session
 
 Float = NDArray[np.float32]
 

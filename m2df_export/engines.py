@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from m2df_export.tensorrt_network import Build, build_plan, check_options, profile_shapes
-from m2df_runtime.backends.engine_files import (
+from m2df_runtime.backends.tensorrt.backend import TensorRT, open_tensorrt
+from m2df_runtime.backends.tensorrt.engine_files import (
     EngineIndex,
     EngineRecord,
     EngineUnusable,
@@ -27,13 +28,12 @@ from m2df_runtime.backends.engine_files import (
     version_tuple,
     writable_root,
 )
-from m2df_runtime.backends.tensorrt import TensorRT, open_tensorrt
+from m2df_runtime.bundle.onnx_file import graph_model
 from m2df_runtime.errors import EnvironmentMissing, InputError
 from m2df_runtime.files import atomic_write, exclusive, sweep_dead
-from m2df_runtime.onnx_file import graph_model
 
 if TYPE_CHECKING:
-    from m2df_runtime.bundle import Bundle, GraphInfo, GraphName, Precision
+    from m2df_runtime.bundle.bundle import Bundle, GraphInfo, GraphName, Precision
 
 # Sizes of the dynamic axes: clips at once, classes, support clips of a class, texts at once.
 DEFAULT_RANGES: Mapping[str, Range] = {"Q": (1, 1, 16), "C": (1, 5, 1000), "K": (1, 1, 32), "P": (1, 5, 64)}

@@ -1,10 +1,10 @@
-"""Where `m2df-export` begins; see `m2df_runtime.entry`."""
+"""Where `m2df-export` begins; see `m2df_runtime.commands.entry`."""
 
 from __future__ import annotations
 
 from typing import NoReturn
 
-from m2df_runtime.entry import enter
+from m2df_runtime.commands.entry import enter
 
 
 def export() -> NoReturn:

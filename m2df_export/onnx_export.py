@@ -20,7 +20,7 @@ from m2df_export.half import graph_to_half
 from m2df_export.opset16 import OPSET as OLD_OPSET
 from m2df_export.opset16 import SOURCE_OPSET, lower_to_opset16
 from m2df_runtime.backends.onnxruntime import OnnxRuntimeBackend
-from m2df_runtime.bundle import TensorInfo
+from m2df_runtime.bundle.bundle import TensorInfo
 from m2df_runtime.errors import CheckFailed, InputError
 
 if TYPE_CHECKING:

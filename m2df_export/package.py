@@ -17,7 +17,7 @@ from typing import Any
 
 from m2df_export.onnx_export import signature
 from m2df_export.precision import file_name
-from m2df_runtime.bundle import (
+from m2df_runtime.bundle.bundle import (
     GRAPHS,
     MANIFEST_NAME,
     BundleFile,

@@ -27,12 +27,12 @@ from m2df_export.precision import file_name, write_precision
 from m2df_export.static_int8 import LEADING, Calibration
 from m2df_export.tokenizer_json import build_tokenizer_json
 from m2df_runtime import __version__
-from m2df_runtime.bundle import GRAPHS, GraphInfo, GraphName, HeadInfo, Manifest, Precision, SourceInfo, TextInfo
+from m2df_runtime.bundle.bundle import GRAPHS, GraphInfo, GraphName, HeadInfo, Manifest, Precision, SourceInfo, TextInfo
+from m2df_runtime.bundle.labels import LabelRules
+from m2df_runtime.bundle.tokenizer import Tokenizer
 from m2df_runtime.errors import CheckFailed, InputError
 from m2df_runtime.files import exclusive
-from m2df_runtime.labels import LabelRules
-from m2df_runtime.preprocess import ClipSpec
-from m2df_runtime.tokenizer import Tokenizer
+from m2df_runtime.pixels.load import ClipSpec
 from m2df_train.checkpoint import Checkpoint
 from m2df_train.model.backbone import load_backbone
 from m2df_train.model.heads import Head, TrainingFreeOptions, build_head, deterministic_head

@@ -15,7 +15,7 @@ from m2df_export.fp8 import write_fp8
 from m2df_export.half import TOWERS, graph_to_half
 from m2df_export.onnx_export import check_model
 from m2df_export.static_int8 import Calibration, write_static_int8
-from m2df_runtime.bundle import GraphName, Precision
+from m2df_runtime.bundle.bundle import GraphName, Precision
 
 MIN_ROWS = 4096  # smaller tables are not worth the extra nodes
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from m2df_runtime.backends.engine_files import Range, version_tuple
-from m2df_runtime.backends.tensorrt import SHARES_PROFILES, TensorRT
+from m2df_runtime.backends.tensorrt.backend import SHARES_PROFILES, TensorRT
+from m2df_runtime.backends.tensorrt.engine_files import Range, version_tuple
 from m2df_runtime.errors import CheckFailed, EnvironmentMissing, InputError
 
 STRONGLY_TYPED = (10, 0)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from m2df_runtime.console import M2dfGroup, emit, emit_json, main_entry
+from m2df_runtime.commands.console import M2dfGroup, emit, emit_json, main_entry
 from m2df_train.data.benchmarks import BENCHMARKS
 from m2df_train.import_cli import import_command
 from m2df_train.prepare_cli import prepare_command

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from m2df_runtime.console import M2dfGroup, emit, emit_json, main_entry, progress
+from m2df_runtime.commands.console import M2dfGroup, emit, emit_json, main_entry, progress
 from m2df_train.data.benchmarks import BENCHMARKS, BenchmarkName
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def run(
     as_json: bool,
 ) -> None:
     """Encode the clips of every split once, then report on every number of shots."""
-    from m2df_runtime.labels import read_labels, warn_unmatched
+    from m2df_runtime.bundle.labels import read_labels, warn_unmatched
     from m2df_train.evaluation.clips import EpisodeOptions, benchmark_sets, folder_sets, run_sets
     from m2df_train.evaluation.subject import encode_for_all
 

@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from m2df_runtime.clips.opening import open_source
 from m2df_runtime.cpus import available_cpus
 from m2df_runtime.errors import InputError, M2dfError
-from m2df_runtime.video import open_source
 from m2df_train.data.benchmarks import SPLITS, BenchmarkName, Split, benchmark
 from m2df_train.data.dataset_folder import DatasetFolder, FoundClip
 from m2df_train.data.split_files import LISTS_HINT, SplitClip, find_split_file, read_split

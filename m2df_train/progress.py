@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
-from m2df_runtime.console import bar, say
+from m2df_runtime.commands.console import bar, say
 
 LINE_EVERY = 30.0  # seconds between lines where stderr is a file or a pipe
 

@@ -16,8 +16,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from m2df_runtime.bundle.labels import check_template
 from m2df_runtime.errors import InputError
-from m2df_runtime.labels import check_template
 from m2df_train.data.benchmarks import BENCHMARKS
 from m2df_train.model.heads import HEAD_OPTIONS
 from m2df_train.overrides import merged, nested_problem, override, problems

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from m2df_runtime.preprocess import CLIP_MEAN, CLIP_STD, ClipSpec
-from m2df_runtime.sampling import Sampler
+from m2df_runtime.clips.sampling import Sampler
+from m2df_runtime.pixels.load import CLIP_MEAN, CLIP_STD, ClipSpec
 from m2df_train.data.benchmarks import BenchmarkName
 from m2df_train.model.heads import HeadName, head_options
 from m2df_train.overrides import nested_problems
@@ -27,7 +27,7 @@ class Section(BaseModel):
 
 
 class SamplerRecipe(Section):
-    """Which frames of a clip are taken: rules of `m2df_runtime.sampling`.
+    """Which frames of a clip are taken: rules of `m2df_runtime.clips.sampling`.
 
     Attributes:
         train: For training clips; a rule that has a random form uses it.

@@ -122,7 +122,7 @@ def query_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run_module() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run a command of the toolkit in its own process: `run_module("m2df_runtime.cli", "--help")`."""
+    """Run a command of the toolkit in its own process: `run_module("m2df_runtime.commands.run", "--help")`."""
 
     def run(
         module: str, *args: object, stdin: str = "", cwd: Path = ROOT, **env: str

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from m2df_runtime.bundle import Bundle, demo_bundle, demo_queries, demo_support
+from m2df_runtime.bundle.bundle import Bundle, demo_bundle, demo_queries, demo_support
 from m2df_train.data.synthetic import ACTIONS
 from m2df_train.demo_clips import CLIPS, write_clips
 from m2df_train.recipe import load_recipe
@@ -15,7 +15,7 @@ from m2df_train.recipe import load_recipe
 
 def test_the_demo_recognises_the_shipped_clips_and_draws_the_match(tmp_path: Path, run_module) -> None:
     picture = tmp_path / "demo.png"
-    result = run_module("m2df_runtime.cli", "--json", "--picture", str(picture), cwd=tmp_path)
+    result = run_module("m2df_runtime.commands.run", "--json", "--picture", str(picture), cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     records = [json.loads(line) for line in result.stdout.splitlines()]
     assert {Path(r["query"]).stem for r in records} == set(CLIPS)
@@ -32,7 +32,7 @@ def test_the_demo_recognises_the_shipped_clips_and_draws_the_match(tmp_path: Pat
 
 def test_a_second_run_reads_the_bank_and_answers_the_same(tmp_path: Path, run_module) -> None:
     def predictions() -> list[object]:
-        result = run_module("m2df_runtime.cli", "--json", cwd=tmp_path, XDG_CACHE_HOME=str(tmp_path / "cache"))
+        result = run_module("m2df_runtime.commands.run", "--json", cwd=tmp_path, XDG_CACHE_HOME=str(tmp_path / "cache"))
         assert result.returncode == 0, result.stderr
         return [json.loads(line)["predictions"] for line in result.stdout.splitlines()]
 

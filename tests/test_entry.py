@@ -104,9 +104,9 @@ sys.meta_path.insert(0, Finder)
 """
 MOMENTS = [
     *[(script, "click", ("--help",)) for script in SCRIPTS],
-    ("m2df-run", "m2df_runtime.console", ("--help",)),
+    ("m2df-run", "m2df_runtime.commands.console", ("--help",)),
     ("m2df-run", "onnxruntime.capi", ()),
-    ("m2df-run", "m2df_runtime.matcher", ()),
+    ("m2df-run", "m2df_runtime.match.matcher", ()),
     ("m2df-eval", "numpy", ()),
     ("m2df-train", "torch", ()),
     ("m2df-export", "torch", ("--model", "ViT-B-32", "--out", "/no/such/place")),

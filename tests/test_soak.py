@@ -28,7 +28,7 @@ def test_kills_at_any_moment_leave_a_bank_or_none(
 ) -> None:
     arguments = ["--bundle", tiny_bundle, "--support", support_dir, "--query", query_dir / "red.mp4", "--json"]
     started = time.monotonic()
-    whole = run_module("m2df_runtime.cli", *arguments)
+    whole = run_module("m2df_runtime.commands.run", *arguments)
     usual = time.monotonic() - started  # kills are spread over so much time, wherever that is
     answer = json.loads(whole.stdout)["predictions"]
     moments = random.Random(0)
@@ -39,7 +39,7 @@ def test_kills_at_any_moment_leave_a_bank_or_none(
             for bank in (support_dir / ".m2df").iterdir():
                 bank.unlink()
         process = subprocess.Popen(
-            [sys.executable, "-m", "m2df_runtime.cli", *map(str, arguments)],
+            [sys.executable, "-m", "m2df_runtime.commands.run", *map(str, arguments)],
             cwd=ROOT,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -49,7 +49,7 @@ def test_kills_at_any_moment_leave_a_bank_or_none(
         except subprocess.TimeoutExpired:
             process.kill()
             killed += process.wait() == -signal.SIGKILL
-        done = run_module("m2df_runtime.cli", *arguments)
+        done = run_module("m2df_runtime.commands.run", *arguments)
         assert (done.returncode, done.stderr) == (0, "")
         assert json.loads(done.stdout)["predictions"] == answer
     assert killed
@@ -63,7 +63,7 @@ def test_memory_does_not_grow_with_the_queries(
     for count in (200, 5000):
         paths = "".join(f"{query_dir / 'red.mp4'}\n" for _ in range(count))
         arguments = ("--bundle", tiny_bundle, "--support", support_dir, "--query", "-", "--json")
-        done = run_module("m2df_runtime.cli", *arguments, stdin=paths)
+        done = run_module("m2df_runtime.commands.run", *arguments, stdin=paths)
         assert (done.returncode, len(done.stdout.splitlines())) == (0, count), done.stderr
         peaks.append(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)  # the largest child so far
     assert peaks[1] - peaks[0] < 16  # MiB

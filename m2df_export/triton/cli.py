@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from m2df_runtime.console import emit, emit_json, progress
+from m2df_runtime.commands.console import emit, emit_json, progress
 from m2df_runtime.errors import InputError
 
 if TYPE_CHECKING:
     from m2df_export.triton.repository import Repository
-    from m2df_runtime.bundle import Bundle, Precision
-    from m2df_runtime.labels import LabelRules
+    from m2df_runtime.bundle.bundle import Bundle, Precision
+    from m2df_runtime.bundle.labels import LabelRules
 
 Device = Literal["gpu", "cpu"]
 
@@ -60,8 +60,8 @@ def triton(
     as_json: bool,
 ) -> None:
     """Write a bundle and the bank of a support folder as a model repository of Triton Inference Server."""
-    from m2df_runtime.bundle import Bundle, newest_bundle
-    from m2df_runtime.labels import LabelRules, read_labels, warn_unmatched
+    from m2df_runtime.bundle.bundle import Bundle, newest_bundle
+    from m2df_runtime.bundle.labels import LabelRules, read_labels, warn_unmatched
 
     support = check_inputs(out, support)
     bundle = Bundle.open(path or newest_bundle())
@@ -91,7 +91,7 @@ def check_inputs(out: Path, support: Path | None) -> Path:
         InputError: No support folder is named or it holds no clips, or `out` cannot be a repository.
     """
     from m2df_export.triton.repository import check_repository
-    from m2df_runtime.support import read_support
+    from m2df_runtime.bank.folder import read_support
 
     if support is None:
         raise InputError(
@@ -121,8 +121,8 @@ def publish(
     """
     from m2df_export.triton.config import Target
     from m2df_export.triton.repository import write_repository
-    from m2df_runtime.bank import SupportBank
-    from m2df_runtime.session import Session, default_precision
+    from m2df_runtime.backends.session import Session, default_precision
+    from m2df_runtime.bank.bank import SupportBank
 
     device = device or ("gpu" if default_precision(bundle, "cuda") == "fp16" else "cpu")
     precision = precision or default_precision(bundle, "cpu" if device == "cpu" else "cuda")

@@ -16,8 +16,8 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
-from m2df_runtime.bank import SupportBank
-from m2df_runtime.bundle import Bundle, GraphName, Precision
+from m2df_runtime.bank.bank import SupportBank
+from m2df_runtime.bundle.bundle import Bundle, GraphName, Precision
 from m2df_runtime.errors import InputError
 
 FLOAT, STRING, BOOL = ir.DataType.FLOAT, ir.DataType.STRING, ir.DataType.BOOL

@@ -25,8 +25,8 @@ from m2df_export.triton.config import (
     visual_config,
 )
 from m2df_export.triton.graphs import Interface, bank_model, interface, query_model, visual_model
-from m2df_runtime.bank import SupportBank
-from m2df_runtime.bundle import Bundle
+from m2df_runtime.bank.bank import SupportBank
+from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.errors import InputError
 from m2df_runtime.files import atomic_write, exclusive, sync_folder, temporary_folder
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from m2df_runtime.console import emit, emit_json, spinner
+from m2df_runtime.commands.console import emit, emit_json, spinner
 
 EPILOG = """\b
 Examples:
@@ -67,7 +67,7 @@ def verify(
     from m2df_export.verify import report
     from m2df_export.verify.reference import VerifyOptions
     from m2df_export.verify.run import verify as run
-    from m2df_runtime.bundle import newest_bundle
+    from m2df_runtime.bundle.bundle import newest_bundle
 
     start = time.monotonic()
     options = VerifyOptions(

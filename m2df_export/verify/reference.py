@@ -12,9 +12,9 @@ from typing import Any
 from m2df_export.verify.clips import ClipFile, data_clips, usable, write_generated
 from m2df_export.verify.process import failure, run_process
 from m2df_export.verify.worker import INFO, Request, read_stage
-from m2df_runtime.bundle import Bundle, Precision
+from m2df_runtime.backends.session import BackendName
+from m2df_runtime.bundle.bundle import Bundle, Precision
 from m2df_runtime.errors import CheckFailed, InputError
-from m2df_runtime.session import BackendName
 from m2df_train.evaluation.subject import is_bundle
 
 logger = logging.getLogger(__name__)

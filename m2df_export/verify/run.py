@@ -28,9 +28,9 @@ from m2df_export.verify.stages import (
     gates_of,
 )
 from m2df_export.verify.worker import INFO, read_answers, read_stage
-from m2df_runtime.bundle import Bundle, Precision
+from m2df_runtime.backends.session import BACKENDS, ON_CPU, BackendName, probe_backend
+from m2df_runtime.bundle.bundle import Bundle, Precision
 from m2df_runtime.errors import EnvironmentMissing
-from m2df_runtime.session import BACKENDS, ON_CPU, BackendName, probe_backend
 
 _ENGINES: tuple[BackendName, ...] = tuple(name for name in BACKENDS if name != "auto")
 # On the CPU ONNX Runtime imitates FP8; other engines and precisions go together all.

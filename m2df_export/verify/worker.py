@@ -18,14 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2df_export.verify.stages import Stage
-from m2df_runtime.bundle import Bundle
-from m2df_runtime.console import guarded
+from m2df_runtime.backends.session import QueryScores, Session
+from m2df_runtime.bundle.bundle import Bundle
+from m2df_runtime.bundle.labels import LabelRules
+from m2df_runtime.clips.opening import open_source
+from m2df_runtime.clips.sampling import sample_indices
+from m2df_runtime.commands.console import guarded
 from m2df_runtime.errors import ClipError, InputError
-from m2df_runtime.labels import LabelRules
-from m2df_runtime.preprocess import ClipSpec, load_clip
-from m2df_runtime.sampling import sample_indices
-from m2df_runtime.session import QueryScores, Session
-from m2df_runtime.video import open_source
+from m2df_runtime.pixels.load import ClipSpec, load_clip
 from m2df_train.evaluation.bundle_scorer import BundleScorer
 from m2df_train.evaluation.episode_run import Answers, episode_answers
 from m2df_train.evaluation.scorer import EpisodeScorer

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from m2df_runtime.bundle import Bundle, GraphName, Precision
+    from m2df_runtime.bundle.bundle import Bundle, GraphName, Precision
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2df_runtime.backends import DeviceTensor, Graph, Tensor, Tensors
+from m2df_runtime.bundle.onnx_file import graph_model
 from m2df_runtime.cpus import thread_count
 from m2df_runtime.errors import EnvironmentMissing, InputError, first_line
-from m2df_runtime.onnx_file import graph_model
 
 if TYPE_CHECKING:
     import onnxruntime
 
-    from m2df_runtime.bundle import Bundle, GraphName, Precision
+    from m2df_runtime.bundle.bundle import Bundle, GraphName, Precision
 
 NOWHERE = "/dev/null/none"  # a folder that cannot exist
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}

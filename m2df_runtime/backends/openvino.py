@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2df_runtime.backends import Graph, Tensor, Tensors
+from m2df_runtime.bundle.onnx_file import graph_model, read_onnx
 from m2df_runtime.cpus import thread_count
 from m2df_runtime.errors import EnvironmentMissing, InputError, first_line
-from m2df_runtime.onnx_file import graph_model, read_onnx
 
 if TYPE_CHECKING:
-    from m2df_runtime.bundle import Bundle, GraphName, Precision
+    from m2df_runtime.bundle.bundle import Bundle, GraphName, Precision
 
 DEVICE = "CPU"
 INSTALL = "pip install 'm2df[openvino]'"

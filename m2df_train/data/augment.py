@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from m2df_runtime.clips.sampling import sample_indices
 from m2df_runtime.errors import InputError
-from m2df_runtime.preprocess import ClipSpec, centred, load_clip, load_uncropped
-from m2df_runtime.sampling import sample_indices
+from m2df_runtime.pixels.load import ClipSpec, centred, load_clip, load_uncropped
 from m2df_train.data.clips import LabelledClip
 from m2df_train.data.fingerprint import digest
 from m2df_train.data.frame_cache import FrameCache, StoredFrames

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from m2df_runtime.clip_folders import VIDEO_SUFFIXES
+from m2df_runtime.clips.folder_entries import passed_over
+from m2df_runtime.clips.listing import VIDEO_SUFFIXES
+from m2df_runtime.clips.pictures import IMAGE_SUFFIXES
 from m2df_runtime.errors import InputError
-from m2df_runtime.folder_entries import passed_over
-from m2df_runtime.image_sequences import IMAGE_SUFFIXES
 from m2df_train.data.benchmarks import Benchmark, BenchmarkClass
 from m2df_train.data.split_files import SplitClip, video_stem
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
+from m2df_runtime.clips.opening import open_source
 from m2df_runtime.errors import InputError
-from m2df_runtime.video import open_source
 from m2df_train.data.benchmarks import Benchmark, BenchmarkClass, BenchmarkName, Split, benchmark
 from m2df_train.data.clips import LabelledClip, chosen_classes, file_key
 from m2df_train.data.dataset_folder import DatasetFolder, FoundClip

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from m2df_runtime.clip_folders import list_clips
+from m2df_runtime.bundle.labels import LabelRules, class_key, read_labels, warn_unmatched
+from m2df_runtime.clips.folder_entries import entries
+from m2df_runtime.clips.listing import list_clips
 from m2df_runtime.errors import InputError
 from m2df_runtime.files import atomic_write
-from m2df_runtime.folder_entries import entries
-from m2df_runtime.labels import LabelRules, class_key, read_labels, warn_unmatched
 from m2df_train.data.benchmarks import SPLITS, Split, benchmark
 from m2df_train.data.clips import LabelledClip, folder_clips, generated_clips
 from m2df_train.data.dataset_folder import DatasetFolder

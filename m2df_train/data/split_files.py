@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from m2df_runtime.clip_folders import VIDEO_SUFFIXES
+from m2df_runtime.clips.listing import VIDEO_SUFFIXES
 from m2df_runtime.errors import InputError
 from m2df_train.data.benchmarks import Benchmark, BenchmarkClass, BenchmarkName, Split, benchmark
 

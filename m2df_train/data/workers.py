@@ -67,7 +67,7 @@ def _prepare(function: Callable[[Any], Any]) -> None:
     """Make this process a worker: one OpenCV thread, Ctrl-C left to the parent, gone when the parent is."""
     import cv2
 
-    from m2df_runtime.console import setup_logging
+    from m2df_runtime.commands.console import setup_logging
 
     global _function
     _function = function

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-from m2df_runtime.bundle import Bundle, Precision
+from m2df_runtime.backends.session import ON_CPU, BackendName, QueryScores, Session
+from m2df_runtime.bundle.bundle import Bundle, Precision
 from m2df_runtime.cpus import available_cpus
-from m2df_runtime.session import ON_CPU, BackendName, QueryScores, Session
 
 Float = NDArray[np.float32]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from m2df_runtime.console import progress
+from m2df_runtime.commands.console import progress
 from m2df_runtime.errors import InputError
 from m2df_train.data.benchmarks import BenchmarkName, Split, benchmark
 from m2df_train.data.clips import LabelledClip, chosen_classes, clip_groups, folder_clips, generated_clips

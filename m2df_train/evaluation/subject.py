@@ -10,12 +10,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from m2df_runtime.bundle import MANIFEST_NAME, Bundle, Precision, newest_bundle
-from m2df_runtime.console import progress
+from m2df_runtime.backends.session import BackendName
+from m2df_runtime.bundle.bundle import MANIFEST_NAME, Bundle, Precision, newest_bundle
+from m2df_runtime.bundle.labels import LabelRules
+from m2df_runtime.commands.console import progress
 from m2df_runtime.errors import InputError
-from m2df_runtime.labels import LabelRules
-from m2df_runtime.preprocess import ClipSpec
-from m2df_runtime.session import BackendName
+from m2df_runtime.pixels.load import ClipSpec
 from m2df_train.data.clips import LabelledClip
 from m2df_train.data.feature_cache import FeatureCache, identity_of
 from m2df_train.data.workers import worker_count

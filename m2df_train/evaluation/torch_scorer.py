@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import vmap
 
+from m2df_runtime.backends.session import QueryScores
 from m2df_runtime.cpus import available_cpus
 from m2df_runtime.errors import EnvironmentMissing
-from m2df_runtime.session import QueryScores
 from m2df_train.checkpoint import Checkpoint
 from m2df_train.model.backbone import import_open_clip
 from m2df_train.model.heads import Head, deterministic_head

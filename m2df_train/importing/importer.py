@@ -17,9 +17,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from m2df_runtime.bundle import SourceInfo, sha256_file
+from m2df_runtime.bundle.bundle import SourceInfo, sha256_file
+from m2df_runtime.bundle.labels import LabelRules
 from m2df_runtime.errors import CheckFailed, InputError, shortened
-from m2df_runtime.labels import LabelRules
 from m2df_train.checkpoint import Checkpoint
 from m2df_train.data.benchmarks import BenchmarkName, Spelling, benchmark
 from m2df_train.data.features import encode_prompts

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from m2df_runtime.preprocess import load_clip
-from m2df_runtime.render import display_spec
+from m2df_runtime.pixels.load import load_clip
+from m2df_runtime.show.filmstrip import display_spec
 from m2df_train.report.subject import Drawn, Tested
 
 Float = NDArray[np.float32]

@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from m2df_runtime.console import progress
+from m2df_runtime.commands.console import progress
 from m2df_train.evaluation.episode_run import Answers
 from m2df_train.model.heads import ClipFsarHead, M2dfHead
 from m2df_train.report import figures

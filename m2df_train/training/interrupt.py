@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from m2df_runtime.console import say
+from m2df_runtime.commands.console import say
 from m2df_runtime.errors import M2dfError
 
 

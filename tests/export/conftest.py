@@ -56,8 +56,8 @@ def backbone(configs):
 @pytest.fixture(scope="session")
 def model(backbone):
     """A checkpoint in memory: a tiny backbone and a head."""
-    from m2df_runtime.bundle import SourceInfo
-    from m2df_runtime.preprocess import ClipSpec
+    from m2df_runtime.bundle.bundle import SourceInfo
+    from m2df_runtime.pixels.load import ClipSpec
     from m2df_train.checkpoint import Checkpoint
     from m2df_train.model.heads import build_head
 
@@ -94,7 +94,7 @@ def exported(model, once):
 def export_here(capsys, monkeypatch):
     """Run m2df-export inside this process, which has PyTorch, with the exit code and streams of one of its own."""
     from m2df_export.cli import cli
-    from m2df_runtime.console import guarded
+    from m2df_runtime.commands.console import guarded
 
     def run(cwd, *args):
         monkeypatch.chdir(cwd)

@@ -10,10 +10,10 @@ from tiny_bundle import write_clip
 from m2df_export.calibration_frames import calibration_frames
 from m2df_export.end_to_end import episode_set
 from m2df_export.tokenizer_json import build_tokenizer_json
+from m2df_runtime.bundle.labels import LabelRules
+from m2df_runtime.bundle.tokenizer import Tokenizer
 from m2df_runtime.errors import InputError
-from m2df_runtime.labels import LabelRules
-from m2df_runtime.preprocess import ClipSpec
-from m2df_runtime.tokenizer import Tokenizer
+from m2df_runtime.pixels.load import ClipSpec
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ import pytest
 import torch
 from signal_at import signal_at, wait_until_stopped
 
-from m2df_runtime.bundle import Bundle
+from m2df_runtime.backends.session import Session
+from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.errors import InputError
-from m2df_runtime.preprocess import PIXELS_VERSION
-from m2df_runtime.session import Session
+from m2df_runtime.pixels.load import PIXELS_VERSION
 
 ROOT = Path(__file__).parents[2]
 

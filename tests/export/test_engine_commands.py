@@ -17,7 +17,7 @@ from fake_cuda import install
 from signal_at import signal_at, wait_until_stopped
 from tiny_bundle import write_bundle
 
-from m2df_runtime.backends.engine_files import EngineIndex
+from m2df_runtime.backends.tensorrt.engine_files import EngineIndex
 
 GRAPHS = ["visual", "text", "support", "query"]
 
@@ -66,7 +66,7 @@ def classify(bundle, support_dir, query_dir, _engines_of, run_module):
 
     def run(**env):
         arguments = ("--bundle", bundle, "--support", support_dir, "--query", query_dir / "red.mp4", "--json")
-        done = run_module("m2df_runtime.cli", *arguments, **_engines_of.environment(**env))
+        done = run_module("m2df_runtime.commands.run", *arguments, **_engines_of.environment(**env))
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout), done.stderr
 

@@ -23,8 +23,9 @@ from m2df_export.engine_cli import engine_precision
 from m2df_export.engine_parity import EngineParity, check_engines, compare_sessions
 from m2df_export.engines import EngineOptions, build_engines, drop_engine, parse_range
 from m2df_export.package import check_target, replacing, write_zip
-from m2df_runtime.backends import tensorrt as backend
-from m2df_runtime.backends.engine_files import (
+from m2df_runtime.backends.session import Session
+from m2df_runtime.backends.tensorrt.backend import MessageLog, TensorRT, backend
+from m2df_runtime.backends.tensorrt.engine_files import (
     EngineIndex,
     EngineUnusable,
     Machine,
@@ -32,10 +33,8 @@ from m2df_runtime.backends.engine_files import (
     runs_on,
     version_tuple,
 )
-from m2df_runtime.backends.tensorrt import MessageLog, TensorRT
-from m2df_runtime.bundle import Bundle
+from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.errors import CheckFailed, EnvironmentMissing, InputError
-from m2df_runtime.session import Session
 
 FP32 = EngineOptions("fp32")
 

@@ -13,11 +13,11 @@ from m2df_export.engines import check_fp8
 from m2df_export.gates import GATES
 from m2df_export.pipeline import ExportOptions, export_bundle
 from m2df_export.verify.run import engines
-from m2df_runtime.backends.engine_files import Machine
 from m2df_runtime.backends.onnxruntime import OnnxRuntimeBackend
-from m2df_runtime.bundle import Bundle, PrecisionParity
+from m2df_runtime.backends.session import Session, default_precision
+from m2df_runtime.backends.tensorrt.engine_files import Machine
+from m2df_runtime.bundle.bundle import Bundle, PrecisionParity
 from m2df_runtime.errors import EnvironmentMissing, InputError
-from m2df_runtime.session import Session, default_precision
 
 needs_modelopt = pytest.mark.skipif(
     find_spec("modelopt") is None, reason="needs modelopt, in an environment of its own: pip install m2df[fp8]"

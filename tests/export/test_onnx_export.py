@@ -12,7 +12,7 @@ from m2df_export.graphs import graph_specs
 from m2df_export.onnx_export import example_inputs, export_onnx, signature
 from m2df_export.pipeline import ExportOptions, export_bundle
 from m2df_runtime.backends.onnxruntime import OnnxRuntimeBackend
-from m2df_runtime.bundle import Bundle
+from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.errors import CheckFailed, InputError
 
 SIGNATURES = {

@@ -110,7 +110,7 @@ def test_export_killed_after_its_first_rename_loses_nothing(tmp_path, way):
 READER = """
 import sys
 from pathlib import Path
-from m2df_runtime.bundle import Bundle
+from m2df_runtime.bundle.bundle import Bundle
 
 names, opened = set(), 0
 print("reading", flush=True)

@@ -18,9 +18,9 @@ from m2df_export.pipeline import ExportOptions, export_bundle
 from m2df_export.precision import write_precision
 from m2df_export.static_int8 import LEADING, Calibration
 from m2df_runtime.backends.onnxruntime import OnnxRuntimeBackend
-from m2df_runtime.bundle import Bundle
+from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.errors import CheckFailed, EnvironmentMissing, InputError
-from m2df_runtime.preprocess import ClipSpec
+from m2df_runtime.pixels.load import ClipSpec
 
 needs_nncf = pytest.mark.skipif(find_spec("nncf") is None, reason="needs NNCF: pip install m2df[int8]")
 

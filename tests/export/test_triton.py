@@ -23,14 +23,14 @@ from triton_server import Server, read_config, serve
 from m2df_export.cli import cli as export_command
 from m2df_export.triton.config import Target
 from m2df_export.triton.repository import write_repository
-from m2df_runtime.bank import SupportBank
-from m2df_runtime.bundle import Bundle, demo_bundle, demo_queries, demo_support
-from m2df_runtime.cli import cli as run_command
-from m2df_runtime.console import guarded
+from m2df_runtime.backends.session import Session
+from m2df_runtime.bank.bank import SupportBank
+from m2df_runtime.bundle.bundle import Bundle, demo_bundle, demo_queries, demo_support
+from m2df_runtime.clips.opening import open_source
+from m2df_runtime.commands.console import guarded
+from m2df_runtime.commands.run import cli as run_command
 from m2df_runtime.errors import InputError
-from m2df_runtime.preprocess import ClipSpec, load_clip
-from m2df_runtime.session import Session
-from m2df_runtime.video import open_source
+from m2df_runtime.pixels.load import ClipSpec, load_clip
 
 ROOT = Path(__file__).parents[2]
 QUERIES = sorted(demo_queries().iterdir())

@@ -17,7 +17,7 @@ from m2df_export.gates import GATES
 from m2df_export.verify.reference import VerifyOptions, run_reference
 from m2df_export.verify.run import EngineResult, measure
 from m2df_export.verify.stages import STAGES, compare_numbers, drift, gates_of
-from m2df_runtime.bundle import Bundle, demo_bundle, demo_support, sha256_bytes
+from m2df_runtime.bundle.bundle import Bundle, demo_bundle, demo_support, sha256_bytes
 
 
 @pytest.fixture(scope="module")

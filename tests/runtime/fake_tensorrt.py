@@ -384,7 +384,7 @@ class FakeDevice:
         yield
 
     def allocate(self, nbytes):
-        from m2df_runtime.backends.cuda_memory import DeviceMemory
+        from m2df_runtime.backends.tensorrt.cuda import DeviceMemory
 
         block = np.zeros(nbytes, np.uint8)
         self._kept.append(block)

@@ -1,6 +1,6 @@
 """SHA-256 of the pixels that `load_clip` makes of a few clips: the table that holds `PIXELS_VERSION` to its word.
 
-After a change that makes other pixels: raise `PIXELS_VERSION` in m2df_runtime/preprocess.py by one, then
+After a change that makes other pixels: raise `PIXELS_VERSION` in m2df_runtime/pixels/load.py by one, then
 
     python -m tests.runtime.pixel_hashes            # from the project's root; commit the table it writes
     python -m tests.runtime.pixel_hashes --unreleased   # the version was raised since the last release already
@@ -26,9 +26,9 @@ import PIL
 from numpy.typing import NDArray
 from PIL import Image
 
-from m2df_runtime.preprocess import PIXELS_VERSION, ClipSpec, load_clip
-from m2df_runtime.source import ArraySource, FrameSource
-from m2df_runtime.video import open_source
+from m2df_runtime.clips.opening import open_source
+from m2df_runtime.clips.source import ArraySource, FrameSource
+from m2df_runtime.pixels.load import PIXELS_VERSION, ClipSpec, load_clip
 
 TABLE = Path(__file__).parents[1] / "golden" / "pixels.json"
 CLIPS = TABLE.parent / "pixels"

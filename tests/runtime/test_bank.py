@@ -21,11 +21,11 @@ from PIL import Image
 from test_files import file_size_limit
 from tiny_bundle import DIM, FRAMES, write_bundle, write_clip
 
-from m2df_runtime.bank import BankReport, SupportBank, bank_paths
-from m2df_runtime.bundle import Bundle
+from m2df_runtime.backends.session import Session
+from m2df_runtime.bank.bank import BankReport, SupportBank, bank_paths
+from m2df_runtime.bundle.bundle import Bundle
+from m2df_runtime.bundle.labels import LabelRules
 from m2df_runtime.errors import InputError
-from m2df_runtime.labels import LabelRules
-from m2df_runtime.session import Session
 from m2df_runtime.user_cache import cache_dir
 
 ROOT = Path(__file__).parents[2]
@@ -163,9 +163,9 @@ def test_heads_of_one_encoder_share_a_folder_whatever_their_views(support_dir: P
 TOGETHER = """
 import sys
 from pathlib import Path
-from m2df_runtime.bank import SupportBank
-from m2df_runtime.bundle import Bundle
-from m2df_runtime.session import Session
+from m2df_runtime.bank.bank import SupportBank
+from m2df_runtime.bundle.bundle import Bundle
+from m2df_runtime.backends.session import Session
 
 session = Session(Bundle.open(sys.argv[2]), backend="cpu", threads=1)
 session.prepare("visual", "text", "support")

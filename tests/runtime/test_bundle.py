@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from tiny_bundle import FRAMES, write_bundle
 
-from m2df_runtime.bundle import MAX_MANIFEST_BYTES, Bundle, demo_bundle, newest_bundle
+from m2df_runtime.backends.session import BackendName, Session
+from m2df_runtime.bundle.bundle import MAX_MANIFEST_BYTES, Bundle, demo_bundle, newest_bundle
 from m2df_runtime.errors import InputError
-from m2df_runtime.preprocess import PIXELS_VERSION
-from m2df_runtime.session import BackendName, Session
+from m2df_runtime.pixels.load import PIXELS_VERSION
 
 
 def available(*backends: BackendName) -> list[BackendName]:
@@ -137,7 +137,7 @@ def test_graph_that_is_missing_or_cut_is_refused(bundle_copy: Path) -> None:
 
 
 def test_graph_with_the_right_hash_that_is_no_model_is_refused(bundle_copy: Path) -> None:
-    from m2df_runtime.bundle import sha256_bytes
+    from m2df_runtime.bundle.bundle import sha256_bytes
 
     (bundle_copy / "text.onnx").write_bytes(b"nonsense")
     edit_manifest(bundle_copy, lambda m: graph_entry(m, "text").update(sha256=sha256_bytes(b"nonsense"), bytes=8))
@@ -146,7 +146,7 @@ def test_graph_with_the_right_hash_that_is_no_model_is_refused(bundle_copy: Path
 
 
 def replace_graph(bundle: Path, name: str, data: bytes) -> None:
-    from m2df_runtime.bundle import sha256_bytes
+    from m2df_runtime.bundle.bundle import sha256_bytes
 
     (bundle / f"{name}.onnx").write_bytes(data)
     edit_manifest(bundle, lambda m: graph_entry(m, name).update(sha256=sha256_bytes(data), bytes=len(data)))
@@ -160,7 +160,7 @@ def test_graph_with_data_outside_the_file_is_refused(
 
     (bundle_copy / "weights.bin").write_bytes(bytes(16))
     replace_graph(bundle_copy, "visual", external_model().SerializeToString())
-    monkeypatch.setattr("m2df_runtime.bundle.IN_MEMORY_BYTES", limit)
+    monkeypatch.setattr("m2df_runtime.bundle.bundle.IN_MEMORY_BYTES", limit)
     with pytest.raises(InputError, match=r"visual\.onnx keeps data outside the file"):
         Session(Bundle.open(bundle_copy), backend="cpu").prepare("visual")
 
@@ -194,7 +194,7 @@ def test_what_was_hashed_is_what_is_used(bundle_copy: Path, monkeypatch: pytest.
     bundle = Bundle.open(bundle_copy)
     info = bundle.graph_file("visual", "fp32")
     assert bundle.file(info) == (bundle_copy / "visual.onnx").read_bytes()
-    monkeypatch.setattr("m2df_runtime.bundle.IN_MEMORY_BYTES", info.bytes - 1)
+    monkeypatch.setattr("m2df_runtime.bundle.bundle.IN_MEMORY_BYTES", info.bytes - 1)
     assert bundle.file(info) == bundle_copy / "visual.onnx"
     assert bundle.read(info) == (bundle_copy / "visual.onnx").read_bytes()
     Session(bundle, backend="cpu").prepare("visual")

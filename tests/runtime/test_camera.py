@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from m2df_runtime.camera import camera_path, steady_scene
-from m2df_runtime.preprocess import ClipSpec, load_clip
-from m2df_runtime.region import median_background
-from m2df_runtime.source import ArraySource
+from m2df_runtime.clips.source import ArraySource
+from m2df_runtime.pixels.load import ClipSpec, load_clip
+from m2df_runtime.pixels.region import median_background
+from m2df_runtime.pixels.stabilise import camera_path, steady_scene
 
 COUNT, HEIGHT, WIDTH = 25, 144, 200
 ALL = np.arange(COUNT)

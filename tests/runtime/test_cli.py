@@ -17,11 +17,11 @@ from PIL import Image
 from signal_at import signal_at
 from tiny_bundle import write_clip
 
-from m2df_runtime.cli import cli
-from m2df_runtime.console import guarded
+from m2df_runtime.commands.console import guarded
+from m2df_runtime.commands.run import cli
 from m2df_runtime.errors import CheckFailed, EnvironmentMissing, InputError
 
-MODULE = "m2df_runtime.cli"
+MODULE = "m2df_runtime.commands.run"
 TIMINGS = {"decode", "preprocess", "visual", "query", "total"}
 
 
@@ -81,7 +81,7 @@ def test_second_run_needs_neither_text_nor_support_graph(
 
 def test_a_whole_run_imports_no_torch(tiny_bundle: Path, support_dir: Path, query_dir: Path, tmp_path: Path) -> None:
     script = (
-        "import sys\nfrom m2df_runtime.cli import cli\n"
+        "import sys\nfrom m2df_runtime.commands.run import cli\n"
         "cli(sys.argv[1:], standalone_mode=False)\n"
         "heavy = {'torch', 'open_clip', 'torchvision', 'onnx', 'm2df_train', 'm2df_export'} & set(sys.modules)\n"
         "print('HEAVY', sorted(heavy))\n"

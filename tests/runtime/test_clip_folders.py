@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 from tiny_bundle import write_clip
 
-from m2df_runtime.clip_folders import clips_below, list_clips
+from m2df_runtime.bank.folder import read_support
+from m2df_runtime.clips.listing import clips_below, list_clips
+from m2df_runtime.commands.queries import expand_queries
 from m2df_runtime.errors import InputError
-from m2df_runtime.queries import expand_queries
-from m2df_runtime.support import read_support
 from m2df_train.data.clips import folder_clips
 
 

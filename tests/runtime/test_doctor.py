@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from m2df_runtime.doctor import Check, examine, verdict
+from m2df_runtime.commands.doctor import Check, examine, verdict
 
 
 def test_this_machine_can_run_on_the_cpu() -> None:
@@ -28,7 +28,7 @@ def test_a_needed_thing_that_fails_is_the_verdict() -> None:
 
 
 def test_json_has_one_object_per_line_and_nothing_else(run_module) -> None:
-    done = run_module("m2df_runtime.doctor", "--json")
+    done = run_module("m2df_runtime.commands.doctor", "--json")
     assert done.returncode == 0
     records = [json.loads(line) for line in done.stdout.splitlines()]
     assert {"name", "status", "detail", "hint", "needed"} == set(records[0])
@@ -37,7 +37,7 @@ def test_json_has_one_object_per_line_and_nothing_else(run_module) -> None:
 
 def test_missing_engine_exits_with_3(run_module, tmp_path) -> None:
     (tmp_path / "onnxruntime.py").write_text("raise ImportError('not here')")
-    done = run_module("m2df_runtime.doctor", PYTHONPATH=str(tmp_path))
+    done = run_module("m2df_runtime.commands.doctor", PYTHONPATH=str(tmp_path))
     assert done.returncode == 3
     assert "error: m2df cannot run here: backend cpu" in done.stderr
     assert "pip install 'm2df[cpu]'" in done.stdout

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from m2df_runtime.clips.limits import MAX_BYTES, MAX_PIXELS, check_bytes, check_pixels, max_pixels
 from m2df_runtime.errors import ClipError, InputError
-from m2df_runtime.limits import MAX_BYTES, MAX_PIXELS, check_bytes, check_pixels, max_pixels
 from m2df_runtime.regular_files import open_regular
 
 

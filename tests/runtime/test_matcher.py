@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from tiny_bundle import write_bundle, write_clip, write_support
 
-from m2df_runtime.bank import SupportBank
-from m2df_runtime.bundle import Bundle
-from m2df_runtime.calibration import MIN_QUERIES, Calibration, calibrate, can_calibrate, decide
+from m2df_runtime.backends.session import QueryScores, Session
+from m2df_runtime.bank.bank import SupportBank
+from m2df_runtime.bank.calibration import MIN_QUERIES, Calibration, calibrate, can_calibrate, decide
+from m2df_runtime.bundle.bundle import Bundle
+from m2df_runtime.clips.opening import open_source
 from m2df_runtime.errors import InputError
-from m2df_runtime.matcher import Matcher
-from m2df_runtime.preprocess import load_clip
-from m2df_runtime.session import QueryScores, Session
-from m2df_runtime.video import open_source
+from m2df_runtime.match.matcher import Matcher
+from m2df_runtime.pixels.load import load_clip
 
 
 @pytest.fixture(scope="module")

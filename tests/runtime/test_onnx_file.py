@@ -10,8 +10,8 @@ from onnx import ModelProto, TensorProto, helper
 from tiny_bundle import DIM, SIZE, graph_bytes
 
 from m2df_runtime.backends.onnxruntime import OnnxRuntimeBackend
+from m2df_runtime.bundle.onnx_file import read_onnx
 from m2df_runtime.errors import InputError
-from m2df_runtime.onnx_file import read_onnx
 
 
 def external_model(location: str = "weights.bin", *, in_a_branch: bool = False) -> ModelProto:

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from tiny_bundle import DIM, FRAMES, write_bundle
 
-from m2df_runtime.bundle import Bundle, demo_bundle, demo_queries
+from m2df_runtime.backends.session import Session, probe_backend
+from m2df_runtime.bundle.bundle import Bundle, demo_bundle, demo_queries
+from m2df_runtime.clips.opening import open_source
 from m2df_runtime.errors import InputError
-from m2df_runtime.preprocess import load_clip
-from m2df_runtime.session import Session, probe_backend
-from m2df_runtime.video import open_source
+from m2df_runtime.pixels.load import load_clip
 
 if find_spec("openvino") is None:
     pytest.skip("needs OpenVINO: pip install 'm2df[openvino]'", allow_module_level=True)
@@ -69,7 +69,7 @@ def test_graph_it_cannot_load_is_refused() -> None:
 
 
 def test_commands_take_it(run_module) -> None:
-    done = run_module("m2df_runtime.cli", "--backend", "openvino", "--json")
+    done = run_module("m2df_runtime.commands.run", "--backend", "openvino", "--json")
     assert done.returncode == 0, done.stderr
     records = [json.loads(line) for line in done.stdout.splitlines()]
     assert {record["backend"] for record in records} == {"openvino"}

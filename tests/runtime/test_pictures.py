@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from tiny_bundle import write_clip
 
-from m2df_runtime.clip_folders import list_clips
+from m2df_runtime.bank.folder import clip_stamp, read_support
+from m2df_runtime.clips.listing import list_clips
+from m2df_runtime.clips.opening import open_source
 from m2df_runtime.errors import ClipError
-from m2df_runtime.support import clip_stamp, read_support
-from m2df_runtime.video import open_source
 
 
 def scene(count: int, width: int = 64, height: int = 48) -> NDArray[np.uint8]:
@@ -221,8 +221,8 @@ def test_a_folder_of_large_photos_holds_one_at_a_time(tmp_path: Path) -> None:
         os.link(tmp_path / "1.jpg", tmp_path / f"{number}.jpg")
     script = (
         "import sys\n"
-        "from m2df_runtime.preprocess import ClipSpec, load_clip\n"
-        "from m2df_runtime.video import open_source\n"
+        "from m2df_runtime.pixels.load import ClipSpec, load_clip\n"
+        "from m2df_runtime.clips.opening import open_source\n"
         "load_clip(open_source(sys.argv[1]), ClipSpec(frames=2, region='motion'))\n"
         # not ru_maxrss, which begins at what the process had from which this one was forked
         "print(*(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))\n"
@@ -294,7 +294,15 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
 def test_a_query_from_a_pipe_says_so(tiny_bundle: Path, support_dir: Path) -> None:
     read, write = os.pipe()
     os.close(write)
-    command = [sys.executable, "-m", "m2df_runtime.cli", "--bundle", str(tiny_bundle), "--support", str(support_dir)]
+    command = [
+        sys.executable,
+        "-m",
+        "m2df_runtime.commands.run",
+        "--bundle",
+        str(tiny_bundle),
+        "--support",
+        str(support_dir),
+    ]
     done = subprocess.run(
         [*command, "--query", f"/dev/fd/{read}"], pass_fds=[read], capture_output=True, text=True, check=False
     )

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pixel_hashes
 
-from m2df_runtime.preprocess import PIXELS_VERSION
+from m2df_runtime.pixels.load import PIXELS_VERSION
 
 REMEDY = (
-    "If that is meant, raise PIXELS_VERSION in m2df_runtime/preprocess.py by one, so that banks and caches of the old "
+    "If that is meant, raise PIXELS_VERSION in m2df_runtime/pixels/load.py by one, so that banks and caches of the old "
     "pixels are made anew, run `python -m tests.runtime.pixel_hashes` and commit tests/golden/pixels.json."
 )
 

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
 
+from m2df_runtime.clips.source import ArrayPicture, ArraySource, CroppedSource, Picture, grey_of
 from m2df_runtime.errors import ClipError
-from m2df_runtime.preprocess import (
+from m2df_runtime.pixels.load import (
     ClipSpec,
     centred,
     load_clip,
@@ -21,7 +22,6 @@ from m2df_runtime.preprocess import (
     motion_channels,
     previous_indices,
 )
-from m2df_runtime.source import ArrayPicture, ArraySource, CroppedSource, Picture, grey_of
 
 SIZES = [(120, 160), (144, 176), (97, 61), (240, 320), (64, 64), (31, 200), (720, 1280)]
 

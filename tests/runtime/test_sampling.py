@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from m2df_runtime.sampling import Sampler, sample_indices
+from m2df_runtime.clips.sampling import Sampler, sample_indices
 
 RULES: tuple[Sampler, ...] = ("uniform", "segment", "segment_center", "linspace", "dense_clip")
 

@@ -17,11 +17,11 @@ from test_bundle import edit_manifest, replace_graph
 from tiny_bundle import DIM, FRAMES, LOGIT_SCALE, SIZE, VIEWS
 
 from m2df_runtime.backends.onnxruntime import BoundGraph
-from m2df_runtime.bank import SupportBank, keys_of
-from m2df_runtime.bundle import PRECISIONS, Bundle, Precision, PrecisionParity
+from m2df_runtime.backends.session import Session, default_precision, probe_backend
+from m2df_runtime.bank.bank import SupportBank, keys_of
+from m2df_runtime.bundle.bundle import PRECISIONS, Bundle, Precision, PrecisionParity
 from m2df_runtime.errors import CheckFailed, ClipError, EnvironmentMissing, InputError
-from m2df_runtime.matcher import Matcher
-from m2df_runtime.session import Session, default_precision, probe_backend
+from m2df_runtime.match.matcher import Matcher
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +267,7 @@ def test_engines_leave_nothing_in_the_users_home(run_module, tmp_path: Path, bac
     cache = tmp_path / "home" / "cache"
     cache.mkdir(parents=True)
     home = {"HOME": str(cache.parent), "XDG_CACHE_HOME": str(cache), "ORT_DISABLE_TELEMETRY": "0"}
-    done = run_module("m2df_runtime.cli", "--backend", backend, "--json", **home)
+    done = run_module("m2df_runtime.commands.run", "--backend", backend, "--json", **home)
     assert (done.returncode, done.stderr) == (0, "")
     assert [path.name for path in cache.parent.iterdir()] == ["cache"]
     assert [path.name for path in cache.iterdir()] == ["m2df"]
@@ -275,6 +275,6 @@ def test_engines_leave_nothing_in_the_users_home(run_module, tmp_path: Path, bac
 
 def test_openvino_that_is_not_installed_says_what_to_install(run_module, tmp_path) -> None:
     (tmp_path / "openvino.py").write_text("raise ImportError('not here')")
-    done = run_module("m2df_runtime.cli", "--backend", "openvino", PYTHONPATH=str(tmp_path))
+    done = run_module("m2df_runtime.commands.run", "--backend", "openvino", PYTHONPATH=str(tmp_path))
     assert done.returncode == 3
     assert "OpenVINO cannot be used: not here (pip install 'm2df[openvino]')" in done.stderr

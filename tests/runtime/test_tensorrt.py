@@ -17,14 +17,14 @@ import pytest
 from fake_tensorrt import FakeDevice, fake_tensorrt
 from tiny_bundle import DIM, FRAMES, SIZE, VIEWS, graph_bytes
 
-from m2df_runtime.backends import DeviceTensor, tensorrt_graph
-from m2df_runtime.backends import tensorrt as backend
-from m2df_runtime.backends.engine_files import EngineIndex, EngineRecord, EngineUnusable, Machine
+from m2df_runtime.backends import DeviceTensor
 from m2df_runtime.backends.onnxruntime import BoundGraph, OnnxRuntimeBackend
-from m2df_runtime.backends.tensorrt import MessageLog, TensorRT, TensorRTBackend
-from m2df_runtime.bundle import Bundle, demo_bundle, sha256_bytes
+from m2df_runtime.backends.session import Session
+from m2df_runtime.backends.tensorrt.backend import MessageLog, TensorRT, TensorRTBackend, backend
+from m2df_runtime.backends.tensorrt.backend import graph as tensorrt_graph
+from m2df_runtime.backends.tensorrt.engine_files import EngineIndex, EngineRecord, EngineUnusable, Machine
+from m2df_runtime.bundle.bundle import Bundle, demo_bundle, sha256_bytes
 from m2df_runtime.errors import EnvironmentMissing, InputError
-from m2df_runtime.session import Session
 
 ROOT = Path(__file__).parents[2]
 LARGEST = {"N": 2 * FRAMES, "Q": 2, "C": 7, "K": 3, "P": 4}
@@ -72,7 +72,7 @@ def tensorrt(monkeypatch):
         module, device = fake_tensorrt(version, **options), FakeDevice()
         found = TensorRT(module, device, MessageLog(module), Machine(device.name, device.capability, version))
         monkeypatch.setattr(backend, "open_tensorrt", lambda: found)
-        monkeypatch.setattr("m2df_runtime.session.importlib.util.find_spec", lambda name: True)
+        monkeypatch.setattr("m2df_runtime.backends.session.importlib.util.find_spec", lambda name: True)
         recorded = []
 
         def capture(stream, enqueue):
@@ -359,7 +359,7 @@ def test_without_a_driver_runtime_fails_with_the_reason(tensorrt, bundle):
 def test_command_ends_with_3_and_one_line(run_module, tmp_path, source, words):
     (tmp_path / "tensorrt.py").write_text(source)
     done = run_module(
-        "m2df_runtime.cli", "--backend", "tensorrt", PYTHONPATH=str(tmp_path), XDG_CACHE_HOME=str(tmp_path)
+        "m2df_runtime.commands.run", "--backend", "tensorrt", PYTHONPATH=str(tmp_path), XDG_CACHE_HOME=str(tmp_path)
     )
     if done.returncode == 3:
         assert len(done.stderr.splitlines()) == 1 and words in done.stderr
@@ -372,7 +372,7 @@ def test_backend_needs_no_opencv_pydantic_or_onnxruntime():
     """TensorRT 8.5 runs on numpy 1.23, where OpenCV 5 does not import."""
     code = (
         "import sys; sys.modules.update(dict.fromkeys(('cv2', 'pydantic', 'onnxruntime', 'onnx', 'torch', 'PIL')));"
-        "import m2df_runtime.backends.tensorrt, m2df_export.engines, m2df_export.tensorrt_network"
+        "import m2df_runtime.backends.tensorrt.backend, m2df_export.engines, m2df_export.tensorrt_network"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -382,9 +382,10 @@ WITHOUT_OPENCV = """
 import sys
 sys.modules["cv2"] = None  # importing it fails, as it does on the numpy that TensorRT 8.5 needs
 import numpy as np
-import m2df_runtime.backends.tensorrt, m2df_runtime.bank, m2df_runtime.cli, m2df_runtime.matcher
-from m2df_runtime.bundle import Bundle, demo_bundle
-from m2df_runtime.session import Session
+import m2df_runtime.backends.tensorrt.backend, m2df_runtime.bank.bank
+import m2df_runtime.commands.run, m2df_runtime.match.matcher
+from m2df_runtime.bundle.bundle import Bundle, demo_bundle
+from m2df_runtime.backends.session import Session
 
 session = Session(Bundle.open(demo_bundle()), backend="cpu", threads=1)
 clip = session.bundle.manifest.clip

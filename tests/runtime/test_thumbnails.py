@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from m2df_runtime import matcher as matcher_module
-from m2df_runtime.bank import SupportBank
-from m2df_runtime.bundle import Bundle
-from m2df_runtime.matcher import Matcher
-from m2df_runtime.preprocess import ClipSpec, load_clip
-from m2df_runtime.render import display_spec
-from m2df_runtime.session import Session
-from m2df_runtime.source import ArraySource, Picture
-from m2df_runtime.thumbnails import WatchedClip, shown_frames
-from m2df_runtime.video import open_source
+from m2df_runtime.backends.session import Session
+from m2df_runtime.bank.bank import SupportBank
+from m2df_runtime.bundle.bundle import Bundle
+from m2df_runtime.clips.opening import open_source
+from m2df_runtime.clips.source import ArraySource, Picture
+from m2df_runtime.match import matcher as matcher_module
+from m2df_runtime.match.matcher import Matcher
+from m2df_runtime.pixels.load import ClipSpec, load_clip
+from m2df_runtime.pixels.thumbnails import WatchedClip, shown_frames
+from m2df_runtime.show.filmstrip import display_spec
 
 
 class CountedSource(ArraySource):

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m2df_export.tokenizer_json import build_tokenizer_json, tokenizer_json
+from m2df_runtime.bundle.tokenizer import CONTEXT_LENGTH, END_TOKEN, START_TOKEN, Tokenizer, clean_text
 from m2df_runtime.errors import InputError
-from m2df_runtime.tokenizer import CONTEXT_LENGTH, END_TOKEN, START_TOKEN, Tokenizer, clean_text
 
 NASTY = [
     "a photo of hand waving",

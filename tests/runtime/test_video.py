@@ -12,9 +12,9 @@ import pytest
 from made_videos import decode_all, moving_square, write_video
 from PIL import Image
 
+from m2df_runtime.clips.opening import open_source
+from m2df_runtime.clips.source import ArraySource
 from m2df_runtime.errors import InputError
-from m2df_runtime.source import ArraySource
-from m2df_runtime.video import open_source
 
 B_FRAMES = {"bf": "3", "g": "250", "x264-params": "b-adapt=0"}
 

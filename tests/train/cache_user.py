@@ -14,7 +14,7 @@ from typing import TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from m2df_runtime.preprocess import ClipSpec
+from m2df_runtime.pixels.load import ClipSpec
 from m2df_train.data import feature_store
 from m2df_train.data.augment import Augmentation, TrainingLoader
 from m2df_train.data.clips import folder_clips

@@ -14,9 +14,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
+from m2df_runtime.clips.source import ArraySource
 from m2df_runtime.errors import InputError
-from m2df_runtime.preprocess import ClipSpec, load_clip
-from m2df_runtime.source import ArraySource
+from m2df_runtime.pixels.load import ClipSpec, load_clip
 from m2df_train.data.augment import (
     VARIANTS_VERSION,
     Augmentation,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from m2df_runtime.bundle.labels import text_from_folder
 from m2df_runtime.errors import InputError
-from m2df_runtime.labels import text_from_folder
 from m2df_train.data.benchmarks import BENCHMARKS, SPLITS, benchmark
 from m2df_train.data.split_files import find_split_file
 

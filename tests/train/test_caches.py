@@ -22,9 +22,9 @@ from cache_user import LOADER, SPEC, VIEWS, encode, encoder
 from numpy.typing import NDArray
 from tiny_bundle import write_clip
 
+from m2df_runtime.clips.opening import open_source
 from m2df_runtime.errors import ClipError, EnvironmentMissing, InputError
-from m2df_runtime.preprocess import load_clip
-from m2df_runtime.video import open_source
+from m2df_runtime.pixels.load import load_clip
 from m2df_train.data.augment import DeployedLoader
 from m2df_train.data.clips import folder_clips
 from m2df_train.data.feature_cache import FeatureCache, identity_of
@@ -338,7 +338,7 @@ def test_an_identity_tells_its_parts_apart():
 
 
 def warn(number: int) -> int:
-    logging.getLogger("m2df_runtime.video_file").warning("clip.mp4: damaged")
+    logging.getLogger("m2df_runtime.clips.video_file").warning("clip.mp4: damaged")
     return os.kill(os.getpid(), signal.SIGKILL) or 0 if number == 30 else number
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from m2df_runtime.bundle import Bundle, SourceInfo
-from m2df_runtime.preprocess import ClipSpec
+from m2df_runtime.bundle.bundle import Bundle, SourceInfo
+from m2df_runtime.pixels.load import ClipSpec
 from m2df_train.checkpoint import Checkpoint
 from m2df_train.data.episodes import EpisodeSampler
 from m2df_train.evaluation import episode_run

@@ -11,8 +11,8 @@ import pytest
 import torch
 from tiny_bundle import write_clip
 
-from m2df_runtime.preprocess import load_clip
-from m2df_runtime.video import open_source
+from m2df_runtime.clips.opening import open_source
+from m2df_runtime.pixels.load import load_clip
 from m2df_train.data.clips import folder_clips
 from m2df_train.data.feature_cache import FeatureCache
 from m2df_train.data.features import (

@@ -452,11 +452,11 @@ def test_misuse_exits_2(tmp_path, run_module, arguments, reason):
 def test_an_official_file_runs_in_the_runtime_with_the_official_logits(
     shared_dir, tmp_path, towers, text_model, head_state, run_module, method, container, file, run_name, array
 ):
-    from m2df_runtime.bundle import Bundle
-    from m2df_runtime.labels import LabelRules
-    from m2df_runtime.preprocess import load_clip
-    from m2df_runtime.session import Session
-    from m2df_runtime.video import open_source
+    from m2df_runtime.backends.session import Session
+    from m2df_runtime.bundle.bundle import Bundle
+    from m2df_runtime.bundle.labels import LabelRules
+    from m2df_runtime.clips.opening import open_source
+    from m2df_runtime.pixels.load import load_clip
     from m2df_train.evaluation.torch_scorer import CheckpointScorer
 
     path = write(tmp_path / "official.pt", head_state(method), towers["vit"], container)

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 from tiny_bundle import write_clip
 
+from m2df_runtime.bundle.labels import LabelRules
 from m2df_runtime.errors import InputError
-from m2df_runtime.labels import LabelRules
 from m2df_train.data.benchmarks import SPLITS, benchmark
 from m2df_train.data.datasets import find_clips
 from m2df_train.evaluation.subject import over_texts

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from m2df_runtime.clips.source import ArraySource
 from m2df_runtime.errors import InputError
-from m2df_runtime.preprocess import CLIP_MEAN, CLIP_STD, ClipSpec, load_clip
-from m2df_runtime.source import ArraySource
+from m2df_runtime.pixels.load import CLIP_MEAN, CLIP_STD, ClipSpec, load_clip
 from m2df_train import import_cli
 from m2df_train.data.benchmarks import BENCHMARKS, BenchmarkName
 from m2df_train.model.heads import head_options

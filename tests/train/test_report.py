@@ -12,9 +12,9 @@ import pytest
 import torch
 from colour_clips import write_colour_folder
 
-from m2df_runtime.bundle import SourceInfo
-from m2df_runtime.console import guarded
-from m2df_runtime.preprocess import ClipSpec
+from m2df_runtime.bundle.bundle import SourceInfo
+from m2df_runtime.commands.console import guarded
+from m2df_runtime.pixels.load import ClipSpec
 from m2df_train.checkpoint import Checkpoint, save_checkpoint
 from m2df_train.eval_cli import cli
 from m2df_train.model.backbone import load_backbone

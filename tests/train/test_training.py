@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from m2df_runtime.bundle import SourceInfo
+from m2df_runtime.bundle.bundle import SourceInfo
 from m2df_runtime.errors import EnvironmentMissing, InputError
 from m2df_train.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint, save_checkpoint
 from m2df_train.data.episodes import EpisodeSampler

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from m2df_runtime.source import ArrayPicture, FrameSource, Picture
+from m2df_runtime.clips.source import ArrayPicture, FrameSource, Picture
 from m2df_train.data.synthetic.body import Camera, Look, draw, person_shapes, sample_look
 from m2df_train.data.synthetic.kinematics import JOINT, POSITION_CHANNELS, Array, Skeleton, Track, solve_scene
 from m2df_train.data.synthetic.motion import Style

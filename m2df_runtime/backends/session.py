@@ -1,0 +1,345 @@
+"""A bundle's four graphs on one backend, in the runtime's own terms.
+
+Graphs load on first use: with a warm support bank `m2df-run` never touches the text and support
+graphs, which keeps start-up short and memory small.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2df_runtime.backends.arrays import checked, finite_rows, refuse_infinite
+from m2df_runtime.backends import Backend, Graph, Tensor, Tensors
+from m2df_runtime.backends.onnxruntime import OnnxRuntimeBackend, import_onnxruntime
+from m2df_runtime.backends.tensorrt.engine_files import EngineUnusable
+from m2df_runtime.bundle.bundle import GRAPHS, Bundle, GraphName, Precision
+from m2df_runtime.bundle.tokenizer import Tokenizer
+from m2df_runtime.errors import CheckFailed, ClipError, EnvironmentMissing, InputError, M2dfError, first_line
+
+BackendName = Literal["auto", "tensorrt", "cuda", "openvino", "cpu"]
+BACKENDS: tuple[BackendName, ...] = ("auto", "tensorrt", "cuda", "openvino", "cpu")
+ON_CPU = ("cpu", "openvino")
+Float = NDArray[np.float32]
+
+Result = TypeVar("Result", bound=Tensor)
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class QueryScores:
+    """Output of the query graph: logits [Q, C], distances [Q, V, C], selected [Q, C]."""
+
+    logits: Float
+    distances: Float
+    selected: Float
+
+
+class Session:
+    """Runs a bundle, from any number of threads at once.
+
+    Args:
+        bundle: The opened bundle.
+        backend: `auto` takes TensorRT where engines of this bundle fit the GPU, else CUDA where this ONNX
+            Runtime can use it, else ONNX Runtime on the CPU; a backend that is named is used or refused.
+        precision: None takes fp16 on a GPU and on a CPU the fastest precision that passed parity.
+        threads: Threads per operator on the CPU, 1 to 256; None takes the cores this process may use. Clips are
+            decoded on the caller's thread, in turns with inference.
+
+    Raises:
+        EnvironmentMissing: The named backend is not on this machine, or has no engine that fits.
+        InputError: The bundle lacks the precision, or it is fp8 and neither TensorRT runs it nor `cpu` was named.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        backend: BackendName = "auto",
+        precision: Precision | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self.bundle = bundle
+        self._graphs: dict[GraphName, Graph] = {}
+        self._loading = {name: threading.Lock() for name in (*GRAPHS, "tokenizer")}
+        self._tokenizer: Tokenizer | None = None
+        self._backend: Backend
+        if backend == "tensorrt" or (backend == "auto" and importlib.util.find_spec("tensorrt")):
+            try:
+                self._use_tensorrt(precision)
+                return
+            except EnvironmentMissing as error:
+                if backend == "tensorrt":
+                    raise
+                level = logging.WARNING if isinstance(error, EngineUnusable) else logging.DEBUG
+                _log.log(level, "not on TensorRT: %s", error)
+                self._graphs.clear()
+        self._backend = _other_backend(backend, threads)
+        self.precision = precision or default_precision(bundle, self._backend.name)
+        if self.precision == "fp8" and backend != "cpu":
+            raise InputError(
+                "the fp8 graphs are for TensorRT",
+                f"build their engines: m2df-export engines --bundle {bundle.path} --precision fp8; "
+                "--backend cpu imitates them, slowly",
+            )
+        bundle.graph_file("visual", self.precision)
+
+    def _use_tensorrt(self, precision: Precision | None) -> None:
+        """Take TensorRT if all engines fit and the two that every use needs load: the last chance to take another."""
+        from m2df_runtime.backends.tensorrt.backend import TensorRTBackend
+
+        backend = TensorRTBackend()
+        self._backend = backend
+        self.precision = precision or default_precision(self.bundle, backend.name)
+        backend.check(self.bundle, self.precision)
+        self.prepare("visual", "query")
+
+    @property
+    def backend(self) -> str:
+        """Name of the backend in use."""
+        return self._backend.name
+
+    @property
+    def description(self) -> str:
+        """Engine, version and provider in use."""
+        return self._backend.description
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The bundle's tokenizer."""
+        with self._loading["tokenizer"]:
+            if self._tokenizer is None:
+                self._tokenizer = Tokenizer.from_bytes(self.bundle.read(self.bundle.manifest.tokenizer))
+        return self._tokenizer
+
+    def encode_clips(self, clips: NDArray[np.uint8], names: Sequence[str] | None = None) -> Float:
+        """Frame features of clips.
+
+        Args:
+            clips: uint8 [B, T, S, S, 3] as `load_clip` returns them; single frames are clips of T = 1.
+            names: Of each clip, for messages.
+
+        Returns:
+            float32 [B, T, D], not L2-normalised.
+
+        Raises:
+            InputError: The array has another type or shape.
+            ClipError: A clip's features are not finite.
+        """
+        features = self._encoded(clips, names, lambda graph, inputs: graph.run(inputs))
+        assert isinstance(features, np.ndarray)
+        return features
+
+    def encode_resident(self, clips: NDArray[np.uint8], names: Sequence[str] | None = None) -> Tensor:
+        """Like `encode_clips`, with the features left where the engine computes; for `match`, before the next clips.
+
+        What stays on a device is not looked at: `match` then finds numbers that are not finite.
+        """
+        return self._encoded(clips, names, lambda graph, inputs: graph.run_resident(inputs))
+
+    def _encoded(
+        self,
+        clips: NDArray[np.uint8],
+        names: Sequence[str] | None,
+        run: Callable[[Graph, Tensors], Mapping[str, Tensor]],
+    ) -> Tensor:
+        size = self.bundle.manifest.clip.size
+        checked("clips", clips, "uint8", B=None, T=None, height=size, width=size, channels=3)
+        batch, frames = clips.shape[:2]
+        flat = {"frames": clips.reshape(batch * frames, *clips.shape[2:])}
+        outputs = self._guarded("visual", lambda graph: run(graph, flat), features=(batch * frames, self._dim))
+        features = outputs["features"].reshape(batch, frames, self._dim)  # (B, T, D)
+        finite = finite_rows({"features": features})
+        if not finite.all():
+            raise self._clip_error("visual", int(np.argmin(finite)), names)
+        return features
+
+    def resident(self, array: Float) -> Tensor:
+        """Prompts or prototypes for many calls of `match`, uploaded once; on a CPU the array itself."""
+        return self._backend.resident(array)
+
+    def encode_texts(self, texts: Sequence[str]) -> Float:
+        """Text embeddings [P, D] of prompts, not L2-normalised.
+
+        Raises:
+            InputError: A text is too long.
+            CheckFailed: An embedding is not finite.
+        """
+        outputs = self._guarded(
+            "text",
+            lambda graph: graph.run({"tokens": self.tokenizer.encode(texts)}),
+            embeddings=(len(texts), self._dim),
+        )
+        finite = finite_rows(outputs)
+        if not finite.all():
+            raise self._not_finite("text", f" for {texts[int(np.argmin(finite))]!r}")
+        return outputs["embeddings"]
+
+    def prototypes(self, features: Float, prompt: Float) -> Float:
+        """Prototypes [V, T, D] of one class from the features [K, T, D] of its clips and its prompt [1, D].
+
+        Raises:
+            InputError: An array has another type or shape, or is not finite.
+            CheckFailed: The prototypes are not finite.
+        """
+        frames, inputs = self.bundle.manifest.clip.frames, {"features": features, "prompt": prompt}
+        checked("features", features, "float32", K=None, T=frames, D=self._dim)
+        checked("prompt", prompt, "float32", one=1, D=self._dim)
+        shape = (self.bundle.manifest.views, frames, self._dim)
+        outputs = self._guarded("support", lambda graph: graph.run(inputs), prototypes=shape)
+        if not finite_rows(outputs).all():
+            refuse_infinite(inputs)
+            raise self._not_finite("support")
+        return outputs["prototypes"]
+
+    def match(
+        self, features: Tensor, prompts: Tensor, prototypes: Tensor, names: Sequence[str] | None = None
+    ) -> QueryScores:
+        """Match queries [Q, T, D] against C classes: prompts [C, D], prototypes [C, V, T, D].
+
+        Raises:
+            InputError: An array has another type or shape, or is not finite.
+            ClipError: The scores of a query are not finite; `names` are those of the queries.
+        """
+        views, frames = self.bundle.manifest.views, self.bundle.manifest.clip.frames
+        checked("features", features, "float32", Q=None, T=frames, D=self._dim)
+        checked("prompts", prompts, "float32", C=None, D=self._dim)
+        queries, classes = len(features), len(prompts)
+        checked("prototypes", prototypes, "float32", C=classes, V=views, T=frames, D=self._dim)
+        inputs = {"features": features, "prompts": prompts, "prototypes": prototypes}
+        pairs = (queries, classes)
+        out = self._guarded(
+            "query",
+            lambda graph: graph.run(inputs),
+            logits=pairs,
+            distances=(queries, views, classes),
+            selected=pairs,
+        )
+        finite = finite_rows(out)
+        if not finite.all():
+            refuse_infinite(inputs)
+            raise self._clip_error("query", int(np.argmin(finite)), names)
+        return QueryScores(out["logits"], out["distances"], out["selected"])
+
+    def prepare(self, *graphs: GraphName) -> None:
+        """Load graphs ahead of their first use, so that loading is not measured as inference."""
+        for name in graphs:
+            with self._loading[name]:  # threads that need the same graph load it once
+                if name not in self._graphs:
+                    self._graphs[name] = self._backend.open(self.bundle, name, self.precision)
+
+    @property
+    def _dim(self) -> int:
+        return self.bundle.manifest.dim
+
+    def _guarded(
+        self, name: GraphName, run: Callable[[Graph], Mapping[str, Result]], **shapes: tuple[int, ...]
+    ) -> Mapping[str, Result]:
+        """Run a graph, whose outputs must have these shapes.
+
+        Raises:
+            InputError: The engine fails on it, or an output has another shape.
+        """
+        if name not in self._graphs:
+            self.prepare(name)
+        try:
+            outputs = run(self._graphs[name])
+        except (MemoryError, M2dfError):
+            raise
+        except Exception as error:  # engines' exceptions share no public base class
+            problem = f"{self._where(name)} does not run: {first_line(error)}"
+            raise InputError(problem, "export the bundle again") from error
+        for output, shape in shapes.items():
+            if outputs[output].shape != shape:
+                problem = f"{self._where(name)} gives {output} {[*outputs[output].shape]}, not {[*shape]}"
+                raise InputError(problem, "export the bundle again")
+        return outputs
+
+    def _not_finite(self, name: GraphName, what: str = "") -> CheckFailed:
+        best = self.bundle.manifest.precisions[0]
+        hint = "export the bundle again" if self.precision == best else f"try --precision {best}"
+        return CheckFailed(f"{self._where(name)} gives numbers that are not finite{what}", hint)
+
+    def _clip_error(self, name: GraphName, row: int, names: Sequence[str] | None) -> ClipError:
+        error = self._not_finite(name)
+        hint = error.hint if self.precision != self.bundle.manifest.precisions[0] else "leave this clip out"
+        return ClipError(names[row] if names and names[row] else f"clip {row + 1}", error.message, hint)
+
+    def _where(self, name: GraphName) -> str:
+        return f"{self.bundle.path}: the {self.precision} {name} graph"
+
+
+def _other_backend(name: BackendName, threads: int | None) -> Backend:
+    """OpenVINO, or ONNX Runtime on the device of that name; `auto` is CUDA where a session gets it, else the CPU."""
+    if name == "openvino":
+        from m2df_runtime.backends.openvino import OpenVINOBackend
+
+        return OpenVINOBackend(threads)
+    device: Literal["cpu", "cuda"] = "cuda" if name == "cuda" or (name == "auto" and _cuda_usable()) else "cpu"
+    return OnnxRuntimeBackend(device, threads)
+
+
+def _cuda_usable() -> bool:
+    ort = import_onnxruntime()
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        return False
+    try:
+        probe_backend("cuda")
+    except Exception:  # any failure of the probe means: not usable here
+        return False
+    return True
+
+
+def probe_backend(name: Literal["tensorrt", "cuda", "openvino", "cpu"]) -> str:
+    """Try a backend and return its description: it runs the smallest possible graph, TensorRT only starts up.
+
+    Raises:
+        EnvironmentMissing: The backend cannot be used on this machine.
+    """
+    if name == "tensorrt":
+        from m2df_runtime.backends.tensorrt.backend import TensorRTBackend
+
+        return TensorRTBackend().description
+    if name == "openvino":
+        from m2df_runtime.backends.openvino import OpenVINOBackend
+
+        backend: OnnxRuntimeBackend | OpenVINOBackend = OpenVINOBackend()
+    else:
+        backend = OnnxRuntimeBackend(name)
+    backend.load(_IDENTITY_GRAPH, "probe").run({"x": np.ones(1, np.float32)})
+    return backend.description
+
+
+# y = Identity(x), float [1], opset 18: the smallest session that makes ONNX Runtime initialise CUDA.
+_IDENTITY_GRAPH = bytes.fromhex(
+    "080812003a370a100a017812017922084964656e746974791201705a0f0a0178120a0a08080112040a02080162"
+    "0f0a0179120a0a08080112040a02080142040a001012"
+)
+
+
+def default_precision(bundle: Bundle, backend: str) -> Precision:
+    """The fastest precision of a bundle for a backend, of those that passed parity; else the best reference.
+
+    GPUs take fp16, and fp8 only where it is asked for. ONNX Runtime on a CPU takes the fastest, by the times
+    measured with it at export. OpenVINO takes calibrated int8, else the best reference: it computes in fp32 whatever
+    a float file holds, and multiplies the graphs of dynamic int8, which are made for ONNX Runtime, no faster than
+    those of fp32.
+    """
+    manifest = bundle.manifest
+    passed = [p for p in manifest.precisions if p != "fp8" and p in manifest.parity and manifest.parity[p].passed]
+    if backend == "openvino":
+        return "int8-static" if "int8-static" in passed else next(iter(passed), manifest.precisions[0])
+    if backend != "cpu":
+        return "fp16" if "fp16" in passed else manifest.precisions[0]
+    timed = {p: ms for p in passed if (ms := manifest.parity[p].cpu_ms) is not None}
+    if timed:
+        return min(timed, key=lambda p: timed[p])
+    return manifest.precisions[0]

@@ -1,0 +1,1 @@
+"""TensorRT engines: files, memory, execution."""

@@ -1,0 +1,1 @@
+"""Support clips as they are kept for one encoder: features, prototypes, calibration."""

@@ -1,0 +1,196 @@
+"""What a clip is to the rest of m2df: frames with times, read one at a time.
+
+Reading yields pictures that convert themselves on demand: finding what moves in a 4K clip takes 33 small grey
+frames, and holding 33 full ones would take 800 MB.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2df_runtime.clips.limits import check_bytes
+from m2df_runtime.errors import ClipError, InputError
+
+DEFAULT_FPS = 25.0
+Rectangle = tuple[int, int, int, int]
+"""x, y, width, height in pixels of the upright picture."""
+
+
+class Picture(ABC):
+    """One frame, upright, converted when asked.
+
+    A picture may be kept after its clip was read; it then holds its `nbytes` until it is dropped.
+
+    Attributes:
+        nbytes: Memory that keeping it takes.
+    """
+
+    nbytes: int = 0
+
+    @abstractmethod
+    def rgb(self) -> NDArray[np.uint8]:
+        """uint8 [H, W, 3] in full size."""
+
+    def grey(self, long_side: int | None = None) -> NDArray[np.uint8]:
+        """uint8 [h, w], reduced by averaging areas where the long side is above `long_side` pixels."""
+        return reduced(grey_of(self.rgb()), long_side)
+
+
+class FrameSource(ABC):
+    """A clip whose frames can be read by index.
+
+    Attributes:
+        name: What messages call the clip.
+        n_frames: Frames in the clip, at least 1.
+        times: Presentation times in seconds from the first frame, float64 [n], ascending.
+        fps: Mean frames per second.
+    """
+
+    name: str = "the clip"
+    n_frames: int
+    times: NDArray[np.float64]
+    fps: float
+
+    @abstractmethod
+    def pictures(self, indices: NDArray[np.int64]) -> Iterator[Picture]:
+        """One picture for each of distinct ascending indices, in that order.
+
+        Raises:
+            ClipError: A frame cannot be read.
+        """
+
+    def read(self, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Frames in the order asked (any order, repeats allowed), uint8 [M, H, W, 3] RGB.
+
+        Raises:
+            ClipError: A frame cannot be read, or all together are larger than `limits.MAX_BYTES`.
+            IndexError: An index outside the clip.
+        """
+        chosen = checked_indices(indices, self.n_frames)
+        wanted, places = np.unique(chosen, return_inverse=True)
+        frames: NDArray[np.uint8] | None = None
+        for place, picture in enumerate(self.pictures(wanted)):
+            frame = picture.rgb()
+            if frames is None:
+                check_bytes(self.name, len(chosen), frame.shape[1], frame.shape[0])
+                frames = np.empty((len(wanted), *frame.shape), dtype=np.uint8)
+            frames[place] = frame
+        if frames is None:
+            raise ValueError("no frames are asked for")
+        return frames if len(wanted) == len(chosen) and (places == np.arange(len(places))).all() else frames[places]
+
+
+class ArrayPicture(Picture):
+    """A frame that is in memory already, uint8 [H, W, 3]."""
+
+    def __init__(self, frame: NDArray[np.uint8]) -> None:
+        self._frame = frame
+
+    def rgb(self) -> NDArray[np.uint8]:
+        """See `Picture.rgb`."""
+        return self._frame
+
+
+class ArraySource(FrameSource):
+    """Frames that are in memory already.
+
+    Args:
+        frames: uint8 [n, H, W, 3] RGB.
+        fps: Frames per second.
+    """
+
+    def __init__(self, frames: NDArray[np.uint8], fps: float = DEFAULT_FPS) -> None:
+        if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or frames.size == 0:
+            raise InputError(f"frames must be uint8 [n, H, W, 3] with n >= 1, not {frames.dtype} {list(frames.shape)}")
+        if fps <= 0:
+            raise InputError(f"frames per second must be above 0, not {fps}")
+        self._frames = frames
+        self.n_frames = len(frames)
+        self.fps = float(fps)
+        self.times: NDArray[np.float64] = np.arange(self.n_frames) / self.fps
+
+    def pictures(self, indices: NDArray[np.int64]) -> Iterator[Picture]:
+        """See `FrameSource.pictures`."""
+        for index in indices.tolist():
+            yield ArrayPicture(self._frames[index])
+
+
+class CroppedSource(FrameSource):
+    """A clip seen through a rectangle, which is cut to the picture where it overhangs.
+
+    Args:
+        source: The clip.
+        rectangle: x, y, width, height in pixels of the upright picture.
+    """
+
+    def __init__(self, source: FrameSource, rectangle: Rectangle) -> None:
+        self._source = source
+        self._rectangle = rectangle
+        self.name = source.name
+        self.n_frames, self.times, self.fps = source.n_frames, source.times, source.fps
+
+    def pictures(self, indices: NDArray[np.int64]) -> Iterator[Picture]:
+        """See `FrameSource.pictures`. Raises ClipError where the rectangle lies outside the picture."""
+        for picture in self._source.pictures(indices):
+            yield _CroppedPicture(picture, self._rectangle, self.name)
+
+
+class _CroppedPicture(Picture):
+    def __init__(self, picture: Picture, rectangle: Rectangle, name: str) -> None:
+        self._picture = picture
+        self._rectangle = rectangle
+        self._name = name
+        self.nbytes = picture.nbytes
+
+    def rgb(self) -> NDArray[np.uint8]:
+        return self._cut(self._picture.rgb())
+
+    def grey(self, long_side: int | None = None) -> NDArray[np.uint8]:
+        return reduced(self._cut(self._picture.grey()), long_side)
+
+    def _cut(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        height, width = frame.shape[:2]
+        x, y, across, down = self._rectangle
+        part = frame[max(y, 0) : max(y + down, 0), max(x, 0) : max(x + across, 0)]
+        if part.size == 0:
+            raise ClipError(
+                self._name,
+                f"region {x},{y},{across},{down} lies outside the {width}x{height} frame",
+                "give x,y,width,height in pixels of the upright frame",
+            )
+        return np.ascontiguousarray(part)
+
+
+def grey_of(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(299 R + 587 G + 114 B) / 1000 in OpenCV's fixed point, uint8 [H, W, 3] -> [H, W]."""
+    import cv2
+
+    return cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.uint8, copy=False)
+
+
+def reduced(grey: NDArray[np.uint8], long_side: int | None) -> NDArray[np.uint8]:
+    """uint8 [H, W] with a long side of at most `long_side` pixels; areas are averaged."""
+    if long_side is None or max(grey.shape) <= long_side:
+        return grey
+    import cv2
+
+    width, height = reduced_size(grey.shape[1], grey.shape[0], long_side)
+    return cv2.resize(grey, (width, height), interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+
+
+def reduced_size(width: int, height: int, long_side: int | None) -> tuple[int, int]:
+    """Width and height after a reduction to a long side of at most `long_side` pixels."""
+    scale = 1.0 if long_side is None else min(1.0, long_side / max(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def checked_indices(indices: Sequence[int] | NDArray[np.int64], n_frames: int) -> NDArray[np.int64]:
+    """Frame indices as int64 [M], refused (IndexError) outside 0..n_frames-1."""
+    chosen = np.asarray(indices, dtype=np.int64).reshape(-1)
+    if chosen.size and (chosen.min() < 0 or chosen.max() >= n_frames):
+        raise IndexError(f"frame indices {chosen.min()}..{chosen.max()} outside 0..{n_frames - 1}")
+    return chosen

@@ -1,0 +1,258 @@
+"""What the five commands share: exit codes, error lines, JSON lines, progress and logging.
+
+This is the only place that turns an exception into a line on stderr and an exit code. Standard
+output carries results and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any, NoReturn
+
+import click
+
+from m2df_runtime import __version__
+from m2df_runtime.commands import entry
+from m2df_runtime.errors import M2dfError
+
+DEBUG_VARIABLE = "M2DF_DEBUG"
+_OUTPUT = "standard output"
+_LONGEST_LINE = 2000  # characters of an error line; a path has at most 4,096 bytes, a line of standard input any number
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+class M2dfGroup(click.Group):
+    """A click group that does its main job without a subcommand; inputs are options, never positionals.
+
+    `-h` and `--version` come with it; subcommands take `-h` from their group.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - click's own signature
+        kwargs.setdefault("invoke_without_command", True)
+        kwargs["context_settings"] = {"help_option_names": ["-h", "--help"], **(kwargs.get("context_settings") or {})}
+        super().__init__(*args, **kwargs)
+        click.version_option(__version__, prog_name=self.name)(self)
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        """Usage line, without a place for subcommands where there are none."""
+        pieces = super().collect_usage_pieces(ctx)
+        return pieces if self.commands else [p for p in pieces if p != self.subcommand_metavar]
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the subcommand; a stray file name gets told that inputs are options."""
+        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            known = f"; subcommands: {', '.join(sorted(self.commands))}" if self.commands else ""
+            message = f"unexpected argument {args[0]!r}: inputs are given as options, see --help{known}"
+            raise click.UsageError(message, ctx)
+        return super().resolve_command(ctx, args)
+
+
+def guarded(run: Callable[[], object]) -> int:
+    """Run a command and return its exit code, with one line on stderr for each kind of failure.
+
+    0 success, 1 failed check or a fault of m2df itself, 2 usage, bad input or files that cannot be
+    read or written, 3 environment, 130 Ctrl-C. With M2DF_DEBUG=1 exceptions keep their traceback.
+    """
+    setup_logging()
+    make_streams_tolerant()
+    entry.cleans_up(True)
+    try:
+        code = run()
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt, Exception) as error:  # the border: everything becomes one line
+        if entry.interrupted() or isinstance(error, click.Abort | KeyboardInterrupt):
+            print_error("interrupted")
+            return entry.INTERRUPTED
+        return _failed(error)
+    finally:
+        entry.cleans_up(False)
+
+
+def _failed(error: Exception) -> int:
+    """Print what a command failed with, as far as streams can still be written, and return its exit code."""
+    if isinstance(error, OSError):
+        _empty_lost_output(error)
+    if isinstance(error, BrokenPipeError):
+        return 1  # the reader (`| head`) left
+    if isinstance(error, click.ClickException):
+        with suppress(OSError, ValueError):
+            error.show()
+        return error.exit_code
+    if os.environ.get(DEBUG_VARIABLE, "") not in ("", "0"):
+        raise error
+    return report(error)
+
+
+def _empty_lost_output(error: OSError) -> None:
+    """Where standard output cannot be written, let what is still to come vanish: Python would complain at exit."""
+    if isinstance(error, BrokenPipeError) or error.filename == _OUTPUT:
+        with suppress(OSError):  # in a test it is no file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def report(error: Exception) -> int:
+    """Print one exception as an error line and return the exit code it stands for."""
+    if isinstance(error, M2dfError):
+        print_error(error.message, error.hint)
+        return error.exit_code
+    if isinstance(error, ImportError) and not (error.name or "").startswith("m2df"):
+        hint = "pip install 'm2df[train]' to train, 'm2df[export]' to export; m2df-doctor lists packages"
+        print_error(str(error), hint)
+        return 3
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        print_error(f"{where}{error.strerror or error}")
+        return 2
+    if isinstance(error, MemoryError):
+        print_error("out of memory", "use fewer clips at once or a smaller model")
+        return 3
+    print_error(f"{type(error).__name__}: {error}", f"a fault in m2df; {DEBUG_VARIABLE}=1 shows the traceback")
+    return 1
+
+
+def print_error(message: str, hint: str | None = None) -> None:
+    """Write `error: message (hint)` as one line to stderr."""
+    _say_in_one_line(f"error: {message} ({hint})" if hint else f"error: {message}")
+
+
+def _say_in_one_line(message: str) -> None:
+    line = " ".join(message.split())
+    if len(line) > _LONGEST_LINE:
+        line = f"{line[: _LONGEST_LINE // 2]} ... {line[-_LONGEST_LINE // 2 :]}"
+    say(line)
+
+
+def say(line: str) -> None:
+    """Write a line to stderr. Where that cannot be written, the work goes on: results are what counts."""
+    with suppress(OSError, ValueError, RuntimeError):  # the last where a signal comes while another line is written
+        click.echo(printable(line), err=True)
+
+
+def printable(text: str) -> str:
+    """The text with control characters as escapes, which names of files may hold and terminals would obey."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def emit(text: str) -> None:
+    """Write a result to stdout, at once. Raises OSError that names standard output where that cannot be written."""
+    try:
+        click.echo(text)
+    except OSError as error:
+        error.filename = _OUTPUT
+        raise
+
+
+def emit_json(record: Mapping[str, object]) -> None:
+    """Write one object as one line to stdout, at once, in ASCII so that every terminal can take it."""
+    emit(json.dumps(record, allow_nan=False))
+
+
+class _LineHandler(logging.Handler):
+    """Writes `warning: ...` lines to whatever stderr is at that moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _say_in_one_line(f"{record.levelname.lower()}: {record.getMessage()}")
+
+
+def setup_logging() -> None:
+    """Send warnings, those of libraries too, to stderr, one line each. Calling it again changes nothing.
+
+    The handler is the root logger's: without one there, a library that logs to it (open_clip) gives it one of
+    its own, and every warning of ours would be printed twice.
+    """
+    if not any(isinstance(handler, _LineHandler) for handler in logging.root.handlers):
+        logging.root.addHandler(_LineHandler(logging.WARNING))
+    warnings.showwarning = _log_warning
+
+
+def _log_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object, **__: object
+) -> None:
+    """Python's own form is two lines with a line of a library's source."""
+    logging.getLogger("py.warnings").warning("%s", message)
+
+
+def make_streams_tolerant() -> None:
+    """Print labels a terminal's encoding does not know as escapes, and read paths of any bytes, without failing."""
+    # Paths come in as Python takes those of the command line.
+    handling = ((sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace"), (sys.stdin, "surrogateescape"))
+    for stream, errors in handling:
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors=errors)
+
+
+@contextmanager
+def progress(description: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr where that is a terminal, else nothing.
+
+    Yields:
+        A function that advances the bar by a number of steps.
+    """
+    if not sys.stderr.isatty() or total == 0:
+        yield lambda steps: None
+        return
+    with bar(description, total, transient=True) as update:
+        yield lambda steps: update(advance=steps)
+
+
+@contextmanager
+def bar(description: str, total: int | None, *, transient: bool) -> Iterator[Callable[..., None]]:
+    """A progress bar on stderr, with the remaining time and a note beside it.
+
+    Args:
+        description: What is done.
+        total: Steps; None where nobody knows.
+        transient: Whether it disappears at the end.
+
+    Yields:
+        A function with the keywords `advance` (steps since the last call) or `completed` (steps in all), and `note`.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=transient) as shown:
+        task = shown.add_task(description, total=total, note="")
+        yield partial(shown.update, task)
+
+
+@contextmanager
+def spinner(description: str) -> Iterator[None]:
+    """A spinner with the elapsed time on stderr where that is a terminal, for work whose length nobody knows."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        bar.add_task(description, total=None)
+        yield
+
+
+def main_entry(command: click.Command, args: Sequence[str] | None = None) -> NoReturn:
+    """Run a command as the process's entry point: exits with its code. `args` defaults to the command line."""
+    entry.prepare()
+    arguments = None if args is None else list(args)
+    sys.exit(guarded(lambda: command.main(arguments, standalone_mode=False)))

@@ -1,0 +1,298 @@
+"""`m2df-run`: classify query clips with the classes of a support folder.
+
+Engines and decoders load only once there is work, so that `--help` is instant.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
+
+import click
+
+from m2df_runtime.commands.console import M2dfGroup, emit, emit_json, main_entry, printable, progress, report
+from m2df_runtime.errors import CheckFailed, ClipError, InputError
+
+if TYPE_CHECKING:
+    from m2df_runtime.backends.session import Session
+    from m2df_runtime.bank.bank import SupportBank
+    from m2df_runtime.bundle.labels import LabelRules
+    from m2df_runtime.match.matcher import Matcher, Prediction
+    from m2df_runtime.pixels.load import ClipSpec
+
+Reject = Literal["auto", "off"] | float
+Region = Literal["full", "motion"] | tuple[int, int, int, int]
+
+_LONGEST_PATH = 1 << 14  # characters; Linux takes 4,096 bytes
+
+EXAMPLES = """
+\b
+Examples:
+  m2df-run                                          the demo clips shipped with m2df
+  m2df-run --support actions --query clip.mp4       classify one clip
+  m2df-run --support actions --query 'new/*.mp4' --json
+  find . -name '*.mp4' | m2df-run --support actions --query - --topk 1
+  m2df-run --support actions --query clip.mp4 --picture strip.png
+
+--support names a folder with one sub-folder per class and one to five clips in each:
+
+\b
+  actions/jump/a.mp4
+  actions/wave/b.mp4
+
+What is computed from it is kept in actions/.m2df (in the user's cache folder where that cannot be
+written); later runs encode new and changed clips only.
+
+Exit codes: 0 done, 1 some queries failed, 2 bad input, 3 missing engine. M2DF_DEBUG=1 shows tracebacks.
+"""
+
+
+def parse_reject(ctx: click.Context, param: click.Parameter, value: str) -> Reject:
+    """`auto`, `off`, or a probability. Raises BadParameter."""
+    if value in ("auto", "off"):
+        return "auto" if value == "auto" else "off"
+    try:
+        number = float(value)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise click.BadParameter(f"{value!r} is not auto, off, or a probability in [0, 1]", ctx, param)
+    return number
+
+
+def parse_region(ctx: click.Context, param: click.Parameter, value: str | None) -> Region | None:
+    """`full`, `motion`, or a rectangle in pixels. Raises BadParameter."""
+    if value is None or value in ("full", "motion"):
+        return cast("Literal['full', 'motion'] | None", value)
+    try:
+        x, y, width, height = (int(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not full, motion, or x,y,width,height", ctx, param) from None
+    if min(x, y) < 0 or min(width, height) < 1:
+        raise click.BadParameter(f"{value!r} is not a rectangle inside a picture", ctx, param)
+    return x, y, width, height
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The options of m2df-run, checked."""
+
+    support: Path | None
+    queries: tuple[str, ...]
+    bundle: Path | None
+    backend: Literal["auto", "tensorrt", "cuda", "openvino", "cpu"]
+    precision: Literal["fp32", "fp16", "int8", "int8-static", "fp8"] | None
+    topk: int
+    json: bool
+    reject: Reject
+    prompt: str | None
+    labels: Path | None
+    roi: Region | None
+    picture: Path | None
+    threads: int | None
+
+    def __post_init__(self) -> None:
+        if self.queries and self.support is None:
+            raise click.UsageError("--query needs --support DIR: a folder with one sub-folder of clips per class")
+        if self.support is not None and not self.queries:
+            raise click.UsageError("--support needs --query: a clip, a folder of clips, a glob, or - for stdin")
+
+
+@click.command("m2df-run", cls=M2dfGroup, epilog=EXAMPLES, subcommand_metavar="")
+@click.option("--support", type=click.Path(path_type=Path), metavar="DIR", help="Folder with one sub-folder per class.")
+@click.option(
+    "--query", "queries", multiple=True, metavar="CLIP", help="Clip, folder, glob, or - for paths on stdin; repeatable."
+)
+@click.option(
+    "--bundle", type=click.Path(path_type=Path), help="Exported model. [default: newest in bundles/, else the demo's]"
+)
+@click.option(
+    "--backend",
+    type=click.Choice(["auto", "tensorrt", "cuda", "openvino", "cpu"]),
+    default="auto",
+    show_default=True,
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "int8", "int8-static", "fp8"]),
+    help="[default: fastest that passed its parity check]",
+)
+@click.option("--topk", type=click.IntRange(1), default=5, show_default=True, help="Classes to list per query.")
+@click.option("--json", is_flag=True, help="One JSON object per query and line.")
+@click.option(
+    "--reject",
+    metavar="auto|off|NUMBER",
+    callback=parse_reject,
+    default="auto",
+    show_default=True,
+    help="Answer 'unknown' beyond the calibrated distance (auto, where classes have several clips), never (off), "
+    "or below a probability.",
+)
+@click.option("--prompt", metavar="TEXT", help="Prompt template with one {}. [default: the bundle's]")
+@click.option("--labels", type=click.Path(path_type=Path), metavar="CSV", help="Columns class,text: texts of classes.")
+@click.option(
+    "--roi",
+    metavar="full|motion|X,Y,W,H",
+    callback=parse_region,
+    help="Part of the picture to look at: all, or what moves [default: the bundle's]; a rectangle in pixels is cut "
+    "out of the query first and leaves the support clips as they are.",
+)
+@click.option("--picture", type=click.Path(path_type=Path), metavar="PNG", help="Write a filmstrip of each prediction.")
+@click.option("--threads", type=click.IntRange(1, 256), help="CPU threads. [default: the cores it may use]")
+def cli(**options: Any) -> None:  # noqa: ANN401 - click hands over every option by name
+    """Classify query clips with the classes of a support folder, from one to five clips per class."""
+    run(RunOptions(**options))
+
+
+def run(options: RunOptions) -> None:
+    """Do the job of m2df-run.
+
+    Raises:
+        InputError: Support folder, bundle or a single query cannot be used.
+        CheckFailed: Some queries of a batch could not be read.
+    """
+    from m2df_runtime.bundle.bundle import demo_queries, demo_support
+    from m2df_runtime.bundle.labels import LabelRules, read_labels, warn_unmatched
+    from m2df_runtime.commands.queries import expand_queries
+
+    demo = options.support is None
+    support = options.support or demo_support()
+    if demo and not support.is_dir():
+        raise InputError("this installation has no demo clips", "use --support DIR --query CLIP")
+    queries = expand_queries(options.queries or (str(demo_queries()),), _lines(sys.stdin))
+    if len(queries) == 1 and not (os.path.exists(queries[0]) or "%" in queries[0].name):
+        raise InputError(f"{queries[0]}: no such file", "check the path given to --query")
+    session = _session(options, demo)
+    labels = read_labels(options.labels) if options.labels else {}
+    text = session.bundle.manifest.text
+    rules = LabelRules(options.prompt if options.prompt is not None else text.prompt, {**text.labels, **labels})
+    bank = _bank(support, session, rules, calibrated=options.reject == "auto", in_cache=demo)
+    if options.labels:
+        warn_unmatched(options.labels, labels, bank.labels)
+    _classify(queries, support, _matcher(session, bank, options), options)
+
+
+def _lines(stream: TextIO) -> Iterator[str]:
+    """Lines of a stream; of one that is longer than any path the rest is dropped, whatever its length."""
+    while line := stream.readline(_LONGEST_PATH):
+        rest = line
+        while len(rest) == _LONGEST_PATH and not rest.endswith("\n"):
+            rest = stream.readline(_LONGEST_PATH)
+        yield line
+
+
+def _session(options: RunOptions, demo: bool) -> Session:
+    from m2df_runtime.backends.session import Session
+    from m2df_runtime.bundle.bundle import Bundle, demo_bundle, newest_bundle
+
+    bundle = Bundle.open(options.bundle or (demo_bundle() if demo else newest_bundle()))
+    if isinstance(options.roi, str):
+        bundle = bundle.with_clip(bundle.manifest.clip.model_copy(update={"region": options.roi}))
+    return Session(bundle, backend=options.backend, precision=options.precision, threads=options.threads)
+
+
+def _bank(support: Path, session: Session, rules: LabelRules, *, calibrated: bool, in_cache: bool) -> SupportBank:
+    from m2df_runtime.bank.bank import SupportBank
+
+    return SupportBank.update(support, session, rules, calibrated=calibrated, in_cache=in_cache, progress=progress)[0]
+
+
+def _matcher(session: Session, bank: SupportBank, options: RunOptions) -> Matcher:
+    from m2df_runtime.match.matcher import Matcher
+
+    return Matcher(session, bank, reject=options.reject)
+
+
+def _classify(queries: Sequence[Path], support: Path, matcher: Matcher, options: RunOptions) -> None:
+    """Classify and print one query after the other; in a batch a bad one does not stop the rest.
+
+    Raises:
+        ClipError: The only query cannot be read, or the clip drawn below it.
+        OSError: The only picture cannot be written.
+        CheckFailed: Some of several.
+    """
+    failed = undrawn = 0
+    look = _look(matcher) if options.picture else None
+    for number, query in enumerate(queries, 1):
+        try:
+            prediction = matcher.predict_file(query, None if isinstance(options.roi, str) else options.roi, look=look)
+        except ClipError as error:
+            if len(queries) == 1:
+                raise
+            report(error)
+            failed += 1
+            continue
+        if options.json:
+            emit_json(json_record(prediction, matcher.session.backend, options.topk))
+        else:
+            emit(human_text(prediction, options.topk))
+        if options.picture and look:
+            try:
+                path = options.picture if len(queries) == 1 else _numbered(options.picture, number)
+                _draw(path, support, prediction, matcher, look)
+            except (ClipError, OSError) as error:
+                if len(queries) == 1:
+                    raise
+                report(error)
+                undrawn += 1
+    counts = ((failed, "could not be read"), (undrawn, "were answered without a picture"))
+    problems = [f"{count} of {len(queries)} queries {what}" for count, what in counts if count]
+    if problems:
+        raise CheckFailed("; ".join(problems), "see the errors above")
+
+
+def json_record(prediction: Prediction, backend: str, topk: int) -> dict[str, object]:
+    """One query as the object `--json` prints."""
+    return {
+        "query": prediction.query,
+        "predictions": [asdict(score) for score in prediction.predictions[:topk]],
+        "rejected": prediction.rejected,
+        "backend": backend,
+        "timings_ms": {stage: round(ms, 3) for stage, ms in asdict(prediction.timings).items()},
+    }
+
+
+def human_text(prediction: Prediction, topk: int) -> str:
+    """One query as text: the answer, the ranked classes, the time per stage."""
+    best, shown = prediction.best, prediction.predictions[:topk]
+    answer = f"unknown (nearest: {best.label})" if prediction.rejected else best.label
+    lines = [f"{prediction.query}: {answer} {best.probability:.1%}"]
+    width = max(len(score.label) for score in shown)
+    lines += [f"  {s.label:<{width}}  {s.probability:>6.1%}  distance {s.distance:.4f}" for s in shown]
+    timings = asdict(prediction.timings)
+    lines.append("  " + ", ".join(f"{stage} {ms:.1f} ms" for stage, ms in timings.items()))
+    return "\n".join(map(printable, lines))
+
+
+def _look(matcher: Matcher) -> ClipSpec:
+    from m2df_runtime.show.filmstrip import display_spec
+
+    return display_spec(matcher.session.bundle.manifest.clip)
+
+
+def _draw(path: Path, support: Path, prediction: Prediction, matcher: Matcher, look: ClipSpec) -> None:
+    from m2df_runtime.clips.opening import open_source
+    from m2df_runtime.pixels.thumbnails import shown_frames
+    from m2df_runtime.show.filmstrip import filmstrip, save_picture
+
+    assert prediction.features is not None and prediction.frames is not None  # `look` asked for them
+    nearest = matcher.nearest_clip(prediction.features, prediction.best.label)
+    match = shown_frames(open_source(support / nearest.name), look)
+    save_picture(path, filmstrip(prediction.frames, match, prediction, nearest.name))
+
+
+def _numbered(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.stem}-{number}{path.suffix}")
+
+
+def main() -> None:
+    """Entry point of m2df-run."""
+    main_entry(cli)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What a model sees of a clip: region, channels, scale and crop."""

@@ -1,0 +1,107 @@
+"""A clip's frames for people to look at, kept small while the model's are read: drawing decodes nothing again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2df_runtime.clips.sampling import sample_indices
+from m2df_runtime.clips.source import FrameSource, Picture, grey_of, reduced, reduced_size
+from m2df_runtime.pixels.load import ClipSpec, centred, load_uncropped
+
+_LONG_SIDE = 640  # of what is kept: 8 frames take 6 MB, those of a 4K clip would take 200
+
+
+def shown_frames(source: FrameSource, look: ClipSpec) -> NDArray[np.uint8]:
+    """Frames of a clip to be drawn, uint8 [T, S, S, 3]. Raises ClipError where they cannot be read."""
+    return centred(load_uncropped(source, look, _chosen(source, look)), look.size)
+
+
+class WatchedClip(FrameSource):
+    """A clip of which small frames are kept while it is read.
+
+    Args:
+        source: The clip.
+        look: Which of its frames will be drawn, as `shown_frames` chooses them.
+    """
+
+    def __init__(self, source: FrameSource, look: ClipSpec) -> None:
+        self._source = source
+        self._drawn = set(_chosen(source, look).tolist())
+        self._kept: dict[int, _SmallPicture] = {}
+        self.name, self.n_frames, self.times, self.fps = source.name, source.n_frames, source.times, source.fps
+
+    def pictures(self, indices: NDArray[np.int64]) -> Iterator[Picture]:
+        """See `FrameSource.pictures`."""
+        for index, picture in zip(indices.tolist(), self._source.pictures(indices), strict=True):
+            kept = self._kept.setdefault(index, _SmallPicture(index in self._drawn))
+            kept.keep(picture)
+            yield _WatchedPicture(picture, kept)
+
+    @property
+    def small(self) -> FrameSource:
+        """What was read of the clip, to be read again without decoding."""
+        return _SmallClip(self, self._kept)
+
+
+class _SmallClip(FrameSource):
+    def __init__(self, clip: WatchedClip, kept: dict[int, _SmallPicture]) -> None:
+        self._kept = kept
+        self.name, self.n_frames, self.times, self.fps = clip.name, clip.n_frames, clip.times, clip.fps
+
+    def pictures(self, indices: NDArray[np.int64]) -> Iterator[Picture]:
+        return (self._kept[index] for index in indices.tolist())
+
+
+class _SmallPicture(Picture):
+    """A frame in colour where it is drawn, and the grey reductions that were asked for."""
+
+    def __init__(self, drawn: bool) -> None:
+        self._drawn = drawn
+        self._colour: NDArray[np.uint8] | None = None
+        self.greys: dict[int, NDArray[np.uint8]] = {}
+
+    def keep(self, picture: Picture) -> None:
+        if self._drawn and self._colour is None:
+            self._colour = _small(picture.rgb())
+
+    def rgb(self) -> NDArray[np.uint8]:
+        assert self._colour is not None  # asked of frames that are drawn alone
+        return self._colour
+
+    def grey(self, long_side: int | None = None) -> NDArray[np.uint8]:
+        found = None if long_side is None else self.greys.get(long_side)
+        return reduced(grey_of(self.rgb()), long_side) if found is None else found
+
+
+class _WatchedPicture(Picture):
+    def __init__(self, picture: Picture, kept: _SmallPicture) -> None:
+        self._picture = picture
+        self._kept = kept
+        self.nbytes = picture.nbytes
+
+    def rgb(self) -> NDArray[np.uint8]:
+        return self._picture.rgb()
+
+    def grey(self, long_side: int | None = None) -> NDArray[np.uint8]:
+        grey = self._picture.grey(long_side)
+        if long_side is not None:  # a whole grey frame is as large as the frame
+            self._kept.greys[long_side] = grey
+        return grey
+
+
+def _chosen(source: FrameSource, look: ClipSpec) -> NDArray[np.int64]:
+    return sample_indices(look.sampler, source.n_frames, look.frames, fps=source.fps, times=source.times, rng=None)
+
+
+def _small(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """uint8 [H, W, 3] with a long side of at most 640 pixels."""
+    import cv2
+
+    height, width = frame.shape[:2]
+    if max(height, width) <= _LONG_SIDE:
+        return frame
+    size = reduced_size(width, height, _LONG_SIDE)
+    return cv2.resize(frame, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
