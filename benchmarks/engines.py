@@ -147,7 +147,7 @@ class TorchPeer(Engine):
         spin = os.environ.setdefault("GOMP_SPINCOUNT", SPIN)  # read when PyTorch is loaded
         import torch
 
-        from m2df_train.checkpoint import load_checkpoint
+        from m2df_train.model.checkpoint import load_checkpoint
         from m2df_train.model.heads import deterministic_head
 
         if threads is not None:

@@ -88,7 +88,7 @@ def random_subject(model: str) -> Subject:
 
 def written_clips(folder: Path) -> list[LabelledClip]:
     """The generated test actions as video files: reading them costs what a user's clips cost."""
-    from m2df_train.demo_clips import encode_mp4
+    from m2df_train.synthetic.demo_clips import encode_mp4
 
     clips = generated_clips()
     with progress("writing clips", len(clips)) as advance:

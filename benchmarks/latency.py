@@ -135,7 +135,7 @@ def cli(
         else:
             opened = Bundle.open(bundle or newest_bundle())
         if twin:
-            from m2df_train.checkpoint import save_checkpoint
+            from m2df_train.model.checkpoint import save_checkpoint
 
             made = random_twin(opened)
             opened, checkpoint = export(made, Path(folder) / "bundle", opened.manifest.precisions), Path(folder) / TWIN

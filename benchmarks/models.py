@@ -12,7 +12,7 @@ from m2df_runtime.bundle.bundle import Bundle, Precision, SourceInfo
 from m2df_runtime.pixels.load import ClipSpec
 
 if TYPE_CHECKING:
-    from m2df_train.checkpoint import Checkpoint
+    from m2df_train.model.checkpoint import Checkpoint
     from m2df_train.model.heads import HeadName
 
 VIT = "ViT-B-16-quickgelu"  # what both papers use
@@ -29,8 +29,8 @@ def random_model(model: str = VIT, head: HeadName = "m2df", frames: int = FRAMES
     """
     import torch
 
-    from m2df_train.checkpoint import Checkpoint
     from m2df_train.model.backbone import load_backbone
+    from m2df_train.model.checkpoint import Checkpoint
     from m2df_train.model.heads import build_head
 
     torch.manual_seed(SEED)
@@ -48,8 +48,8 @@ def random_twin(bundle: Bundle) -> Checkpoint:
     """
     import torch
 
-    from m2df_train.checkpoint import Checkpoint
     from m2df_train.model.backbone import load_backbone
+    from m2df_train.model.checkpoint import Checkpoint
     from m2df_train.model.heads import build_head
 
     torch.manual_seed(SEED)

@@ -52,11 +52,11 @@ def head_updates(head: str, dim: int, updates: int) -> list[Cost]:
     """Cost of an episode in each update of the episodic stage, optimiser included, from features of random numbers."""
     import torch
 
+    from m2df_train.cache.encoding import FeaturePool
     from m2df_train.data.episodes import EpisodeSampler
-    from m2df_train.data.features import FeaturePool
     from m2df_train.model.backbone import load_backbone
     from m2df_train.model.heads import build_head, head_options
-    from m2df_train.recipe_sections import TrainStage, TuningRecipe
+    from m2df_train.recipe.sections import TrainStage, TuningRecipe
     from m2df_train.training.episode_source import FeatureEpisodes
     from m2df_train.training.episodic import EpisodicStage
     from m2df_train.training.processes import Processes
@@ -84,8 +84,8 @@ def head_updates(head: str, dim: int, updates: int) -> list[Cost]:
 
 def _hooks(ticks: list[Cost]) -> Hooks:
     """Nothing is validated or saved; every update leaves the time."""
+    from m2df_train.interrupt import Stop
     from m2df_train.training.episodic import Hooks, Update, Validation
-    from m2df_train.training.interrupt import Stop
 
     def validate(stop: Stop) -> Validation:
         if not ticks:  # before the first update

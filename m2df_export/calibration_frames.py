@@ -63,6 +63,6 @@ def smooth_pictures(rng: np.random.Generator, count: int, size: int) -> NDArray[
 
 def _generated() -> list[LabelledClip]:
     from m2df_train.data.generated import generated_clip
-    from m2df_train.data.synthetic import split_actions
+    from m2df_train.synthetic import split_actions
 
     return [generated_clip(action.name, 0, seed=0) for action in split_actions("train")]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from m2df_export.pipeline import ExportOptions, ExportResult
     from m2df_export.triton.repository import Repository
     from m2df_runtime.bundle.bundle import Precision
-    from m2df_train.checkpoint import Checkpoint
+    from m2df_train.model.checkpoint import Checkpoint
 
 BUNDLES = Path("bundles")
 OPSETS = ("16", "18", "19", "20")
@@ -167,7 +167,7 @@ def run(
     started = time.monotonic()
     loaded = _load(source_path, model, pretrained)
     from m2df_export.pipeline import ExportOptions, export_bundle
-    from m2df_train.progress import StageProgress
+    from m2df_train.training.progress import StageProgress
 
     optional = tuple(p for p in precisions if p == "int8-static" and p != only_precision)
     options = ExportOptions(out, precisions, int(opset), not no_verify, data, archive, optional)
@@ -209,7 +209,7 @@ def _check_usage(
 
 
 def _checkpoint_path(given: Path | None) -> Path:
-    from m2df_train.checkpoint import newest_checkpoint
+    from m2df_train.model.checkpoint import newest_checkpoint
 
     path = given or newest_checkpoint()
     if path is None:
@@ -231,7 +231,7 @@ def _bundle_name(checkpoint: Path | None, model: str | None, pretrained: str | N
 
 def _load(checkpoint: Path | None, model: str | None, pretrained: str | None) -> Checkpoint:
     from m2df_export.pipeline import pretrained_model
-    from m2df_train.checkpoint import load_checkpoint
+    from m2df_train.model.checkpoint import load_checkpoint
 
     if checkpoint is not None:
         return load_checkpoint(checkpoint)

@@ -26,7 +26,7 @@ from m2df_export.isolated import run_isolated
 from m2df_export.precision import file_name
 from m2df_runtime.backends.onnxruntime import import_onnxruntime
 from m2df_runtime.bundle.bundle import GraphName, Precision, PrecisionParity
-from m2df_train.checkpoint import Checkpoint
+from m2df_train.model.checkpoint import Checkpoint
 
 NUMERIC_CLASSES = 5
 

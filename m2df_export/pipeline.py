@@ -33,8 +33,8 @@ from m2df_runtime.bundle.tokenizer import Tokenizer
 from m2df_runtime.errors import CheckFailed, InputError
 from m2df_runtime.files import exclusive
 from m2df_runtime.pixels.load import ClipSpec
-from m2df_train.checkpoint import Checkpoint
 from m2df_train.model.backbone import load_backbone
+from m2df_train.model.checkpoint import Checkpoint
 from m2df_train.model.heads import Head, TrainingFreeOptions, build_head, deterministic_head
 
 TOKENIZER = "tokenizer.json"

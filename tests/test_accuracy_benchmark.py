@@ -11,8 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from benchmarks.descriptors import describe, euclidean, hog, mean_cosine, motion_history, otam
-from m2df_train.data.synthetic import render_action
-from m2df_train.demo_clips import encode_mp4
+from m2df_train.synthetic import render_action
+from m2df_train.synthetic.demo_clips import encode_mp4
 
 SUBJECTS = {"bundle", "motion history", "HOG, OTAM", "HOG, mean cosine", "HOG, mean cosine, centred"}
 

@@ -19,17 +19,17 @@ FORBIDDEN = {
     "m2df_export": ("benchmarks", "tests"),
 }
 COMMANDS = {
-    "m2df-train": "m2df_train.cli",
+    "m2df-train": "m2df_train.commands.train",
     "m2df-export": "m2df_export.cli",
     "m2df-run": "m2df_runtime.commands.run",
-    "m2df-eval": "m2df_train.eval_cli",
+    "m2df-eval": "m2df_train.commands.evaluate",
     "m2df-doctor": "m2df_runtime.commands.doctor",
 }
 ENTRIES = {
-    "m2df-train": "m2df_train.entry:train",
+    "m2df-train": "m2df_train.commands.entry:train",
     "m2df-export": "m2df_export.entry:export",
     "m2df-run": "m2df_runtime.commands.entry:run",
-    "m2df-eval": "m2df_train.entry:evaluate",
+    "m2df-eval": "m2df_train.commands.entry:evaluate",
     "m2df-doctor": "m2df_runtime.commands.entry:doctor",
 }
 # An image of heavy libraries would make `--help` slow: numpy alone takes 0.1 s, torch 5 s.

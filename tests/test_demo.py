@@ -8,9 +8,9 @@ from pathlib import Path
 from PIL import Image
 
 from m2df_runtime.bundle.bundle import Bundle, demo_bundle, demo_queries, demo_support
-from m2df_train.data.synthetic import ACTIONS
-from m2df_train.demo_clips import CLIPS, write_clips
-from m2df_train.recipe import load_recipe
+from m2df_train.recipe.recipe import load_recipe
+from m2df_train.synthetic import ACTIONS
+from m2df_train.synthetic.demo_clips import CLIPS, write_clips
 
 
 def test_the_demo_recognises_the_shipped_clips_and_draws_the_match(tmp_path: Path, run_module) -> None:

@@ -33,7 +33,7 @@ def data_clips(data: Path) -> list[ClipFile]:
 
 def write_generated(folder: Path) -> list[ClipFile]:
     """Write the generated test clips, which no recipe trains on, as H.264 files: 10 classes with 4 clips each."""
-    from m2df_train.demo_clips import encode_mp4
+    from m2df_train.synthetic.demo_clips import encode_mp4
 
     labels = list(dict.fromkeys(clip.label for clip in generated_clips(1)))[:GENERATED_CLASSES]
     written: list[ClipFile] = []

@@ -15,7 +15,7 @@ from m2df_export.verify.worker import INFO, Request, read_stage
 from m2df_runtime.backends.session import BackendName
 from m2df_runtime.bundle.bundle import Bundle, Precision
 from m2df_runtime.errors import CheckFailed, InputError
-from m2df_train.evaluation.subject import is_bundle
+from m2df_train.evaluation.evaluated import is_bundle
 
 logger = logging.getLogger(__name__)
 

@@ -135,8 +135,8 @@ class _Walk:
         if request.kind == "checkpoint":
             import torch
 
-            from m2df_train.checkpoint import load_checkpoint
             from m2df_train.evaluation.torch_scorer import CheckpointScorer
+            from m2df_train.model.checkpoint import load_checkpoint
 
             checkpoint = load_checkpoint(Path(request.path))
             rules = LabelRules(checkpoint.prompt, checkpoint.labels)

@@ -16,8 +16,8 @@ from typing import Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from m2df_runtime.backends.arrays import checked, finite_rows, refuse_infinite
 from m2df_runtime.backends import Backend, Graph, Tensor, Tensors
+from m2df_runtime.backends.arrays import checked, finite_rows, refuse_infinite
 from m2df_runtime.backends.onnxruntime import OnnxRuntimeBackend, import_onnxruntime
 from m2df_runtime.backends.tensorrt.engine_files import EngineUnusable
 from m2df_runtime.bundle.bundle import GRAPHS, Bundle, GraphName, Precision

@@ -14,8 +14,8 @@ import av  # noqa: F401 - its 70 ms of loading are not decoding time
 import numpy as np
 from numpy.typing import NDArray
 
-from m2df_runtime.backends.arrays import checked
 from m2df_runtime.backends import Tensor
+from m2df_runtime.backends.arrays import checked
 from m2df_runtime.backends.session import Session
 from m2df_runtime.bank.bank import BankClass, BankClip, SupportBank, keys_of
 from m2df_runtime.clips.opening import open_source

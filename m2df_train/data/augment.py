@@ -18,11 +18,11 @@ from m2df_runtime.clips.sampling import sample_indices
 from m2df_runtime.errors import InputError
 from m2df_runtime.pixels.load import ClipSpec, centred, load_clip, load_uncropped
 from m2df_train.data.clips import LabelledClip
-from m2df_train.data.fingerprint import digest
 from m2df_train.data.frame_cache import FrameCache, StoredFrames
+from m2df_train.data.version import digest
 
 if TYPE_CHECKING:
-    from m2df_train.recipe import Recipe
+    from m2df_train.recipe.recipe import Recipe
 
 Role = Literal["support", "query"]
 Pixels = NDArray[np.uint8]

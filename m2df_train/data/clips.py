@@ -69,7 +69,7 @@ def generated_clips(per_class: int = 20, classes: Sequence[str] | None = None) -
     Clip `j` of an action is the same on every machine: its seed is `j`.
     """
     from m2df_train.data.generated import generated_clip
-    from m2df_train.data.synthetic import split_actions
+    from m2df_train.synthetic import split_actions
 
     chosen = chosen_classes([action.name for action in split_actions("test")], classes, "the generated test actions")
     return [generated_clip(name, number, seed=number) for name in chosen for number in range(per_class)]

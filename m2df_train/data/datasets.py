@@ -11,7 +11,7 @@ from m2df_runtime.clips.opening import open_source
 from m2df_runtime.errors import InputError
 from m2df_train.data.benchmarks import Benchmark, BenchmarkClass, BenchmarkName, Split, benchmark
 from m2df_train.data.clips import LabelledClip, chosen_classes, file_key
-from m2df_train.data.dataset_folder import DatasetFolder, FoundClip
+from m2df_train.data.folder import DatasetFolder, FoundClip
 from m2df_train.data.split_files import LISTS_HINT, SplitClip, find_split_file, read_split
 
 _log = logging.getLogger(__name__)

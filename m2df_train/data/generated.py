@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from m2df_runtime.pixels.load import ClipSpec, load_clip
 from m2df_train.data.clips import LabelledClip
-from m2df_train.data.fingerprint import generator_version
-from m2df_train.data.synthetic import (
+from m2df_train.data.version import generator_version
+from m2df_train.synthetic import (
     Action,
     SyntheticClip,
     composed_action,

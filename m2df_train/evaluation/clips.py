@@ -105,8 +105,8 @@ def run_sets(run: Path, data: Path | None, splits: Sequence[str], classes: Seque
     Raises:
         InputError: No recipe, clips that are not there, a split without classes, or a class that is not in it.
     """
-    from m2df_train.data.sources import load_splits
-    from m2df_train.recipe import load_recipe
+    from m2df_train.data.splits import load_splits
+    from m2df_train.recipe.recipe import load_recipe
 
     folder = run if run.is_dir() else run.parent
     file = folder / RECIPE

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2df_runtime.pixels.load import ClipSpec
+from m2df_train.cache.features import FeatureCache
 from m2df_train.data.augment import DeployedLoader
 from m2df_train.data.clips import LabelledClip
-from m2df_train.data.feature_cache import FeatureCache
 from m2df_train.evaluation.episode_run import Answers, episode_answers
 from m2df_train.evaluation.scorer import EpisodeHead, Scorer
 

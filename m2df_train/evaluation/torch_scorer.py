@@ -15,8 +15,8 @@ from torch.func import vmap
 from m2df_runtime.backends.session import QueryScores
 from m2df_runtime.cpus import available_cpus
 from m2df_runtime.errors import EnvironmentMissing
-from m2df_train.checkpoint import Checkpoint
 from m2df_train.model.backbone import import_open_clip
+from m2df_train.model.checkpoint import Checkpoint
 from m2df_train.model.heads import Head, deterministic_head
 
 Float = NDArray[np.float32]

@@ -12,13 +12,13 @@ from markupsafe import Markup, escape
 
 from m2df_runtime import __version__
 from m2df_runtime.files import atomic_write
-from m2df_train.checkpoint import BEST
 from m2df_train.evaluation.clips import EpisodeOptions, SplitClips
 from m2df_train.evaluation.compare import RESAMPLES
 from m2df_train.evaluation.episode_run import Answers
-from m2df_train.evaluation.subject import Encoded
+from m2df_train.evaluation.evaluated import Encoded
+from m2df_train.model.checkpoint import BEST
+from m2df_train.report.evaluated import Drawn, Tested
 from m2df_train.report.sections import Rival, fill_examples, fill_projection, fill_sweep, training_free_rival
-from m2df_train.report.subject import Drawn, Tested
 from m2df_train.report.sweep import EPISODES, Effect
 from m2df_train.report.tables import CONFUSION_CLASSES, ClassRow, differences, facts, shot_tables
 

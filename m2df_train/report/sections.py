@@ -14,10 +14,10 @@ from m2df_train.model.heads import ClipFsarHead, M2dfHead
 from m2df_train.report import figures
 from m2df_train.report.attention import fusion_attention
 from m2df_train.report.baseline import training_free_answers
+from m2df_train.report.evaluated import Drawn, Tested
 from m2df_train.report.examples import Example, choose_examples
 from m2df_train.report.occlusion import occlusion
 from m2df_train.report.projection import project
-from m2df_train.report.subject import Drawn, Tested
 from m2df_train.report.sweep import settings, sweep
 from m2df_train.report.tables import facts
 

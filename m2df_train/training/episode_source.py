@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from m2df_runtime.pixels.load import ClipSpec
+from m2df_train.cache.encoding import FeaturePool
 from m2df_train.data.episode_clips import EpisodeClips, EpisodePixels
 from m2df_train.data.episodes import EpisodeIndices, EpisodeSampler
-from m2df_train.data.features import FeaturePool
 from m2df_train.model.backbone import Backbone
 from m2df_train.model.heads import Episode
 

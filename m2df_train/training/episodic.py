@@ -18,18 +18,18 @@ import numpy as np
 import torch
 
 from m2df_runtime.errors import CheckFailed, EnvironmentMissing
-from m2df_train.checkpoint import BEST, LAST
+from m2df_train.interrupt import Interrupted, Stop, stoppable
+from m2df_train.model.checkpoint import BEST, LAST
 from m2df_train.model.heads import Episode
 from m2df_train.training.episode_source import EpisodeSource
 from m2df_train.training.gradients import GradientSum
-from m2df_train.training.interrupt import Interrupted, Stop, stoppable
 from m2df_train.training.processes import Processes
 from m2df_train.training.schedule import build_optimizer, rate_factor, set_rate
 from m2df_train.training.state import Part, load_state, save_state
 from m2df_train.training.tuning import TrainedModel
 
 if TYPE_CHECKING:
-    from m2df_train.recipe_sections import TrainStage
+    from m2df_train.recipe.sections import TrainStage
 
 LOSSES = ("total", "match", "text", "distillation")
 _DRAW_RANDOMNESS = 7  # of dropout and sampled prompts, apart from the other randomness of an episode

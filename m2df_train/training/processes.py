@@ -56,7 +56,7 @@ class Processes:
         if not launched and "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ:
             _log.warning(
                 "accelerate launch started one process alone, as it does on CPUs without MPI (--mpirun_hostfile); "
-                "torchrun --nproc_per_node N -m m2df_train.cli starts N"
+                "torchrun --nproc_per_node N -m m2df_train.commands.train starts N"
             )
         try:
             self._accelerator = Accelerator(

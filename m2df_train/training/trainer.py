@@ -19,29 +19,29 @@ import torch
 from m2df_runtime.bundle.bundle import SourceInfo
 from m2df_runtime.errors import CheckFailed, InputError, first_line
 from m2df_runtime.files import atomic_write
-from m2df_train.checkpoint import BEST, Checkpoint, load_checkpoint, save_checkpoint
+from m2df_train.cache.encoding import encode_prompts, frame_cache
 from m2df_train.data.augment import Augmentation
 from m2df_train.data.benchmarks import Spelling
 from m2df_train.data.episode_clips import EpisodeClips
 from m2df_train.data.episodes import EpisodeSampler
-from m2df_train.data.features import encode_prompts, frame_cache
-from m2df_train.data.sources import ClipSet, Splits, keep_division, load_splits
-from m2df_train.data.synthetic import split_actions
+from m2df_train.data.splits import ClipSet, Splits, keep_division, load_splits
 from m2df_train.data.workers import worker_count
+from m2df_train.interrupt import Interrupted, Stop
 from m2df_train.model.backbone import Backbone, load_backbone
+from m2df_train.model.checkpoint import BEST, Checkpoint, load_checkpoint, save_checkpoint
 from m2df_train.model.heads import build_head
-from m2df_train.places import model_name, weights_name
-from m2df_train.progress import Progress, Silent
-from m2df_train.recipe import Recipe, dump_recipe
+from m2df_train.recipe.recipe import Recipe, dump_recipe
+from m2df_train.recipe.weights import model_name, weights_name
+from m2df_train.synthetic import split_actions
 from m2df_train.training.contrastive import train_contrastive
 from m2df_train.training.episode_source import EpisodeSource, FeatureEpisodes, PixelEpisodes
 from m2df_train.training.episodic import EpisodicStage, Hooks, Update, Validation
-from m2df_train.training.interrupt import Interrupted, Stop
-from m2df_train.training.measure import possible_way
-from m2df_train.training.pools import Pools
+from m2df_train.training.feature_pools import Pools
+from m2df_train.training.progress import Progress, Silent
 from m2df_train.training.run_log import RunLog
 from m2df_train.training.run_report import Result, SplitResult, measured
 from m2df_train.training.tuning import TrainedModel, TunedBackbone
+from m2df_train.training.validation import possible_way
 
 if TYPE_CHECKING:
     from m2df_train.training.processes import Processes

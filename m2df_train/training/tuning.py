@@ -19,7 +19,7 @@ from m2df_train.model.attention import linear_attention, packed_attention
 if TYPE_CHECKING:
     from m2df_train.model.backbone import Backbone
     from m2df_train.model.heads import Head
-    from m2df_train.recipe_sections import TuningRecipe
+    from m2df_train.recipe.sections import TuningRecipe
 
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
 

@@ -58,7 +58,7 @@ def model(backbone):
     """A checkpoint in memory: a tiny backbone and a head."""
     from m2df_runtime.bundle.bundle import SourceInfo
     from m2df_runtime.pixels.load import ClipSpec
-    from m2df_train.checkpoint import Checkpoint
+    from m2df_train.model.checkpoint import Checkpoint
     from m2df_train.model.heads import build_head
 
     def make(head="m2df", name="test-vit", options=None, frames=FRAMES, **clip):

@@ -28,7 +28,7 @@ def export(cwd, *args, path=ROOT):
 
 
 def _save(checkpoint, folder):
-    from m2df_train.checkpoint import save_checkpoint
+    from m2df_train.model.checkpoint import save_checkpoint
 
     folder.mkdir(parents=True)
     save_checkpoint(folder / "best.safetensors", checkpoint)
@@ -206,7 +206,7 @@ def test_export_to_a_full_disk_names_the_bundle_and_leaves_the_old_one(project, 
 
 
 def test_checkpoint_of_a_head_that_m2df_does_not_have_is_refused_by_name(model, tmp_path):
-    from m2df_train.checkpoint import load_checkpoint
+    from m2df_train.model.checkpoint import load_checkpoint
 
     _save(model("clip-fsar", frames=2), tmp_path / "run")
     path = tmp_path / "run" / "best.safetensors"

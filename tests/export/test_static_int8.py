@@ -112,7 +112,7 @@ def test_calibration_is_the_same_every_time():
 
 
 def test_calibration_takes_a_folder_and_leaves_out_what_cannot_be_read(tmp_path):
-    from m2df_train.demo_clips import encode_mp4
+    from m2df_train.synthetic.demo_clips import encode_mp4
 
     for label in ("jump", "run"):
         (tmp_path / label).mkdir()

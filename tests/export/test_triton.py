@@ -362,7 +362,7 @@ def test_mistakes_get_one_line_and_exit_2(support, tmp_path, monkeypatch, argume
 
 @pytest.mark.slow
 def test_export_writes_the_repository_too(support, tmp_path, model, monkeypatch):
-    from m2df_train.checkpoint import save_checkpoint
+    from m2df_train.model.checkpoint import save_checkpoint
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "first").mkdir(parents=True)

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2df_runtime.pixels.load import ClipSpec
-from m2df_train.data import feature_store
+from m2df_train.cache import store as feature_store
+from m2df_train.cache.features import Encoded, FeatureCache
 from m2df_train.data.augment import Augmentation, TrainingLoader
 from m2df_train.data.clips import folder_clips
-from m2df_train.data.feature_cache import Encoded, FeatureCache
 
 SPEC = ClipSpec(frames=4, size=32, short_side=36, sampler="segment", interpolation="bilinear")
 LOADER = TrainingLoader(Augmentation(SPEC, crop=True, hflip=0.5, hflip_query=0.5, query_colour=None), seed=0)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from m2df_train.model.backbone import Backbone, rebuild_backbone
-from m2df_train.recipe import Recipe
+from m2df_train.recipe.recipe import Recipe
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
 VISION: dict[str, dict[str, Any]] = {

@@ -29,7 +29,7 @@ from m2df_train.data.augment import (
 )
 from m2df_train.data.clips import LabelledClip
 from m2df_train.data.frame_cache import FrameCache
-from m2df_train.recipe import load_recipe
+from m2df_train.recipe.recipe import load_recipe
 
 SPEC = ClipSpec(frames=4, size=32, short_side=40, sampler="segment", interpolation="bilinear")
 PLAIN = Augmentation(SPEC, crop=False, hflip=0.0, hflip_query=0.0, query_colour=None)

@@ -25,10 +25,10 @@ from tiny_bundle import write_clip
 from m2df_runtime.clips.opening import open_source
 from m2df_runtime.errors import ClipError, EnvironmentMissing, InputError
 from m2df_runtime.pixels.load import load_clip
+from m2df_train.cache.features import FeatureCache, identity_of
+from m2df_train.cache.store import SegmentWriter, read_segments
 from m2df_train.data.augment import DeployedLoader
 from m2df_train.data.clips import folder_clips
-from m2df_train.data.feature_cache import FeatureCache, identity_of
-from m2df_train.data.feature_store import SegmentWriter, read_segments
 from m2df_train.data.frame_cache import FrameCache, StoredFrames
 from m2df_train.data.workers import ordered_map
 
@@ -237,7 +237,7 @@ def test_what_killed_writers_left_in_a_store_is_given_back(tmp_path):
 import os, signal, sys
 import numpy as np
 from pathlib import Path
-from m2df_train.data.feature_store import SegmentWriter
+from m2df_train.cache.store import SegmentWriter
 
 writer = SegmentWriter(Path(sys.argv[1]), 4, 6)
 for part in range(int(sys.argv[2])):
@@ -351,7 +351,7 @@ def test_a_worker_says_a_thing_once_and_may_be_killed(capfd):
 
 
 def test_workers_load_no_pytorch():
-    code = "import sys, m2df_train.data.sources, m2df_train.data.feature_cache, m2df_train.data.augment; "
+    code = "import sys, m2df_train.data.splits, m2df_train.cache.features, m2df_train.data.augment; "
     code += "import m2df_train.data.generated; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 

@@ -7,7 +7,7 @@ import torch
 
 from m2df_train.data.generated import Batch
 from m2df_train.training.contrastive import SHARPNESS, partner_similarities
-from m2df_train.training.looks import PHASES, look_at, vary
+from m2df_train.training.varied_views import PHASES, look_at, vary
 
 
 def test_partner_similarities_equal_a_plain_loop() -> None:

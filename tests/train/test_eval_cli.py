@@ -17,10 +17,10 @@ from tiny_bundle import SIZE, write_bundle, write_support
 from m2df_runtime.bundle.bundle import sha256_bytes
 from m2df_runtime.commands.console import guarded
 from m2df_runtime.errors import ClipError
+from m2df_train.cache.features import FeatureCache
+from m2df_train.commands.evaluate import cli
 from m2df_train.data.clips import folder_clips
-from m2df_train.data.feature_cache import FeatureCache
-from m2df_train.eval_cli import cli
-from m2df_train.evaluation.subject import encode_for_all, open_bundle
+from m2df_train.evaluation.evaluated import encode_for_all, open_bundle
 
 KEYS = [
     "model", "accuracy", "ci95", "per_class", "confusion", "backend", "precision", "encode_seconds", "episode_seconds",
@@ -78,7 +78,7 @@ def test_features_belong_to_the_file_of_the_precision_in_use(colours, bundle_cop
 
 def test_the_command_on_a_bundle(colours, tiny_bundle, run_module):
     options = ("--bundle", tiny_bundle, "--data", colours, "--way", 3, "--shot", "1,2", "--episodes", 60)
-    done = run_module("m2df_train.eval_cli", *options, "--groups", "^([a-z]+)_", "--json")
+    done = run_module("m2df_train.commands.evaluate", *options, "--groups", "^([a-z]+)_", "--json")
     assert done.returncode == 0, done.stderr
     records = [json.loads(line) for line in done.stdout.splitlines()]
     assert [record["shot"] for record in records] == [1, 2]
@@ -142,10 +142,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from m2df_runtime.bundle.bundle import SourceInfo
     from m2df_runtime.pixels.load import ClipSpec
-    from m2df_train.checkpoint import BEST, Checkpoint, save_checkpoint
     from m2df_train.model.backbone import load_backbone
+    from m2df_train.model.checkpoint import BEST, Checkpoint, save_checkpoint
     from m2df_train.model.heads import build_head
-    from m2df_train.recipe import dump_recipe, load_recipe
+    from m2df_train.recipe.recipe import dump_recipe, load_recipe
 
     torch.manual_seed(0)
     backbone = load_backbone("m2df-tiny")
@@ -164,7 +164,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_bundle_and_a_checkpoint_side_by_side(colours, tiny_bundle, trained, run_module):
     options = ("--data", colours, "--way", 3, "--episodes", 40, "--query", 2)
-    done = run_module("m2df_train.eval_cli", "--compare", trained, tiny_bundle, *options)
+    done = run_module("m2df_train.commands.evaluate", "--compare", trained, tiny_bundle, *options)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == "3-way 1-shot, 40 episodes, the same for both models"
@@ -203,8 +203,8 @@ def test_a_checkpoint_has_no_engine(trained, colours, evaluate, wanted):
 
 
 def test_splits_of_a_run_are_those_of_its_recipe(trained, tmp_path, evaluate):
-    from m2df_train.data.sources import load_splits
-    from m2df_train.recipe import load_recipe
+    from m2df_train.data.splits import load_splits
+    from m2df_train.recipe.recipe import load_recipe
 
     splits = load_splits(load_recipe(str(trained / "recipe.yaml")))
     options = ("--way", 2, "--episodes", 5, "--json")

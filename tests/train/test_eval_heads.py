@@ -10,13 +10,13 @@ import torch
 
 from m2df_runtime.bundle.bundle import Bundle, SourceInfo
 from m2df_runtime.pixels.load import ClipSpec
-from m2df_train.checkpoint import Checkpoint
 from m2df_train.data.episodes import EpisodeSampler
 from m2df_train.evaluation import episode_run
 from m2df_train.evaluation.bundle_scorer import BundleScorer
 from m2df_train.evaluation.episode_run import episode_answers
 from m2df_train.evaluation.torch_scorer import CheckpointScorer
 from m2df_train.model.backbone import load_backbone
+from m2df_train.model.checkpoint import Checkpoint
 from m2df_train.model.heads import build_head
 
 T, D, CLASSES, CLIPS = 4, 32, 7, 9

@@ -13,9 +13,7 @@ from tiny_bundle import write_clip
 
 from m2df_runtime.clips.opening import open_source
 from m2df_runtime.pixels.load import load_clip
-from m2df_train.data.clips import folder_clips
-from m2df_train.data.feature_cache import FeatureCache
-from m2df_train.data.features import (
+from m2df_train.cache.encoding import (
     backbone_digest,
     deployed_identity,
     encode_prompts,
@@ -23,9 +21,11 @@ from m2df_train.data.features import (
     frame_cache,
     pool_of,
 )
-from m2df_train.data.sources import ClipSet, load_splits
+from m2df_train.cache.features import FeatureCache
+from m2df_train.data.clips import folder_clips
+from m2df_train.data.splits import ClipSet, load_splits
 from m2df_train.model.backbone import Backbone, load_backbone
-from m2df_train.recipe import Recipe, load_recipe
+from m2df_train.recipe.recipe import Recipe, load_recipe
 
 
 @pytest.fixture(scope="module")

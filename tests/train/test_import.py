@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 from test_heads_reference import episode_of
 
 from m2df_runtime.errors import InputError
-from m2df_train.checkpoint import load_checkpoint
-from m2df_train.import_cli import import_command
+from m2df_train.commands.import_ import import_command
 from m2df_train.importing.importer import ImportRequest, benchmark_labels, import_official
 from m2df_train.model.backbone import normalised_pixels, rebuild_backbone
+from m2df_train.model.checkpoint import load_checkpoint
 from m2df_train.model.heads import deterministic_head
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}
@@ -376,7 +376,7 @@ def test_the_checkpoint_keeps_what_reproduces_the_logits(tmp_path, towers, text_
     path = write(tmp_path / "epoch.pyth", head_state("fsar"), towers["vit"], fsar_file)
     out = tmp_path / "runs" / "mine"
     arguments = ["import", path, "--dataset", "ucf101", "--shot", "5", "--out", out, "--text-model", text_model]
-    result = run_module("m2df_train.cli", *arguments, "--set", "prompt=a clip of {}", "--json")
+    result = run_module("m2df_train.commands.train", *arguments, "--set", "prompt=a clip of {}", "--json")
     assert result.returncode == 0, result.stderr
     record = json.loads(result.stdout)
     assert record == json.loads((out / "import.json").read_text())
@@ -397,7 +397,7 @@ def test_the_checkpoint_keeps_what_reproduces_the_logits(tmp_path, towers, text_
     assert training["data"] == {"hflip": 0.0, "labels": "official"}
     assert training["file_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
-    again = run_module("m2df_train.cli", *arguments)
+    again = run_module("m2df_train.commands.train", *arguments)
     assert again.returncode == 2
     assert "holds a run already" in again.stderr
     shown = CliRunner().invoke(import_command, [str(a) for a in arguments[1:]] + ["--out", str(tmp_path / "other")])
@@ -408,7 +408,7 @@ def test_the_checkpoint_keeps_what_reproduces_the_logits(tmp_path, towers, text_
 def test_the_command_says_what_became_of_the_keys(tmp_path, towers, text_model, head_state, run_module):
     path = write(tmp_path / "fully_trained.pt", head_state("m2df"), towers["rn"])
     arguments = ["import", path, "--dataset", "kinetics100", "--out", tmp_path / "run", "--text-model", text_model]
-    result = run_module("m2df_train.cli", *arguments)
+    result = run_module("m2df_train.commands.train", *arguments)
     assert result.returncode == 0, result.stderr
     for expected in (
         "official-m2df: head m2df, image tower RN-1-2-1-1-w8-64px",
@@ -435,7 +435,7 @@ def test_the_command_says_what_became_of_the_keys(tmp_path, towers, text_model, 
     ],
 )
 def test_misuse_exits_2(tmp_path, run_module, arguments, reason):
-    result = run_module("m2df_train.cli", *arguments, cwd=tmp_path)
+    result = run_module("m2df_train.commands.train", *arguments, cwd=tmp_path)
     assert result.returncode == 2
     assert reason in result.stderr
     assert "Traceback" not in result.stderr
@@ -462,7 +462,7 @@ def test_an_official_file_runs_in_the_runtime_with_the_official_logits(
     path = write(tmp_path / "official.pt", head_state(method), towers["vit"], container)
     run, bundle = tmp_path / "runs" / "official", tmp_path / "bundle"
     steps = (
-        ("m2df_train.cli", "import", path, "--dataset", "hmdb51", "--out", run, "--text-model", text_model),
+        ("m2df_train.commands.train", "import", path, "--dataset", "hmdb51", "--out", run, "--text-model", text_model),
         ("m2df_export.cli", "--checkpoint", run, "--out", bundle, "--no-verify"),
     )
     for step in steps:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from test_import import m2df_periodic, tower_state
 
+from m2df_train.cache.encoding import encode_prompts
 from m2df_train.data.benchmarks import benchmark
-from m2df_train.data.features import encode_prompts
 from m2df_train.importing.importer import ImportRequest, import_official
 from m2df_train.model.backbone import load_backbone, normalised_pixels
 from m2df_train.model.heads import deterministic_head

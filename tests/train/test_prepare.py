@@ -18,9 +18,9 @@ from tiny_bundle import write_clip
 from m2df_runtime.bundle.labels import LabelRules
 from m2df_runtime.errors import InputError
 from m2df_train.data.benchmarks import SPLITS, benchmark
+from m2df_train.data.completeness import check_download
 from m2df_train.data.datasets import find_clips
-from m2df_train.evaluation.subject import over_texts
-from m2df_train.prepare import check_download
+from m2df_train.evaluation.evaluated import over_texts
 
 # Two classes of every split of UCF101, two videos each.
 UCF = {
@@ -356,7 +356,15 @@ def test_texts_of_the_benchmark_stand_under_the_models_own():
 def test_command_complete(tmp_path, clip, lists, run_module):
     root = ucf_download(tmp_path / "root", clip)
     done = run_module(
-        "m2df_train.cli", "prepare", "--dataset", "ucf101", "--root", root, "--split-files", lists, "--decode"
+        "m2df_train.commands.train",
+        "prepare",
+        "--dataset",
+        "ucf101",
+        "--root",
+        root,
+        "--split-files",
+        lists,
+        "--decode",
     )
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
@@ -374,7 +382,7 @@ def test_command_incomplete(tmp_path, clip, lists, run_module):
     (root / "Punch" / "v_Punch_g01_c01.avi").write_bytes(b"no video")
     put(clip, root / "Knitting" / "体操.avi")
     arguments = ("prepare", "--dataset", "ucf101", "--root", root, "--split-files", lists)
-    done = run_module("m2df_train.cli", *arguments, PYTHONIOENCODING="ascii")
+    done = run_module("m2df_train.commands.train", *arguments, PYTHONIOENCODING="ascii")
     assert done.returncode == 1
     assert done.stderr == (
         f"error: {root}: 3 of 12 videos are missing, 1 cannot be read (m2df-eval works with those that are there)\n"
@@ -386,7 +394,7 @@ def test_command_incomplete(tmp_path, clip, lists, run_module):
     assert lines[6].startswith("unreadable: Punch/v_Punch_g01_c01.avi: not a readable video")
     assert lines[7:] == ["extra: 1 clip of no split, in Knitting (1)"]
 
-    done = run_module("m2df_train.cli", *arguments, "--json")
+    done = run_module("m2df_train.commands.train", *arguments, "--json")
     assert done.returncode == 1
     record = json.loads(done.stdout)
     assert (record["dataset"], record["root"], record["complete"]) == ("ucf101", str(root), False)
@@ -399,7 +407,7 @@ def test_command_incomplete(tmp_path, clip, lists, run_module):
 
 def test_command_without_lists(tmp_path, clip, run_module):
     root = ucf_download(tmp_path / "root", clip)
-    done = run_module("m2df_train.cli", "prepare", "--dataset", "ucf101", "--root", root)
+    done = run_module("m2df_train.commands.train", "prepare", "--dataset", "ucf101", "--root", root)
     assert done.returncode == 1
     lines = done.stdout.splitlines()
     assert lines[3].split() == ["test", "2/21", "4/2745", "2741", "0"]
@@ -431,16 +439,16 @@ def test_bad_roots(tmp_path, clip, make, expected):
 
 def test_exit_code_of_a_bad_root_and_of_bad_lists(tmp_path, clip, lists, run_module):
     arguments = ("prepare", "--dataset", "ucf101", "--root")
-    done = run_module("m2df_train.cli", *arguments, tmp_path / "nowhere")
+    done = run_module("m2df_train.commands.train", *arguments, tmp_path / "nowhere")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"error: {tmp_path / 'nowhere'}: no such folder (expected ROOT/class/video.avi")
     root = ucf_download(tmp_path / "root", clip)
     (tmp_path / "empty").mkdir()
-    done = run_module("m2df_train.cli", *arguments, root, "--split-files", tmp_path / "empty")
+    done = run_module("m2df_train.commands.train", *arguments, root, "--split-files", tmp_path / "empty")
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {tmp_path / 'empty'}: no list of ucf101 (")
     write_list(lists / "testlist03.txt", ["Punch/a", "Snooker/b"])
-    done = run_module("m2df_train.cli", *arguments, root, "--split-files", lists)
+    done = run_module("m2df_train.commands.train", *arguments, root, "--split-files", lists)
     assert done.returncode == 2
     assert f"{lists / 'testlist03.txt'}, line 2: 'Snooker' is no class of ucf101" in done.stderr
 
@@ -451,12 +459,12 @@ def test_eval_on_a_benchmark(tmp_path, lists, tiny_bundle, run_module):
             write_clip(tmp_path / "root" / name / f"{video}.avi", colour, seed)
     arguments = ("--bundle", tiny_bundle, "--dataset", "ucf101", "--way", "2", "--episodes", "20", "--json")
     for options in (("--split-files", lists), ("--split", "test")):
-        done = run_module("m2df_train.eval_cli", *arguments, "--data", tmp_path / "root", *options)
+        done = run_module("m2df_train.commands.evaluate", *arguments, "--data", tmp_path / "root", *options)
         assert done.returncode == 0, done.stderr
         record = json.loads(done.stdout)
         assert record["accuracy"] == 100.0
         assert set(record["per_class"]) == set(UCF["test"])
-    done = run_module("m2df_train.eval_cli", *arguments, "--data", tmp_path / "root", "--split", "train")
+    done = run_module("m2df_train.commands.evaluate", *arguments, "--data", tmp_path / "root", "--split", "train")
     assert (done.returncode, done.stdout) == (2, "")
     assert "holds no clip of ucf101, train" in done.stderr
 
@@ -471,7 +479,7 @@ def test_eval_on_a_benchmark(tmp_path, lists, tiny_bundle, run_module):
     ],
 )
 def test_eval_options_that_need_each_other(run_module, options, expected):
-    done = run_module("m2df_train.eval_cli", *options)
+    done = run_module("m2df_train.commands.evaluate", *options)
     assert (done.returncode, done.stdout) == (2, "")
     assert expected in done.stderr
 

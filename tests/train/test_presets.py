@@ -14,12 +14,12 @@ from PIL import Image
 from m2df_runtime.clips.source import ArraySource
 from m2df_runtime.errors import InputError
 from m2df_runtime.pixels.load import CLIP_MEAN, CLIP_STD, ClipSpec, load_clip
-from m2df_train import import_cli
+from m2df_train.commands import import_ as import_cli
 from m2df_train.data.benchmarks import BENCHMARKS, BenchmarkName
 from m2df_train.model.heads import head_options
-from m2df_train.presets import PresetName, find_preset
-from m2df_train.recipe import Recipe, load_recipe
-from m2df_train.recipe_sections import ClipRecipe
+from m2df_train.recipe.presets import PresetName, find_preset
+from m2df_train.recipe.recipe import Recipe, load_recipe
+from m2df_train.recipe.sections import ClipRecipe
 
 PRESETS = get_args(PresetName)
 KINETICS_COLOUR = {"brightness": 0.5, "contrast": 0.5, "saturation": 0.5, "hue": 0.25, "grey": 0.3}

@@ -11,8 +11,8 @@ import yaml
 from m2df_runtime.errors import InputError
 from m2df_train.data.benchmarks import BENCHMARKS
 from m2df_train.model.heads import build_head, head_options
-from m2df_train.overrides import merged, override
-from m2df_train.recipe import RECIPES, Recipe, dump_recipe, load_recipe, shipped_recipes
+from m2df_train.recipe.overrides import merged, override
+from m2df_train.recipe.recipe import RECIPES, Recipe, dump_recipe, load_recipe, shipped_recipes
 
 OF_BENCHMARKS = [name for name in shipped_recipes() if "/" in name]
 MODELS = {"ViT-B-16-quickgelu": 512, "RN50-quickgelu": 1024}
@@ -297,7 +297,7 @@ def test_settings_never_change_what_they_are_applied_to():
 
 
 def test_the_command_reports_wrong_settings_in_one_line(tmp_path, run_module):
-    result = run_module("m2df_train.cli", "--set", "train.wey=1", "--set", "clip.siz=1", cwd=tmp_path)
+    result = run_module("m2df_train.commands.train", "--set", "train.wey=1", "--set", "clip.siz=1", cwd=tmp_path)
     assert result.returncode == 2
     assert "train.wey" in result.stderr
     assert "clip.siz" in result.stderr

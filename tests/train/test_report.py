@@ -15,9 +15,9 @@ from colour_clips import write_colour_folder
 from m2df_runtime.bundle.bundle import SourceInfo
 from m2df_runtime.commands.console import guarded
 from m2df_runtime.pixels.load import ClipSpec
-from m2df_train.checkpoint import Checkpoint, save_checkpoint
-from m2df_train.eval_cli import cli
+from m2df_train.commands.evaluate import cli
 from m2df_train.model.backbone import load_backbone
+from m2df_train.model.checkpoint import Checkpoint, save_checkpoint
 from m2df_train.model.heads import build_head, head_options
 from m2df_train.report.attention import fusion_attention
 from m2df_train.report.occlusion import CELLS, occlusion

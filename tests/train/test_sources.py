@@ -11,9 +11,9 @@ import pytest
 
 from m2df_runtime.errors import InputError
 from m2df_train.data.clips import generated_clips
-from m2df_train.data.sources import DIVISION, ClipSet, Splits, keep_division, load_splits
-from m2df_train.data.synthetic import split_actions
-from m2df_train.recipe import Recipe, load_recipe
+from m2df_train.data.splits import DIVISION, ClipSet, Splits, keep_division, load_splits
+from m2df_train.recipe.recipe import Recipe, load_recipe
+from m2df_train.synthetic import split_actions
 
 SMALL = ["train.queries=1", "train.shots=[1]", "evaluation.shots=[1]", "evaluation.queries=1"]
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from m2df_train.data.synthetic import (
+from m2df_train.synthetic import (
     ACTIONS,
     SyntheticClip,
     composed_action,
@@ -15,8 +15,8 @@ from m2df_train.data.synthetic import (
     sample_action,
     split_actions,
 )
-from m2df_train.data.synthetic.kinematics import JOINT, solve_scene
-from m2df_train.data.synthetic.motion import Style
+from m2df_train.synthetic.kinematics import JOINT, solve_scene
+from m2df_train.synthetic.motion import Style
 
 
 @pytest.mark.parametrize("name", list(ACTIONS))

@@ -17,23 +17,23 @@ from safetensors.torch import save_file
 
 from m2df_runtime.bundle.bundle import SourceInfo
 from m2df_runtime.errors import EnvironmentMissing, InputError
-from m2df_train.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint, save_checkpoint
+from m2df_train.cache.encoding import FeaturePool
 from m2df_train.data.episodes import EpisodeSampler
-from m2df_train.data.features import FeaturePool
 from m2df_train.data.generated import ContrastiveBatches, pool_actions
-from m2df_train.data.synthetic import split_actions
+from m2df_train.interrupt import Interrupted, Stop
 from m2df_train.model.backbone import Backbone, load_backbone, normalised_pixels
+from m2df_train.model.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint, save_checkpoint
 from m2df_train.model.heads import build_head
-from m2df_train.progress import Silent
-from m2df_train.recipe import Recipe, dump_recipe, load_recipe
-from m2df_train.recipe_sections import Evaluation, TrainStage, TuningRecipe
+from m2df_train.recipe.recipe import Recipe, dump_recipe, load_recipe
+from m2df_train.recipe.sections import Evaluation, TrainStage, TuningRecipe
+from m2df_train.synthetic import split_actions
 from m2df_train.training.contrastive import supervised_contrastive, train_contrastive
 from m2df_train.training.episode_source import FeatureEpisodes, texts_of_episode
 from m2df_train.training.episodic import EpisodicStage, Hooks, Update
-from m2df_train.training.interrupt import Interrupted, Stop
-from m2df_train.training.measure import accuracies
 from m2df_train.training.processes import Processes
+from m2df_train.training.progress import Silent
 from m2df_train.training.tuning import TrainedModel, TunedBackbone
+from m2df_train.training.validation import accuracies
 
 
 def small_recipe(**contrastive: int) -> Recipe:
@@ -284,7 +284,7 @@ def test_the_command_trains_reports_and_resumes(tmp_path: Path, run_module) -> N
     recipe = tmp_path / "small.yaml"
     recipe.write_text(dump_recipe(small_recipe()))
     out = tmp_path / "run"
-    first = run_module("m2df_train.cli", "--recipe", str(recipe), "--out", str(out), "--json")
+    first = run_module("m2df_train.commands.train", "--recipe", str(recipe), "--out", str(out), "--json")
     assert first.returncode == 0, first.stderr
     result = json.loads(first.stdout)
     assert Path(result["checkpoint"]).is_file()
@@ -293,11 +293,11 @@ def test_the_command_trains_reports_and_resumes(tmp_path: Path, run_module) -> N
     assert load_checkpoint(out).source.measured["test"] == result["test"]
     assert not [name for name in load_checkpoint(out).labels if name.startswith("composed")]
 
-    refused = run_module("m2df_train.cli", "--recipe", str(recipe), "--out", str(out))
+    refused = run_module("m2df_train.commands.train", "--recipe", str(recipe), "--out", str(out))
     assert refused.returncode == 2
     assert "--resume" in refused.stderr
 
-    resumed = run_module("m2df_train.cli", "--recipe", str(recipe), "--out", str(out), "--resume")
+    resumed = run_module("m2df_train.commands.train", "--recipe", str(recipe), "--out", str(out), "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert "accuracy on test classes, which are in no training" in resumed.stdout
     assert "chance 33.3 %" in resumed.stdout
@@ -309,7 +309,7 @@ def test_a_run_is_resumed_with_its_own_recipe_alone(tmp_path: Path, run_module, 
     out.mkdir()
     (out / "recipe.yaml").write_text(dump_recipe(small_recipe()))
     recipe = ["--recipe", out / "recipe.yaml"] if arguments else []
-    refused = run_module("m2df_train.cli", *recipe, *arguments, "--out", out, "--resume")
+    refused = run_module("m2df_train.commands.train", *recipe, *arguments, "--out", out, "--resume")
     assert (refused.returncode, refused.stdout) == (2, "")
     assert "was begun with another recipe, seed or settings" in refused.stderr
     assert f"--recipe {out / 'recipe.yaml'}" in refused.stderr
@@ -326,7 +326,7 @@ def test_a_run_is_resumed_with_its_own_recipe_alone(tmp_path: Path, run_module, 
     ],
 )
 def test_misuse_exits_2_with_one_line(tmp_path: Path, run_module, arguments: list[str], reason: str) -> None:
-    result = run_module("m2df_train.cli", *arguments, cwd=tmp_path)
+    result = run_module("m2df_train.commands.train", *arguments, cwd=tmp_path)
     assert result.returncode == 2
     assert reason in result.stderr
     assert "Traceback" not in result.stderr

@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from signal_at import signal_at
 from small_runs import tiny_backbone, video_recipe, write_clips, write_model
 
-from m2df_train.progress import Silent
-from m2df_train.recipe import dump_recipe, load_recipe
+from m2df_train.recipe.recipe import dump_recipe, load_recipe
 from m2df_train.training.processes import Processes
+from m2df_train.training.progress import Silent
 from m2df_train.training.trainer import train
 
 # With GPUs the processes would each take one of their own.
@@ -35,7 +35,7 @@ ACCELERATE = ("accelerate.commands.launch", "--num_machines", "1", "--num_proces
 def start(launcher: Sequence[object], *arguments: object, **environment: str) -> subprocess.Popen[str]:
     """A training run under a launcher, on this machine."""
     return subprocess.Popen(
-        [sys.executable, "-m", *map(str, launcher), "-m", "m2df_train.cli", *map(str, arguments)],
+        [sys.executable, "-m", *map(str, launcher), "-m", "m2df_train.commands.train", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -21,15 +21,15 @@ from signal_at import signal_at
 from small_runs import tiny_backbone, video_recipe, write_clips, write_model
 
 from m2df_runtime.errors import CheckFailed, InputError
-from m2df_train.checkpoint import load_checkpoint
 from m2df_train.data.augment import Augmentation
 from m2df_train.data.episode_clips import EpisodeClips, EpisodePixels
 from m2df_train.data.episodes import EpisodeSampler
-from m2df_train.data.sources import load_splits
-from m2df_train.progress import Silent
-from m2df_train.recipe import Recipe, dump_recipe, load_recipe
-from m2df_train.training.interrupt import Interrupted
+from m2df_train.data.splits import load_splits
+from m2df_train.interrupt import Interrupted
+from m2df_train.model.checkpoint import load_checkpoint
+from m2df_train.recipe.recipe import Recipe, dump_recipe, load_recipe
 from m2df_train.training.processes import Processes
+from m2df_train.training.progress import Silent
 from m2df_train.training.run_report import Result
 from m2df_train.training.trainer import train
 
@@ -264,7 +264,7 @@ def test_state_of_another_strategy_is_refused(recipe: Recipe, tmp_path: Path) ->
 def start(*arguments: object, **environment: str) -> subprocess.Popen[str]:
     """The command in a process of its own, as a terminal would start it."""
     return subprocess.Popen(
-        [sys.executable, "-m", "m2df_train.cli", *map(str, arguments)],
+        [sys.executable, "-m", "m2df_train.commands.train", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -311,14 +311,14 @@ def test_from_a_folder_to_a_bundle_by_commands_alone(clips: Path, model: str, tm
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump(values | {"model": f"local-dir:{folder}"}))
     data = os.path.relpath(clips, tmp_path)
-    begin = ("m2df_train.cli", "--recipe", "mine.yaml", "--data", data, "--out", "run", "--json")
+    begin = ("m2df_train.commands.train", "--recipe", "mine.yaml", "--data", data, "--out", "run", "--json")
     trained = run_module(*begin, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert Path(json.loads(trained.stdout)["checkpoint"]) == Path("run", "best.safetensors")
 
     # From elsewhere, where the paths that were given lead nowhere.
     evaluated = run_module(
-        "m2df_train.eval_cli", "--checkpoint", out, "--split", "test", "--way", 2, "--episodes", 5, "--json"
+        "m2df_train.commands.evaluate", "--checkpoint", out, "--split", "test", "--way", 2, "--episodes", 5, "--json"
     )
     assert evaluated.returncode == 0, evaluated.stderr
     exported = run_module("m2df_export.cli", "--checkpoint", out, "--out", bundle, "--no-verify")

@@ -13,7 +13,7 @@ from m2df_runtime.errors import InputError
 from m2df_train.model.attention import linear_attention, packed_attention
 from m2df_train.model.backbone import Backbone, load_backbone
 from m2df_train.model.heads import build_head
-from m2df_train.recipe_sections import LoraRecipe, Schedule, TrainStage, TuningRecipe
+from m2df_train.recipe.sections import LoraRecipe, Schedule, TrainStage, TuningRecipe
 from m2df_train.training.schedule import build_optimizer, rate_factor, set_rate
 from m2df_train.training.tuning import TrainedModel, TunedBackbone
 

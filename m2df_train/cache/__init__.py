@@ -1,0 +1,1 @@
+"""Features of clips, encoded once and kept."""

@@ -1,0 +1,1 @@
+"""`m2df-train` and `m2df-eval`."""

@@ -1,0 +1,283 @@
+"""`m2df-eval`: episode accuracy of a checkpoint or a bundle, or of two on the same episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from m2df_runtime.commands.console import M2dfGroup, emit, emit_json, main_entry, progress
+from m2df_train.data.benchmarks import BENCHMARKS, BenchmarkName
+
+if TYPE_CHECKING:
+    from m2df_train.cache.features import FeatureCache
+    from m2df_train.evaluation.clips import EpisodeOptions, SplitClips
+    from m2df_train.evaluation.episode_run import Answers
+    from m2df_train.evaluation.evaluated import Encoded, Subject
+    from m2df_train.evaluation.tables import Measured
+
+EXAMPLES = """
+\b
+Examples:
+  m2df-eval
+  m2df-eval --data clips/ --shot 1,5 --confusion
+  m2df-eval --checkpoint runs/mine --data clips/ --labels labels.csv
+  m2df-eval --data clips/ --groups 'person([0-9]+)_' --json
+  m2df-eval --compare bundles/old bundles/new --data clips/
+  m2df-eval --checkpoint runs/mine --shot 1,5 --report report.html
+  m2df-eval --checkpoint runs/mine --split validation,test
+  m2df-eval --dataset ucf101 --data UCF-101 --split-files CLIP-MDMF/splits/ucf_ARN
+"""
+ENGINES = ("auto", "tensorrt", "cuda", "openvino", "cpu")
+CACHE_BYTES = 10 << 30
+
+
+def _comma_list(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    names = tuple(part.strip() for part in value.split(",") if part.strip())
+    if not names:
+        raise click.BadParameter("empty list")
+    return names
+
+
+def _shots(_ctx: click.Context, _parameter: click.Parameter, value: Sequence[str]) -> tuple[int, ...]:
+    parts = [part for text in value for part in text.split(",")]
+    try:
+        shots = tuple(dict.fromkeys(int(part) for part in parts))
+    except ValueError:
+        raise click.BadParameter(f"{','.join(value)!r} is not a number or a list such as 1,5") from None
+    if min(shots) < 1:
+        raise click.BadParameter("must be at least 1")
+    return shots
+
+
+def _splits(_ctx: click.Context, _parameter: click.Parameter, value: Sequence[str]) -> tuple[str, ...]:
+    from m2df_train.evaluation.clips import SPLIT_NAMES
+
+    names = tuple(dict.fromkeys(part.strip() for text in value for part in text.split(",")))
+    unknown = [name for name in names if name not in SPLIT_NAMES]
+    if unknown:
+        raise click.BadParameter(f"{unknown[0]!r} is not one of {', '.join(SPLIT_NAMES)}")
+    return names
+
+
+@click.command(
+    "m2df-eval",
+    cls=M2dfGroup,
+    subcommand_metavar="",
+    epilog=EXAMPLES,
+    context_settings={"show_default": True},
+)
+@click.option(
+    "--bundle", type=click.Path(path_type=Path), help="Bundle directory or zip [newest, else the shipped one]."
+)
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Checkpoint or run directory, run in PyTorch.")
+@click.option(
+    "--compare", nargs=2, type=click.Path(path_type=Path), metavar="A B", help="Two of either, on the same episodes."
+)
+@click.option("--data", type=click.Path(path_type=Path), help="Folder of class folders [generated test actions].")
+@click.option("--dataset", type=click.Choice(BENCHMARKS), help="Benchmark that --data is a download of.")
+@click.option(
+    "--split",
+    "splits",
+    multiple=True,
+    callback=_splits,
+    help="Of a benchmark [test] or of a run: train, validation, test; several: validation,test.",
+)
+@click.option("--split-files", type=click.Path(path_type=Path), help="Folder of the lists of videos of its splits.")
+@click.option("--way", type=click.IntRange(2), default=5, help="Classes per episode.")
+@click.option(
+    "--shot", "shots", multiple=True, default=("1",), callback=_shots, help="Support clips per class; several: 1,5."
+)
+@click.option("--query", type=click.IntRange(1), default=1, help="Query clips per class and episode.")
+@click.option("--episodes", type=click.IntRange(1, 1_000_000), default=10_000, help="Number of episodes.")
+@click.option("--seed", type=click.IntRange(0, (1 << 40) - 1), default=0, help="Seed of the episodes.")
+@click.option("--classes", callback=_comma_list, help="Only these classes, separated by commas.")
+@click.option("--labels", type=click.Path(path_type=Path), help="CSV with columns class,text.")
+@click.option("--groups", metavar="REGEX", help="First capture group in a clip's name: never both support and query.")
+@click.option("--backend", type=click.Choice(ENGINES), default="auto", help="Inference engine of a bundle.")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "int8", "int8-static", "fp8"]),
+    help="[fastest that passed its parity check]",
+)
+@click.option("--cache", type=click.Path(path_type=Path), help="Folder that keeps features [in the user's cache].")
+@click.option("--no-cache", is_flag=True, help="Encode everything anew and keep nothing.")
+@click.option("--per-class", is_flag=True, help="Print the accuracy of every class too.")
+@click.option("--confusion", is_flag=True, help="Print which classes were taken for which.")
+@click.option(
+    "--report", type=click.Path(path_type=Path), metavar="FILE", help="Write an HTML page that looks into the model."
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per split and shot value, with everything.")
+def cli(**options: Any) -> None:  # noqa: ANN401 - click passes every option by name
+    """Measure episode accuracy with its 95 % confidence interval, without PyTorch for a bundle."""
+    named = [name for name in ("bundle", "checkpoint", "compare") if options[name]]
+    if len(named) > 1:
+        raise click.UsageError(f"{' and '.join(f'--{name}' for name in named)} exclude each other")
+    if options["dataset"] and not options["data"]:
+        raise click.UsageError("--dataset needs --data, the folder of its videos")
+    if options["split_files"] and not options["dataset"]:
+        raise click.UsageError("--split-files needs --dataset")
+    if options["splits"] and not (options["dataset"] or options["checkpoint"]):
+        raise click.UsageError("--split needs --dataset, or the --checkpoint of a training run")
+    if options["report"] and len(options["splits"]) > 1:
+        raise click.UsageError("--report is about one split: name one with --split")
+    if options["cache"] and options["no_cache"]:
+        raise click.UsageError("--cache and --no-cache exclude each other")
+    run(**options)
+
+
+def run(
+    *,
+    bundle: Path | None,
+    checkpoint: Path | None,
+    compare: tuple[Path, Path] | None,
+    data: Path | None,
+    dataset: BenchmarkName | None,
+    splits: Sequence[str],
+    split_files: Path | None,
+    way: int,
+    shots: tuple[int, ...],
+    query: int,
+    episodes: int,
+    seed: int,
+    classes: Sequence[str] | None,
+    labels: Path | None,
+    groups: str | None,
+    backend: Any,  # noqa: ANN401 - click checked the choices
+    precision: Any,  # noqa: ANN401
+    cache: Path | None,
+    no_cache: bool,
+    per_class: bool,
+    confusion: bool,
+    report: Path | None,
+    as_json: bool,
+) -> None:
+    """Encode the clips of every split once, then report on every number of shots."""
+    from m2df_runtime.bundle.labels import read_labels, warn_unmatched
+    from m2df_train.evaluation.clips import EpisodeOptions, benchmark_sets, folder_sets, run_sets
+    from m2df_train.evaluation.evaluated import encode_for_all
+
+    if report:
+        from m2df_train.report.check import check_report
+
+        check_report(report)
+    options = EpisodeOptions(way, shots, query, episodes, seed, groups)
+    texts = {} if labels is None else read_labels(labels)
+    if data and dataset:
+        sets = benchmark_sets(data, dataset, splits or ("test",), split_files, classes)
+    elif checkpoint and splits:
+        sets = run_sets(checkpoint, data, splits, classes)
+    else:
+        sets = folder_sets(data, classes)
+    if labels:
+        warn_unmatched(labels, texts, (clip.label for chosen in sets for clip in chosen.clips))
+    for chosen in sets:
+        options.check([clip.label for clip in chosen.clips], [clip.name for clip in chosen.clips])
+    subjects = _subjects(bundle, checkpoint, compare, backend, precision, texts)
+    features = _cache(cache, no_cache)
+    for chosen in sets:
+        encoded = encode_for_all(subjects, chosen.clips, chosen.texts, features)
+        answers = []
+        for shot in shots:
+            results = [_measure(item, chosen, options, shot) for item in encoded]
+            _report(results, as_json=as_json, per_class=per_class, confusion=confusion)
+            answers.append([found for _, found in results])
+        if report:
+            from m2df_train.report.page import report_on
+
+            report_on(report, dataset or data, chosen, options, encoded, answers)
+            if not as_json:
+                emit(f"report: {report}")
+
+
+def _cache(folder: Path | None, unused: bool) -> FeatureCache:
+    """The cache of features that training uses too."""
+    from m2df_runtime.user_cache import cache_dir
+    from m2df_train.cache.features import FeatureCache
+
+    if unused:
+        return FeatureCache(None, 0)
+    return FeatureCache(folder or cache_dir("features"), CACHE_BYTES, f"the {CACHE_BYTES >> 30} GiB of a cache")
+
+
+def _subjects(
+    bundle: Path | None,
+    checkpoint: Path | None,
+    compare: tuple[Path, Path] | None,
+    backend: Any,  # noqa: ANN401
+    precision: Any,  # noqa: ANN401
+    texts: dict[str, str],
+) -> list[Subject]:
+    """Open what is evaluated: one model, or the two that are compared."""
+    from m2df_train.evaluation.evaluated import is_bundle, open_bundle, open_checkpoint
+
+    kinds = {path: is_bundle(path) for path in compare or ()}
+    if checkpoint:
+        kinds = {checkpoint: False}
+    if kinds and not any(kinds.values()):
+        wanted = "tensorrt" if backend == "tensorrt" else precision
+        if wanted not in (None, "fp32"):
+            raise click.UsageError(f"a checkpoint runs in PyTorch and fp32; export it to measure {wanted}")
+    if not kinds:
+        return [open_bundle(bundle, backend, precision, texts)]
+    return [
+        open_bundle(path, backend, precision, texts) if kinds[path] else open_checkpoint(path, backend, texts)
+        for path in compare or kinds
+    ]
+
+
+def _measure(encoded: Encoded, clips: SplitClips, options: EpisodeOptions, shot: int) -> tuple[Measured, Answers]:
+    from m2df_train.evaluation.episode_run import episode_answers
+    from m2df_train.evaluation.evaluate import summary
+    from m2df_train.evaluation.tables import Measured
+
+    features = encoded.features
+    with progress(f"{encoded.subject.path.name}, {options.way}-way {shot}-shot", options.episodes) as advance:
+        answers = episode_answers(
+            encoded.subject.scorer,
+            features.values,
+            features.labels,
+            encoded.prompts,
+            way=options.way,
+            shot=shot,
+            query=options.query,
+            episodes=options.episodes,
+            seed=options.seed,
+            groups=options.groups_of(features.names),
+            advance=advance,
+        )
+    return Measured(clips.split, encoded, summary(answers), answers.excluded, options), answers
+
+
+def _report(results: Sequence[tuple[Measured, Answers]], *, as_json: bool, per_class: bool, confusion: bool) -> None:
+    """Print one result, or two with what lies between them."""
+    from m2df_train.evaluation.compare import compare
+    from m2df_train.evaluation.tables import comparison_lines, comparison_record, lines, record
+
+    (first, answers), *others = results
+    if others:
+        second, other_answers = others[0]
+        found = compare(answers, other_answers, first.encoded.features.names, seed=first.options.seed)
+        as_record = comparison_record(first, second, found)
+        as_lines = comparison_lines(first, second, found, confusion=confusion)
+    else:
+        as_record = record(first)
+        as_lines = lines(first, per_class=per_class, confusion=confusion)
+    if as_json:
+        emit_json(as_record)
+    else:
+        for line in as_lines:
+            emit(line)
+
+
+def main() -> None:
+    """Entry point of `m2df-eval`."""
+    main_entry(cli)
+
+
+if __name__ == "__main__":
+    main()

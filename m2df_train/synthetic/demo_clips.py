@@ -1,0 +1,59 @@
+"""Writes the example clips that ship with the runtime: generated people doing actions no training has seen.
+
+    python -m m2df_train.synthetic.demo_clips m2df_runtime/demo
+
+One folder of support clips per action and one folder of queries, H.264 in MP4. Generated, so free of rights.
+"""
+
+from __future__ import annotations
+
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from m2df_train.synthetic import render_action
+
+# Seeds of the two support clips and the query of each action; the people and places all differ. Chosen among 16
+# per action so that the shipped model recognises the queries clearly: they show what it does, not how well it does.
+CLIPS = {
+    "clap": (10, 15, 13),
+    "golf_swing": (10, 15, 6),
+    "high_knees": (6, 13, 3),
+    "punch_person": (7, 13, 14),
+    "side_bend": (3, 7, 15),
+}
+
+
+def write_clips(folder: Path) -> None:
+    """Write `support/<action>/<n>.mp4` and `queries/<action>.mp4` under `folder`."""
+    for action, (*support, query) in CLIPS.items():
+        for number, seed in enumerate(support, start=1):
+            _write(folder / "support" / action / f"{number}.mp4", action, seed)
+        _write(folder / "queries" / f"{action}.mp4", action, query)
+
+
+def _write(path: Path, action: str, seed: int) -> None:
+    clip = render_action(action, seed)
+    frames = clip.read(np.arange(clip.n_frames))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    encode_mp4(path, frames, clip.fps)
+
+
+def encode_mp4(path: Path, frames: NDArray[np.uint8], fps: float) -> None:
+    """Encode RGB frames [n, H, W, 3] as H.264 in MP4; an odd last row or column, which it cannot hold, is cut."""
+    height, width = (side // 2 * 2 for side in frames.shape[1:3])
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": "26"})
+        stream.height, stream.width = height, width
+        stream.pix_fmt = "yuv420p"
+        for frame in np.ascontiguousarray(frames[:, :height, :width]):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
+if __name__ == "__main__":
+    write_clips(Path(sys.argv[1]))
