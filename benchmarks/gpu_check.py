@@ -50,7 +50,7 @@ def need() -> None:
 
 def prepare(work: Path, version: str) -> None:
     """Export both subjects for this TensorRT, with reference outputs of PyTorch and of ONNX Runtime."""
-    from m2df_export.graphs import graph_specs
+    from m2df_export.graphs.specs import graph_specs
     from m2df_runtime.bundle.bundle import Bundle, demo_bundle
     from m2df_train.model.heads import deterministic_head
 
@@ -143,7 +143,7 @@ def _torch_chain(arrays: dict[str, Any]) -> Callable[..., Callable[[], object]]:
     """Makes the chain in PyTorch: the image tower in half precision, matching in fp32, as in the fp16 graphs."""
     import torch
 
-    from m2df_export.graphs import CENTRE, STEP, graph_specs
+    from m2df_export.graphs.specs import CENTRE, STEP, graph_specs
     from m2df_train.model.heads import deterministic_head
 
     checkpoint = random_model(MODEL)

@@ -51,6 +51,6 @@ with_tensorrt run "$work"
 "$PYTHON" -m benchmarks.gpu_check time "$work"
 # The product's own path, where one interpreter has everything.
 if [ -z "${M2DF_GPU_RUNTIME:-}" ]; then
-    "$PYTHON" -m m2df_export.cli engines --bundle "$work/vit-b-16" --batch 1,1,64
+    "$PYTHON" -m m2df_export.commands.export engines --bundle "$work/vit-b-16" --batch 1,1,64
 fi
 "$PYTHON" -m benchmarks.gpu_check merge "$work" "$facts" ${1:+"$1"}

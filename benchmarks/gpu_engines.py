@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from m2df_export.engines import DEFAULT_RANGES
-from m2df_export.tensorrt_network import Build, build_plan, cublas_works
+from m2df_export.tensorrt.build import DEFAULT_RANGES
+from m2df_export.tensorrt.network import Build, build_plan, cublas_works
 from m2df_runtime.backends.tensorrt.backend import TensorRTBackend, open_tensorrt
 from m2df_runtime.backends.tensorrt.graph import TensorRTGraph
 from m2df_runtime.errors import M2dfError

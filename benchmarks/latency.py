@@ -24,7 +24,7 @@ from benchmarks.engines import EAGER, EngineSpec, Float, ours, peers
 from benchmarks.interleaved import run
 from benchmarks.models import export, random_model, random_twin
 from benchmarks.record import Machine, bundle_hash, write
-from m2df_export.extras import nncf_missing
+from m2df_export.precision.optional_packages import nncf_missing
 from m2df_runtime.backends.session import Session
 from m2df_runtime.bank.folder import read_support
 from m2df_runtime.bundle.bundle import Bundle, Precision, demo_queries, demo_support, newest_bundle, sha256_file

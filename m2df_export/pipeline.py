@@ -8,11 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from m2df_export.calibration_frames import calibration_frames
-from m2df_export.end_to_end import episode_set
-from m2df_export.graphs import GraphSpec, graph_specs
-from m2df_export.onnx_export import DEFAULT_OPSET, TooLarge, export_onnx
-from m2df_export.package import (
+from m2df_export.bundle import (
     bundle_file,
     check_target,
     describe_graphs,
@@ -22,10 +18,14 @@ from m2df_export.package import (
     write_manifest,
     write_zip,
 )
-from m2df_export.parity import NUMERIC_CLASSES, Parity, PrecisionReport, report_json, report_markdown
-from m2df_export.precision import file_name, write_precision
-from m2df_export.static_int8 import LEADING, Calibration
-from m2df_export.tokenizer_json import build_tokenizer_json
+from m2df_export.check.calibration_frames import calibration_frames
+from m2df_export.check.end_to_end import episode_set
+from m2df_export.check.parity import NUMERIC_CLASSES, Parity, PrecisionReport, report_json, report_markdown
+from m2df_export.graphs.onnx import DEFAULT_OPSET, TooLarge, export_onnx
+from m2df_export.graphs.specs import GraphSpec, graph_specs
+from m2df_export.graphs.tokenizer_json import build_tokenizer_json
+from m2df_export.precision.files import file_name, write_precision
+from m2df_export.precision.static_int8 import LEADING, Calibration
 from m2df_runtime import __version__
 from m2df_runtime.bundle.bundle import GRAPHS, GraphInfo, GraphName, HeadInfo, Manifest, Precision, SourceInfo, TextInfo
 from m2df_runtime.bundle.labels import LabelRules

@@ -20,14 +20,14 @@ FORBIDDEN = {
 }
 COMMANDS = {
     "m2df-train": "m2df_train.commands.train",
-    "m2df-export": "m2df_export.cli",
+    "m2df-export": "m2df_export.commands.export",
     "m2df-run": "m2df_runtime.commands.run",
     "m2df-eval": "m2df_train.commands.evaluate",
     "m2df-doctor": "m2df_runtime.commands.doctor",
 }
 ENTRIES = {
     "m2df-train": "m2df_train.commands.entry:train",
-    "m2df-export": "m2df_export.entry:export",
+    "m2df-export": "m2df_export.commands.entry:export",
     "m2df-run": "m2df_runtime.commands.entry:run",
     "m2df-eval": "m2df_train.commands.entry:evaluate",
     "m2df-doctor": "m2df_runtime.commands.entry:doctor",

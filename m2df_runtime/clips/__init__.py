@@ -1,1 +1,1 @@
-"""What a clip is: files, folders and pictures as frames with times, which of them a folder holds, which frames are taken."""
+"""What a clip is: files, folders and pictures as frames with times; which a folder holds, which frames are taken."""

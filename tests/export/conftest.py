@@ -74,9 +74,9 @@ def model(backbone):
 @pytest.fixture(scope="session")
 def exported(model, once):
     """Folder with all four graphs of one tiny ViT with the M2DF head, in every precision; and their specs."""
-    from m2df_export.graphs import graph_specs
-    from m2df_export.onnx_export import export_onnx
-    from m2df_export.precision import write_precision
+    from m2df_export.graphs.onnx import export_onnx
+    from m2df_export.graphs.specs import graph_specs
+    from m2df_export.precision.files import write_precision
 
     source = model("m2df")
     specs = graph_specs(source.backbone, source.head, source.clip)
@@ -93,7 +93,7 @@ def exported(model, once):
 @pytest.fixture
 def export_here(capsys, monkeypatch):
     """Run m2df-export inside this process, which has PyTorch, with the exit code and streams of one of its own."""
-    from m2df_export.cli import cli
+    from m2df_export.commands.export import cli
     from m2df_runtime.commands.console import guarded
 
     def run(cwd, *args):

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from tiny_bundle import write_clip
 
-from m2df_export.calibration_frames import calibration_frames
-from m2df_export.end_to_end import episode_set
-from m2df_export.tokenizer_json import build_tokenizer_json
+from m2df_export.check.calibration_frames import calibration_frames
+from m2df_export.check.end_to_end import episode_set
+from m2df_export.graphs.tokenizer_json import build_tokenizer_json
 from m2df_runtime.bundle.labels import LabelRules
 from m2df_runtime.bundle.tokenizer import Tokenizer
 from m2df_runtime.errors import InputError

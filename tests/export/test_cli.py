@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 def export(cwd, *args, path=ROOT):
     environment = {**os.environ, "PYTHONPATH": f"{path}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "m2df_export.cli", *map(str, args)]
+    command = [sys.executable, "-m", "m2df_export.commands.export", *map(str, args)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
 
 
@@ -157,13 +157,13 @@ def test_precision_beyond_its_gate_exits_1_and_leaves_the_old_bundle(project, mo
 @pytest.mark.slow
 def test_export_that_has_company_and_is_killed_leaves_the_old_bundle(project, tmp_path):
     """SIGKILL in the middle of an export into a bundle that exists; meanwhile a second export is told to wait."""
-    from m2df_export.package import replacing
+    from m2df_export.bundle import replacing
     from m2df_runtime.files import exclusive
 
     bundle = project[0] / "bundles" / "first"
     before = contents(bundle)
     arguments = ("--checkpoint", "runs/first", "--out", "bundles/first", "--no-verify")
-    command = [sys.executable, "-m", "m2df_export.cli", *arguments]
+    command = [sys.executable, "-m", "m2df_export.commands.export", *arguments]
     # It stops when its first graph is to be written, and holds the lock for as long as the second one needs.
     stops = signal_at(tmp_path, "open", r"/\.first\.[^/]*\.m2df-tmp/", signal.SIGSTOP, paths=str(ROOT))
     environment = {**os.environ, **stops, "OMP_NUM_THREADS": "1"}
@@ -313,7 +313,8 @@ def test_wrong_use_is_one_line_that_says_what_to_do(tmp_path, export_here, args,
 
 
 def test_help_loads_neither_torch_nor_onnx(tmp_path):
-    code = "import sys, m2df_export.cli; sys.exit(any(m in sys.modules for m in ('torch', 'onnx', 'onnxruntime')))"
+    heavy = "('torch', 'onnx', 'onnxruntime')"
+    code = f"import sys, m2df_export.commands.export; sys.exit(any(m in sys.modules for m in {heavy}))"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
     done = export(tmp_path, "--help")

@@ -40,7 +40,16 @@ def _engines_of(tmp_path_factory):
         environment = {**os.environ, **install(packages, **env), "XDG_CACHE_HOME": str(folder / "cache")}
         if site is not None:
             environment["PYTHONPATH"] = f"{site}{os.pathsep}{environment['PYTHONPATH']}"
-        command = [sys.executable, "-m", "m2df_export.cli", "engines", "--bundle", "bundle", "--json", *args]
+        command = [
+            sys.executable,
+            "-m",
+            "m2df_export.commands.export",
+            "engines",
+            "--bundle",
+            "bundle",
+            "--json",
+            *args,
+        ]
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == code, done.stderr
         assert "Traceback" not in done.stderr
@@ -168,7 +177,7 @@ def test_version_compatible_engines_are_compared_when_they_were_just_built(tmp_p
 def test_build_that_is_killed_or_has_company(tmp_path, bundle, engines, classify, _engines_of):
     """SIGKILL in the middle of a build: every engine is the old or the new one, and the next build goes on."""
     (folder,) = (bundle / "engines").iterdir()
-    command = [sys.executable, "-m", "m2df_export.cli", "engines", "--bundle", "bundle", "--force"]
+    command = [sys.executable, "-m", "m2df_export.commands.export", "engines", "--bundle", "bundle", "--force"]
     environment = _engines_of.environment()
     paths = environment["PYTHONPATH"]
     environment |= signal_at(tmp_path / "site", "os.rename", r"/text\.engine$", signal.SIGSTOP, paths=paths)

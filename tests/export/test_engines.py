@@ -18,11 +18,11 @@ import pytest
 from fake_tensorrt import VERSIONS, FakeDevice, fake_tensorrt
 from tiny_bundle import FRAMES, SIZE, write_bundle
 
-from m2df_export import engines as builder
-from m2df_export.engine_cli import engine_precision
-from m2df_export.engine_parity import EngineParity, check_engines, compare_sessions
-from m2df_export.engines import EngineOptions, build_engines, drop_engine, parse_range
-from m2df_export.package import check_target, replacing, write_zip
+from m2df_export.bundle import check_target, replacing, write_zip
+from m2df_export.commands.engines import engine_precision
+from m2df_export.tensorrt import build as builder
+from m2df_export.tensorrt.build import EngineOptions, build_engines, drop_engine, parse_range
+from m2df_export.tensorrt.parity import EngineParity, check_engines, compare_sessions
 from m2df_runtime.backends.session import Session
 from m2df_runtime.backends.tensorrt.backend import MessageLog, TensorRT, backend
 from m2df_runtime.backends.tensorrt.engine_files import (
@@ -94,7 +94,7 @@ def test_engines_of_every_version_are_built_loaded_and_compute_what_the_cpu_does
 
 @pytest.mark.parametrize("version", ["8.5.3.1", "8.6.1", "10.0.1", "11.4.0.106"])
 def test_half_precision_is_the_graphs_own_from_10_on_and_a_flag_with_pins_before(tensorrt, version):
-    from m2df_export.tensorrt_network import Build, build_plan
+    from m2df_export.tensorrt.network import Build, build_plan
 
     module, _ = tensorrt(version)
     from tiny_bundle import graph_bytes
@@ -148,7 +148,7 @@ ALWAYS = {
 def test_every_version_is_called_by_the_names_it_has(tensorrt, bundle_copy, version):
     from tiny_bundle import graph_bytes
 
-    from m2df_export.tensorrt_network import Build, build_plan
+    from m2df_export.tensorrt.network import Build, build_plan
 
     module, _ = tensorrt(version)
     bundle = opened(bundle_copy, opset=16)

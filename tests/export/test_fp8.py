@@ -9,10 +9,10 @@ import onnx
 import pytest
 from tiny_bundle import FRAMES, SIZE, write_bundle
 
-from m2df_export.engines import check_fp8
-from m2df_export.gates import GATES
+from m2df_export.check.gates import GATES
+from m2df_export.check.verify import engines
 from m2df_export.pipeline import ExportOptions, export_bundle
-from m2df_export.verify.run import engines
+from m2df_export.tensorrt.build import check_fp8
 from m2df_runtime.backends.onnxruntime import OnnxRuntimeBackend
 from m2df_runtime.backends.session import Session, default_precision
 from m2df_runtime.backends.tensorrt.engine_files import Machine
@@ -47,7 +47,7 @@ def test_exported_fp8_passes_its_gates_and_shares_the_half_files(model, tmp_path
 def test_without_modelopt_the_export_ends_before_it_begins(run_module, tmp_path):
     if find_spec("modelopt") is not None:
         pytest.skip("modelopt is here")
-    done = run_module("m2df_export.cli", "--model", "ViT-B-32", "--fp8", "--out", tmp_path / "bundle")
+    done = run_module("m2df_export.commands.export", "--model", "ViT-B-32", "--fp8", "--out", tmp_path / "bundle")
     assert done.returncode == 3
     assert done.stderr.strip().splitlines() == [
         "error: FP8 needs NVIDIA's modelopt, which is not installed (in an environment of its own, for it brings "
@@ -57,7 +57,7 @@ def test_without_modelopt_the_export_ends_before_it_begins(run_module, tmp_path)
 
 
 def test_fp8_of_graphs_for_tensorrt_8_is_refused(run_module):
-    done = run_module("m2df_export.cli", "--model", "ViT-B-32", "--fp8", "--opset", "16")
+    done = run_module("m2df_export.commands.export", "--model", "ViT-B-32", "--fp8", "--opset", "16")
     assert done.returncode == 2 and "--fp8 needs --opset 18 or later" in done.stderr
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from m2df_export.graphs import SupportGraph, VisualGraph, graph_specs
+from m2df_export.graphs.specs import SupportGraph, VisualGraph, graph_specs
 from m2df_runtime.pixels.load import ClipSpec
 
 

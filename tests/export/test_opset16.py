@@ -8,11 +8,11 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from m2df_export.graphs import graph_specs
-from m2df_export.isolated import run_isolated
-from m2df_export.onnx_export import example_inputs, export_onnx
-from m2df_export.opset16 import lower_to_opset16
-from m2df_export.precision import write_precision
+from m2df_export.check.isolated import run_isolated
+from m2df_export.graphs.onnx import example_inputs, export_onnx
+from m2df_export.graphs.opset16 import lower_to_opset16
+from m2df_export.graphs.specs import graph_specs
+from m2df_export.precision.files import write_precision
 
 # What libnvonnxparser 8.5.3 imports of what our graphs use (platform notes, section 4).
 READABLE = {

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from m2df_export.package import check_target, replacing, write_zip
+from m2df_export.bundle import check_target, replacing, write_zip
 from m2df_runtime.errors import InputError
 
 
@@ -60,7 +60,7 @@ def test_folder_that_is_no_bundle_is_left_alone(tmp_path):
 
 def test_place_that_cannot_be_written_is_named(monkeypatch, tmp_path):
     """A file system mounted read-only says so to root too, whom the bits of a folder do not stop."""
-    monkeypatch.setattr("m2df_export.package.os.access", lambda path, mode: path != tmp_path)
+    monkeypatch.setattr("m2df_export.bundle.os.access", lambda path, mode: path != tmp_path)
     with pytest.raises(InputError, match=rf"deep/bundle: {tmp_path} cannot be written \(name another"):
         check_target(tmp_path / "deep" / "bundle")
 
@@ -69,14 +69,14 @@ def test_place_that_cannot_be_written_is_named(monkeypatch, tmp_path):
 def way(request, monkeypatch):
     """How the folders change places; NFS has no way to exchange them."""
     if request.param == "renamed twice":
-        monkeypatch.setattr("m2df_export.package.exchange", lambda first, second: False)
+        monkeypatch.setattr("m2df_export.bundle.exchange", lambda first, second: False)
     return request.param
 
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from m2df_export import package
+from m2df_export import bundle as package
 
 def killed(*paths):
     renaming(*paths)

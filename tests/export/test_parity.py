@@ -7,9 +7,9 @@ import numpy as np
 import onnx
 import pytest
 
-from m2df_export.end_to_end import EPISODES, accuracy, episode_set
-from m2df_export.parity import Parity, report_json, report_markdown
-from m2df_export.tokenizer_json import build_tokenizer_json
+from m2df_export.check.end_to_end import EPISODES, accuracy, episode_set
+from m2df_export.check.parity import Parity, report_json, report_markdown
+from m2df_export.graphs.tokenizer_json import build_tokenizer_json
 from m2df_runtime.bundle.labels import LabelRules
 from m2df_runtime.bundle.tokenizer import Tokenizer
 from m2df_runtime.errors import InputError

@@ -6,9 +6,9 @@ import numpy as np
 import onnx
 import pytest
 
-from m2df_export.isolated import run_isolated
-from m2df_export.onnx_export import example_inputs, export_onnx, signature
-from m2df_export.precision import file_name, write_precision
+from m2df_export.check.isolated import run_isolated
+from m2df_export.graphs.onnx import example_inputs, export_onnx, signature
+from m2df_export.precision.files import file_name, write_precision
 from m2df_runtime.errors import CheckFailed
 
 GRAPHS = ("visual", "text", "support", "query")
@@ -107,7 +107,7 @@ def test_int8_embedding_has_a_scale_per_row(exported):
 
 
 def test_int8_covers_towers_with_rectangular_projections(model, tmp_path):
-    from m2df_export.graphs import graph_specs
+    from m2df_export.graphs.specs import graph_specs
 
     source = model("training-free", "test-rn")
     specs = graph_specs(source.backbone, source.head, source.clip)
@@ -121,7 +121,7 @@ def test_int8_covers_towers_with_rectangular_projections(model, tmp_path):
 def test_values_beyond_half_are_held_at_its_ends(tmp_path):
     import onnx_ir as ir
 
-    from m2df_export.half import tower_to_half
+    from m2df_export.precision.half import tower_to_half
 
     floats = onnx.TensorProto.FLOAT
     graph = onnx.helper.make_graph(

@@ -10,13 +10,13 @@ import numpy as np
 import onnx
 import pytest
 
-from m2df_export.calibration_frames import CLIPS, PICTURES, calibration_frames, smooth_pictures
-from m2df_export.gates import GATES, Gates
-from m2df_export.graphs import graph_specs
-from m2df_export.onnx_export import export_onnx
+from m2df_export.check.calibration_frames import CLIPS, PICTURES, calibration_frames, smooth_pictures
+from m2df_export.check.gates import GATES, Gates
+from m2df_export.graphs.onnx import export_onnx
+from m2df_export.graphs.specs import graph_specs
 from m2df_export.pipeline import ExportOptions, export_bundle
-from m2df_export.precision import write_precision
-from m2df_export.static_int8 import LEADING, Calibration
+from m2df_export.precision.files import write_precision
+from m2df_export.precision.static_int8 import LEADING, Calibration
 from m2df_runtime.backends.onnxruntime import OnnxRuntimeBackend
 from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.errors import CheckFailed, EnvironmentMissing, InputError
@@ -142,7 +142,7 @@ def test_calibrated_int8_beyond_its_gates_is_left_out_where_it_is_optional(model
 
 
 def test_without_nncf_int8_is_dynamic_alone_and_says_so(monkeypatch, capsys, tmp_path):
-    from m2df_export.cli import _precisions, cli
+    from m2df_export.commands.export import _precisions, cli
 
     monkeypatch.setitem(sys.modules, "nncf", None)
     assert _precisions(fp16=False, int8=True) == ("fp32", "int8")

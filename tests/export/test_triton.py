@@ -20,7 +20,7 @@ from google.protobuf import text_format
 from tiny_bundle import write_bundle, write_support
 from triton_server import Server, read_config, serve
 
-from m2df_export.cli import cli as export_command
+from m2df_export.commands.export import cli as export_command
 from m2df_export.triton.config import Target
 from m2df_export.triton.repository import write_repository
 from m2df_runtime.backends.session import Session

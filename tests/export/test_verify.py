@@ -13,10 +13,10 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from m2df_export.gates import GATES
-from m2df_export.verify.reference import VerifyOptions, run_reference
-from m2df_export.verify.run import EngineResult, measure
-from m2df_export.verify.stages import STAGES, compare_numbers, drift, gates_of
+from m2df_export.check.gates import GATES
+from m2df_export.check.reference import VerifyOptions, run_reference
+from m2df_export.check.stages import STAGES, compare_numbers, drift, gates_of
+from m2df_export.check.verify import EngineResult, measure
 from m2df_runtime.bundle.bundle import Bundle, demo_bundle, demo_support, sha256_bytes
 
 
@@ -156,7 +156,7 @@ def test_other_preprocessing_and_prompt_are_found_at_their_stages(measured, good
 
 def test_command_prints_a_verdict_and_its_command(run_module, good):
     arguments = ("verify", good, "--against", demo_bundle(), "--data", demo_support(), "--backend", "cpu")
-    done = run_module("m2df_export.cli", *arguments, "--episodes", 20, OMP_NUM_THREADS="1")
+    done = run_module("m2df_export.commands.export", *arguments, "--episodes", 20, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
     last = done.stdout.splitlines()[-1]
     assert last.startswith("PASSED in ")
@@ -169,7 +169,7 @@ def test_engine_that_crashes_is_a_result_and_not_the_end(run_module, good, tmp_p
     (tmp_path / "openvino.py").write_text(fake)
     engines = ("--backend", "openvino", "--backend", "cpu")
     arguments = ("verify", good, "--data", demo_support(), *engines, "--episodes", 20, "--json")
-    done = run_module("m2df_export.cli", *arguments, PYTHONPATH=str(tmp_path), OMP_NUM_THREADS="1")
+    done = run_module("m2df_export.commands.export", *arguments, PYTHONPATH=str(tmp_path), OMP_NUM_THREADS="1")
     assert done.returncode == 1
     crashed, worked, verdict = map(json.loads, done.stdout.splitlines())
     assert (crashed["backend"], crashed["status"], crashed["stage"]) == ("openvino", "failed", "start")
@@ -183,7 +183,7 @@ def test_engine_that_crashes_is_a_result_and_not_the_end(run_module, good, tmp_p
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed")
 def test_engine_that_is_asked_for_and_missing_exits_with_3(run_module, good):
     arguments = ("verify", good, "--data", demo_support(), "--backend", "tensorrt", "--episodes", 1)
-    done = run_module("m2df_export.cli", *arguments)
+    done = run_module("m2df_export.commands.export", *arguments)
     assert done.returncode == 3
     assert "error: TensorRT cannot be used" in done.stderr
 

@@ -372,7 +372,7 @@ def test_backend_needs_no_opencv_pydantic_or_onnxruntime():
     """TensorRT 8.5 runs on numpy 1.23, where OpenCV 5 does not import."""
     code = (
         "import sys; sys.modules.update(dict.fromkeys(('cv2', 'pydantic', 'onnxruntime', 'onnx', 'torch', 'PIL')));"
-        "import m2df_runtime.backends.tensorrt.backend, m2df_export.engines, m2df_export.tensorrt_network"
+        "import m2df_runtime.backends.tensorrt.backend, m2df_export.tensorrt.build, m2df_export.tensorrt.network"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

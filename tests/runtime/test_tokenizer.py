@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m2df_export.tokenizer_json import build_tokenizer_json, tokenizer_json
+from m2df_export.graphs.tokenizer_json import build_tokenizer_json, tokenizer_json
 from m2df_runtime.bundle.tokenizer import CONTEXT_LENGTH, END_TOKEN, START_TOKEN, Tokenizer, clean_text
 from m2df_runtime.errors import InputError
 

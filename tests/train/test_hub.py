@@ -70,7 +70,7 @@ def test_without_a_network_one_question_is_asked_and_the_answer_says_what_to_do(
         address = f"http://127.0.0.1:{proxy.getsockname()[1]}"
         network = {"https_proxy": address, "HTTPS_PROXY": address, "HF_HOME": str(tmp_path / "hub"), "no_proxy": ""}
         args = ("--model", "ViT-B-32", "--pretrained", "openai", "--out", tmp_path / "out")
-        done = run_module("m2df_export.cli", *args, **network)
+        done = run_module("m2df_export.commands.export", *args, **network)
     assert (done.returncode, done.stdout, len(knocks)) == (2, "", 1)
     assert done.stderr.count("\n") == 1
     asked = "ViT-B-32 with weights 'openai': not on this machine, and cannot be fetched (huggingface.co: "

@@ -463,7 +463,7 @@ def test_an_official_file_runs_in_the_runtime_with_the_official_logits(
     run, bundle = tmp_path / "runs" / "official", tmp_path / "bundle"
     steps = (
         ("m2df_train.commands.train", "import", path, "--dataset", "hmdb51", "--out", run, "--text-model", text_model),
-        ("m2df_export.cli", "--checkpoint", run, "--out", bundle, "--no-verify"),
+        ("m2df_export.commands.export", "--checkpoint", run, "--out", bundle, "--no-verify"),
     )
     for step in steps:
         result = run_module(*step, OMP_NUM_THREADS="1")

@@ -321,6 +321,6 @@ def test_from_a_folder_to_a_bundle_by_commands_alone(clips: Path, model: str, tm
         "m2df_train.commands.evaluate", "--checkpoint", out, "--split", "test", "--way", 2, "--episodes", 5, "--json"
     )
     assert evaluated.returncode == 0, evaluated.stderr
-    exported = run_module("m2df_export.cli", "--checkpoint", out, "--out", bundle, "--no-verify")
+    exported = run_module("m2df_export.commands.export", "--checkpoint", out, "--out", bundle, "--no-verify")
     assert exported.returncode == 0, exported.stderr
     assert (bundle / "manifest.json").is_file()

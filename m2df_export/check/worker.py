@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from m2df_export.verify.stages import Stage
+from m2df_export.check.stages import Stage
 from m2df_runtime.backends.session import QueryScores, Session
 from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.labels import LabelRules

@@ -64,7 +64,7 @@ def run_isolated(
         request = {"model": os.fspath(model.resolve()), "timed": timed, "basic": basic}
         (folder / "request.json").write_text(json.dumps(request))
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        command = [sys.executable, "-m", "m2df_export.isolated", name]
+        command = [sys.executable, "-m", "m2df_export.check.isolated", name]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment, check=False)
         if done.returncode:
             raise CheckFailed(f"{label} {_reason(done.returncode, done.stderr)}")

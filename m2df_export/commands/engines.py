@@ -15,8 +15,8 @@ from m2df_runtime.commands.console import emit, emit_json, say, spinner
 from m2df_runtime.errors import EnvironmentMissing
 
 if TYPE_CHECKING:
-    from m2df_export.engine_parity import EngineParity
-    from m2df_export.engines import BuiltEngine, EngineOptions
+    from m2df_export.tensorrt.build import BuiltEngine, EngineOptions
+    from m2df_export.tensorrt.parity import EngineParity
     from m2df_runtime.backends.tensorrt.engine_files import Range
     from m2df_runtime.bundle.bundle import Bundle, Precision
 
@@ -31,7 +31,7 @@ up to date is kept. Exit codes: 0 done, 1 a build or comparison failed, 2 bad in
 
 
 def _ranges(context: click.Context, parameter: click.Parameter, values: Sequence[str]) -> dict[str, Range]:
-    from m2df_export.engines import parse_range
+    from m2df_export.tensorrt.build import parse_range
 
     try:
         return dict(parse_range(value) for value in values)
@@ -100,7 +100,7 @@ def require_tensorrt() -> None:
 
 def why_not() -> EnvironmentMissing | None:
     """Why no TensorRT engines can be built on this machine; None where they can."""
-    from m2df_export.engines import tensorrt_ready
+    from m2df_export.tensorrt.build import tensorrt_ready
 
     try:
         tensorrt_ready()
@@ -133,7 +133,7 @@ def build(
         InputError: TensorRT cannot read the graphs.
         CheckFailed: A build failed, or an engine computes something else.
     """
-    from m2df_export.engines import EngineOptions, build_engines
+    from m2df_export.tensorrt.build import EngineOptions, build_engines
 
     options = EngineOptions(precision, force=force, **engine)
     built = build_engines(bundle, options, spinner)
@@ -141,8 +141,8 @@ def build(
 
 
 def _verify(bundle: Bundle, options: EngineOptions, built: Sequence[BuiltEngine]) -> list[EngineParity]:
-    from m2df_export.engine_parity import check_engines
-    from m2df_export.engines import drop_engine
+    from m2df_export.tensorrt.build import drop_engine
+    from m2df_export.tensorrt.parity import check_engines
     from m2df_runtime.backends.session import Session
     from m2df_runtime.backends.tensorrt.backend import host_code_allowed, open_tensorrt
     from m2df_runtime.backends.tensorrt.engine_files import find_engine

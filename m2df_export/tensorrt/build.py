@@ -17,7 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from m2df_export.tensorrt_network import Build, build_plan, check_options, profile_shapes
+from m2df_export.tensorrt.network import Build, build_plan, check_options, profile_shapes
 from m2df_runtime.backends.tensorrt.backend import TensorRT, open_tensorrt
 from m2df_runtime.backends.tensorrt.engine_files import (
     EngineIndex,

@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from m2df_export.extras import NNCF, nncf_missing
+from m2df_export.precision.optional_packages import NNCF, nncf_missing
 from m2df_runtime.backends.openvino import without_telemetry
 from m2df_runtime.errors import EnvironmentMissing, first_line
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from m2df_export.engine_cli import after_export, engine_options, engine_precision, engines, require_tensorrt
-from m2df_export.extras import modelopt_missing, nncf_missing
-from m2df_export.triton.cli import check_inputs, publish, triton
-from m2df_export.triton.cli import json_record as triton_record
-from m2df_export.triton.cli import summary as triton_summary
-from m2df_export.verify.cli import verify
+from m2df_export.commands.engines import after_export, engine_options, engine_precision, engines, require_tensorrt
+from m2df_export.commands.triton import check_inputs, publish, triton
+from m2df_export.commands.triton import json_record as triton_record
+from m2df_export.commands.triton import summary as triton_summary
+from m2df_export.commands.verify import verify
+from m2df_export.precision.optional_packages import modelopt_missing, nncf_missing
 from m2df_runtime.commands.console import M2dfGroup, emit, emit_json, main_entry, say
 from m2df_runtime.errors import InputError
 
@@ -161,7 +161,7 @@ def run(
         require_tensorrt()
     source_path = None if model else _checkpoint_path(checkpoint)
     out = out or BUNDLES / _bundle_name(source_path, model, pretrained)
-    from m2df_export.package import check_target
+    from m2df_export.bundle import check_target
 
     check_target(out)
     started = time.monotonic()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from m2df_export.end_to_end import GENERATED_CLASSES, GENERATED_CLIPS, SHOT, WAY, folder_selection
+from m2df_export.check.end_to_end import GENERATED_CLASSES, GENERATED_CLIPS, SHOT, WAY, folder_selection
 from m2df_runtime.errors import InputError
 from m2df_train.data.clips import generated_clips
 

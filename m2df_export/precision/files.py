@@ -11,10 +11,10 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from m2df_export.fp8 import write_fp8
-from m2df_export.half import TOWERS, graph_to_half
-from m2df_export.onnx_export import check_model
-from m2df_export.static_int8 import Calibration, write_static_int8
+from m2df_export.graphs.onnx import check_model
+from m2df_export.precision.fp8 import write_fp8
+from m2df_export.precision.half import TOWERS, graph_to_half
+from m2df_export.precision.static_int8 import Calibration, write_static_int8
 from m2df_runtime.bundle.bundle import GraphName, Precision
 
 MIN_ROWS = 4096  # smaller tables are not worth the extra nodes

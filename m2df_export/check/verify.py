@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from m2df_export.gates import Gates
-from m2df_export.verify.episodes import EpisodeResult, compare_answers
-from m2df_export.verify.process import failure, run_process
-from m2df_export.verify.reference import Reference, VerifyOptions, run_reference
-from m2df_export.verify.stages import (
+from m2df_export.check.gates import Gates
+from m2df_export.check.paired_episodes import EpisodeResult, compare_answers
+from m2df_export.check.process import failure, run_process
+from m2df_export.check.reference import Reference, VerifyOptions, run_reference
+from m2df_export.check.stages import (
     EPISODES,
     STAGES,
     START,
@@ -27,7 +27,7 @@ from m2df_export.verify.stages import (
     differing_fields,
     gates_of,
 )
-from m2df_export.verify.worker import INFO, read_answers, read_stage
+from m2df_export.check.worker import INFO, read_answers, read_stage
 from m2df_runtime.backends.session import BACKENDS, ON_CPU, BackendName, probe_backend
 from m2df_runtime.bundle.bundle import Bundle, Precision
 from m2df_runtime.errors import EnvironmentMissing

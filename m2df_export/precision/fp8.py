@@ -17,8 +17,8 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from m2df_export.extras import MODELOPT, modelopt_missing
-from m2df_export.half import tower_to_half
+from m2df_export.precision.half import tower_to_half
+from m2df_export.precision.optional_packages import MODELOPT, modelopt_missing
 from m2df_runtime.errors import CheckFailed, EnvironmentMissing, shortened
 
 OLDEST_OPSET = 18  # modelopt raises it to 19, the first with FP8 types; a graph lowered to 16 stays out
@@ -53,7 +53,7 @@ def write_fp8(source: Path, target: Path, frames: NDArray[np.uint8]) -> None:
 
 def _run(*arguments: str) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    command = [sys.executable, "-m", "m2df_export.fp8", *arguments]
+    command = [sys.executable, "-m", "m2df_export.precision.fp8", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment, check=False)
     if done.returncode == 0:
         return

@@ -64,9 +64,9 @@ def verify(
     as_json: bool,
 ) -> None:
     """Find the first stage at which a bundle leaves its model, in every engine and precision on this machine."""
-    from m2df_export.verify import report
-    from m2df_export.verify.reference import VerifyOptions
-    from m2df_export.verify.run import verify as run
+    from m2df_export.check import report
+    from m2df_export.check.reference import VerifyOptions
+    from m2df_export.check.verify import verify as run
     from m2df_runtime.bundle.bundle import newest_bundle
 
     start = time.monotonic()

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from m2df_export.verify.worker import Request
+from m2df_export.check.worker import Request
 from m2df_runtime.errors import shortened
 
 
@@ -17,7 +17,7 @@ def run_process(request: Request, folder: Path) -> tuple[int, str]:
     folder.mkdir()
     request.write(folder)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    command = [sys.executable, "-m", "m2df_export.verify.worker", os.fspath(folder)]
+    command = [sys.executable, "-m", "m2df_export.check.worker", os.fspath(folder)]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment, check=False)
     lines = done.stderr.strip().splitlines()
     return done.returncode, shortened(lines[-1].removeprefix("error: "), 400) if lines else ""

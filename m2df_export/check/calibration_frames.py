@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from m2df_export.end_to_end import folder_selection
+from m2df_export.check.end_to_end import folder_selection
 from m2df_runtime.errors import ClipError, InputError
 from m2df_runtime.pixels.load import ClipSpec, load_clip
 from m2df_train.data.clips import LabelledClip

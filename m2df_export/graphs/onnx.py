@@ -15,10 +15,10 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
-from m2df_export.graphs import GraphSpec
-from m2df_export.half import graph_to_half
-from m2df_export.opset16 import OPSET as OLD_OPSET
-from m2df_export.opset16 import SOURCE_OPSET, lower_to_opset16
+from m2df_export.graphs.opset16 import OPSET as OLD_OPSET
+from m2df_export.graphs.opset16 import SOURCE_OPSET, lower_to_opset16
+from m2df_export.graphs.specs import GraphSpec
+from m2df_export.precision.half import graph_to_half
 from m2df_runtime.backends.onnxruntime import OnnxRuntimeBackend
 from m2df_runtime.bundle.bundle import TensorInfo
 from m2df_runtime.errors import CheckFailed, InputError

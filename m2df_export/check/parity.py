@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from m2df_export import end_to_end as e2e
-from m2df_export.calibration_frames import smooth_pictures
-from m2df_export.end_to_end import Batch, EpisodeSet, Outputs, Runner
-from m2df_export.gates import GATES, ROUNDING
-from m2df_export.graphs import GraphSpec
-from m2df_export.half import TOWERS
-from m2df_export.isolated import run_isolated
-from m2df_export.precision import file_name
+from m2df_export.check import end_to_end as e2e
+from m2df_export.check.calibration_frames import smooth_pictures
+from m2df_export.check.end_to_end import Batch, EpisodeSet, Outputs, Runner
+from m2df_export.check.gates import GATES, ROUNDING
+from m2df_export.check.isolated import run_isolated
+from m2df_export.graphs.specs import GraphSpec
+from m2df_export.precision.files import file_name
+from m2df_export.precision.half import TOWERS
 from m2df_runtime.backends.onnxruntime import import_onnxruntime
 from m2df_runtime.bundle.bundle import GraphName, Precision, PrecisionParity
 from m2df_train.model.checkpoint import Checkpoint

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from m2df_export.engines import DEFAULT_RANGES
+from m2df_export.tensorrt.build import DEFAULT_RANGES
 from m2df_runtime.backends.session import Session
 from m2df_runtime.backends.tensorrt.engine_files import Range
 from m2df_runtime.errors import CheckFailed

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from m2df_export.onnx_export import signature
-from m2df_export.precision import file_name
+from m2df_export.graphs.onnx import signature
+from m2df_export.precision.files import file_name
 from m2df_runtime.bundle.bundle import (
     GRAPHS,
     MANIFEST_NAME,

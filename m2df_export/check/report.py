@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from m2df_export.verify.run import EngineResult, Verification
-from m2df_export.verify.stages import STAGES, Drift, StageResult
+from m2df_export.check.stages import STAGES, Drift, StageResult
+from m2df_export.check.verify import EngineResult, Verification
 
 FLIPS_SHOWN = 5
 

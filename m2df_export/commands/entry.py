@@ -9,4 +9,4 @@ from m2df_runtime.commands.entry import enter
 
 def export() -> NoReturn:
     """Entry point of `m2df-export`."""
-    enter("m2df_export.cli")
+    enter("m2df_export.commands.export")

@@ -1,0 +1,1 @@
+"""`m2df-export` and its subcommands."""

@@ -1,1 +1,0 @@
-"""`m2df-export verify`: where, between a clip and its scores, a bundle leaves its reference."""
