@@ -25,6 +25,7 @@ from m2df_export.graphs.onnx import DEFAULT_OPSET, TooLarge, export_onnx
 from m2df_export.graphs.specs import GraphSpec, graph_specs
 from m2df_export.graphs.tokenizer_json import build_tokenizer_json
 from m2df_export.precision.files import file_name, write_precision
+from m2df_export.precision.half import graph_to_half
 from m2df_export.precision.static_int8 import LEADING, Calibration
 from m2df_runtime import __version__
 from m2df_runtime.bundle.bundle import GRAPHS, GraphInfo, GraphName, HeadInfo, Manifest, Precision, SourceInfo, TextInfo
@@ -192,7 +193,7 @@ def _write_graphs(
             options = _fp16_alone(options, error)
             metadata["precision"] = "fp16"
             half = folder / file_name(graph, "fp16")
-            export_onnx(spec, half, opset=options.opset, metadata=metadata, precision="fp16")
+            export_onnx(spec, half, opset=options.opset, metadata=metadata, to_half=graph_to_half)
         done += 1
     for precision in options.precisions:
         advance(done, f"writing {precision}")

@@ -64,6 +64,36 @@ def test_imports_run_downwards_only(package):
     assert wrong == []
 
 
+# Rooms of each floor, from the ground up: a file imports from its own room and from those before it.
+ROOMS = {
+    "m2df_runtime": (
+        "errors", "regular_files", "files", "user_cache", "cpus",
+        "clips", "pixels", "bundle", "backends", "bank", "match", "show", "commands",
+    ),
+    "m2df_train": (
+        "public_benchmarks", "interrupt", "model", "synthetic", "recipe", "data", "cache", "evaluation", "training",
+        "importing", "report", "commands",
+    ),
+    "m2df_export": ("graphs", "precision", "bundle", "check", "tensorrt", "triton", "pipeline", "commands"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_arrows_between_rooms_run_down(package):
+    """Imports inside functions and for types alone are arrows too."""
+    rooms = ROOMS[package]
+    here = {path.relative_to(ROOT / package).with_suffix("").parts[0] for path in modules_of(package)}
+    assert here - {"__init__"} == set(rooms)
+    upwards = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in modules_of(package)
+        for name, line in imported(path)
+        if name.startswith(f"{package}.")
+        if rooms.index(name.split(".")[1]) > rooms.index(path.relative_to(ROOT / package).with_suffix("").parts[0])
+    ]
+    assert upwards == []
+
+
 def modules_after(code: str) -> set[str]:
     """Top-level modules in a fresh interpreter after running `code`."""
     report = "; import sys; print('\\n'.join(sorted({m.split('.')[0] for m in sys.modules})))"

@@ -6,9 +6,9 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 from m2df_export.graphs.opset16 import OPSET as OLD_OPSET
 from m2df_export.graphs.opset16 import SOURCE_OPSET, lower_to_opset16
 from m2df_export.graphs.specs import GraphSpec
-from m2df_export.precision.half import graph_to_half
 from m2df_runtime.backends.onnxruntime import OnnxRuntimeBackend
-from m2df_runtime.bundle.bundle import TensorInfo
+from m2df_runtime.bundle.bundle import GraphName, TensorInfo
 from m2df_runtime.errors import CheckFailed, InputError
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ def export_onnx(
     *,
     opset: int = DEFAULT_OPSET,
     metadata: Mapping[str, str],
-    precision: Literal["fp32", "fp16"] = "fp32",
+    to_half: Callable[[onnx_ir.Model, GraphName], object] | None = None,
 ) -> None:
     """Export one graph to a single ONNX file and check it.
 
@@ -52,7 +51,7 @@ def export_onnx(
         path: File to write.
         opset: ONNX opset, 18 or later as the exporter writes it, or 16 for TensorRT 8.
         metadata: Written to the model's metadata properties.
-        precision: fp16 writes it in half precision straight away, for weights that fit into a file only so.
+        to_half: Types the graph in half precision before it is written, for weights that fit into a file only so.
 
     Raises:
         TooLarge: The weights do not fit into one ONNX file.
@@ -63,14 +62,14 @@ def export_onnx(
         lower_to_opset16(model)
     if model.opset_imports[""] != opset:
         raise CheckFailed(f"the {spec.name} graph cannot be written in opset {opset}", f"use --opset {DEFAULT_OPSET}")
-    if precision == "fp16":
-        graph_to_half(model, spec.name)
+    if to_half is not None:
+        to_half(model, spec.name)
     weight_bytes = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
     if weight_bytes > MAX_WEIGHT_BYTES:
         raise TooLarge(
-            f"the {spec.name} graph has {weight_bytes / 1e9:.1f} GB of weights in {precision}, one ONNX file holds "
-            "at most 2 GB",
-            "add --fp16, which halves them" if precision == "fp32" else "take a smaller model",
+            f"the {spec.name} graph has {weight_bytes / 1e9:.1f} GB of weights in fp{16 if to_half else 32}, one ONNX "
+            "file holds at most 2 GB",
+            "take a smaller model" if to_half else "add --fp16, which halves them",
         )
     save_model(model, path, metadata)
     check_model(path, spec.name)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from m2df_runtime.commands.console import M2dfGroup, emit, emit_json, main_entry, progress
-from m2df_train.data.benchmarks import BENCHMARKS, BenchmarkName
+from m2df_train.public_benchmarks import BENCHMARKS, BenchmarkName
 
 if TYPE_CHECKING:
     from m2df_train.cache.features import FeatureCache

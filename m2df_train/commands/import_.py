@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from m2df_runtime.commands.console import emit, emit_json, progress
-from m2df_train.data.benchmarks import BENCHMARKS
+from m2df_train.public_benchmarks import BENCHMARKS
 
 if TYPE_CHECKING:
     from m2df_train.importing.importer import ImportReport

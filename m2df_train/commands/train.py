@@ -13,7 +13,7 @@ import click
 from m2df_runtime.commands.console import M2dfGroup, emit, emit_json, main_entry
 from m2df_train.commands.import_ import import_command
 from m2df_train.commands.prepare import prepare_command
-from m2df_train.data.benchmarks import BENCHMARKS
+from m2df_train.public_benchmarks import BENCHMARKS
 
 if TYPE_CHECKING:
     from m2df_train.recipe.recipe import Recipe

@@ -11,9 +11,9 @@ from pathlib import Path
 from m2df_runtime.clips.opening import open_source
 from m2df_runtime.cpus import available_cpus
 from m2df_runtime.errors import InputError, M2dfError
-from m2df_train.data.benchmarks import SPLITS, BenchmarkName, Split, benchmark
 from m2df_train.data.folder import DatasetFolder, FoundClip
 from m2df_train.data.split_files import LISTS_HINT, SplitClip, find_split_file, read_split
+from m2df_train.public_benchmarks import SPLITS, BenchmarkName, Split, benchmark
 
 _FRAMES_AT_ONCE = 16  # pictures of a frame folder in memory
 

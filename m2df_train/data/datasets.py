@@ -9,10 +9,10 @@ from pathlib import Path
 
 from m2df_runtime.clips.opening import open_source
 from m2df_runtime.errors import InputError
-from m2df_train.data.benchmarks import Benchmark, BenchmarkClass, BenchmarkName, Split, benchmark
 from m2df_train.data.clips import LabelledClip, chosen_classes, file_key
 from m2df_train.data.folder import DatasetFolder, FoundClip
 from m2df_train.data.split_files import LISTS_HINT, SplitClip, find_split_file, read_split
+from m2df_train.public_benchmarks import Benchmark, BenchmarkClass, BenchmarkName, Split, benchmark
 
 _log = logging.getLogger(__name__)
 

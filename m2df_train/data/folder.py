@@ -20,8 +20,8 @@ from m2df_runtime.clips.folder_entries import passed_over
 from m2df_runtime.clips.listing import VIDEO_SUFFIXES
 from m2df_runtime.clips.pictures import IMAGE_SUFFIXES
 from m2df_runtime.errors import InputError
-from m2df_train.data.benchmarks import Benchmark, BenchmarkClass
 from m2df_train.data.split_files import SplitClip, video_stem
+from m2df_train.public_benchmarks import Benchmark, BenchmarkClass
 
 _log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 
 from m2df_runtime.clips.listing import VIDEO_SUFFIXES
 from m2df_runtime.errors import InputError
-from m2df_train.data.benchmarks import Benchmark, BenchmarkClass, BenchmarkName, Split, benchmark
+from m2df_train.public_benchmarks import Benchmark, BenchmarkClass, BenchmarkName, Split, benchmark
 
 LISTS_HINT = "--split-files names the folder of the lists, such as splits/hmdb_ARN of CLIP-MDMF"
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from m2df_runtime.commands.console import progress
 from m2df_runtime.errors import InputError
-from m2df_train.data.benchmarks import BenchmarkName, Split, benchmark
 from m2df_train.data.clips import LabelledClip, chosen_classes, clip_groups, folder_clips, generated_clips
 from m2df_train.data.datasets import find_clips
 from m2df_train.data.episodes import EpisodeSampler
+from m2df_train.public_benchmarks import BenchmarkName, Split, benchmark
 
 SPLIT_NAMES: dict[str, Split] = {"train": "train", "validation": "val", "test": "test"}
 RECIPE = "recipe.yaml"  # what a training run writes beside its checkpoint

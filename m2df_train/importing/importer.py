@@ -21,13 +21,13 @@ from m2df_runtime.bundle.bundle import SourceInfo, sha256_file
 from m2df_runtime.bundle.labels import LabelRules
 from m2df_runtime.errors import CheckFailed, InputError, shortened
 from m2df_train.cache.encoding import encode_prompts
-from m2df_train.data.benchmarks import BenchmarkName, Spelling, benchmark
 from m2df_train.importing.official import HeadKeys, is_m2df, read_head_keys
 from m2df_train.importing.official_files import TOWER, OfficialWeights, read_official
 from m2df_train.importing.official_towers import OPENAI_TAG, Tower, joined, text_tower, tower_of
 from m2df_train.model.backbone import Backbone
 from m2df_train.model.checkpoint import Checkpoint
 from m2df_train.model.heads import Head, build_head, deterministic_head
+from m2df_train.public_benchmarks import BenchmarkName, Spelling, benchmark
 from m2df_train.recipe.overrides import merged, override, problems
 from m2df_train.recipe.presets import Preset, PresetName, find_preset
 from m2df_train.recipe.sections import ClipRecipe, HeadRecipe

@@ -18,8 +18,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from m2df_runtime.bundle.labels import check_template
 from m2df_runtime.errors import InputError
-from m2df_train.data.benchmarks import BENCHMARKS
 from m2df_train.model.heads import HEAD_OPTIONS
+from m2df_train.public_benchmarks import BENCHMARKS
 from m2df_train.recipe.overrides import merged, nested_problem, override, problems
 from m2df_train.recipe.presets import CROP, PresetName, find_preset, recipe_defaults
 from m2df_train.recipe.sections import (

@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from m2df_runtime.clips.sampling import Sampler
 from m2df_runtime.pixels.load import CLIP_MEAN, CLIP_STD, ClipSpec
-from m2df_train.data.benchmarks import BenchmarkName
 from m2df_train.model.heads import HeadName, head_options
+from m2df_train.public_benchmarks import BenchmarkName
 from m2df_train.recipe.overrides import nested_problems
 from m2df_train.recipe.weights import Labels, Place
 

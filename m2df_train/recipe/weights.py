@@ -12,7 +12,7 @@ from typing import Annotated, get_args
 
 from pydantic import AfterValidator
 
-from m2df_train.data.benchmarks import Spelling
+from m2df_train.public_benchmarks import Spelling
 
 _FOLDER = "local-dir:"  # open_clip's name of a model that is a folder
 

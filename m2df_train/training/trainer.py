@@ -21,7 +21,6 @@ from m2df_runtime.errors import CheckFailed, InputError, first_line
 from m2df_runtime.files import atomic_write
 from m2df_train.cache.encoding import encode_prompts, frame_cache
 from m2df_train.data.augment import Augmentation
-from m2df_train.data.benchmarks import Spelling
 from m2df_train.data.episode_clips import EpisodeClips
 from m2df_train.data.episodes import EpisodeSampler
 from m2df_train.data.splits import ClipSet, Splits, keep_division, load_splits
@@ -30,6 +29,7 @@ from m2df_train.interrupt import Interrupted, Stop
 from m2df_train.model.backbone import Backbone, load_backbone
 from m2df_train.model.checkpoint import BEST, Checkpoint, load_checkpoint, save_checkpoint
 from m2df_train.model.heads import build_head
+from m2df_train.public_benchmarks import Spelling
 from m2df_train.recipe.recipe import Recipe, dump_recipe
 from m2df_train.recipe.weights import model_name, weights_name
 from m2df_train.synthetic import split_actions

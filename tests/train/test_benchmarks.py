@@ -6,8 +6,8 @@ import pytest
 
 from m2df_runtime.bundle.labels import text_from_folder
 from m2df_runtime.errors import InputError
-from m2df_train.data.benchmarks import BENCHMARKS, SPLITS, benchmark
 from m2df_train.data.split_files import find_split_file
+from m2df_train.public_benchmarks import BENCHMARKS, SPLITS, benchmark
 
 # Method section 6.1: classes and videos in train, val, test.
 SIZES = {

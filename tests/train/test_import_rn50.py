@@ -7,10 +7,10 @@ import torch
 from test_import import m2df_periodic, tower_state
 
 from m2df_train.cache.encoding import encode_prompts
-from m2df_train.data.benchmarks import benchmark
 from m2df_train.importing.importer import ImportRequest, import_official
 from m2df_train.model.backbone import load_backbone, normalised_pixels
 from m2df_train.model.heads import deterministic_head
+from m2df_train.public_benchmarks import benchmark
 
 DIM, HIDDEN = 1024, 2048
 

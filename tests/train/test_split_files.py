@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from m2df_runtime.errors import InputError
-from m2df_train.data.benchmarks import BENCHMARKS, SPLITS, benchmark
 from m2df_train.data.split_files import SplitClip, find_split_file, read_split, video_stem
+from m2df_train.public_benchmarks import BENCHMARKS, SPLITS, benchmark
 
 # Method section 6.1: videos in train, val, test, and the fewest and most of a class in train and in test.
 PUBLISHED = {
