@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 
 from benchmarks.record import RESULTS, Machine, bundle_hash, write
 from m2df_runtime.backends.session import Session
-from m2df_runtime.bundle.bundle import Bundle, newest_bundle
+from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.labels import LabelRules, read_labels
+from m2df_runtime.bundle.shipped import newest_bundle
 from m2df_runtime.commands.console import main_entry, progress
 from m2df_runtime.errors import InputError
 from m2df_runtime.pixels.load import load_clip

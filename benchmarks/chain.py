@@ -12,7 +12,8 @@ import numpy as np
 
 from benchmarks.engines import Engine, EngineSpec, Float, Pixels
 from m2df_runtime.match.matcher import TimedSource
-from m2df_runtime.pixels.load import ClipSpec, load_clip
+from m2df_runtime.pixels.load import load_clip
+from m2df_runtime.pixels.spec import ClipSpec
 
 PER_QUERY = ("decode", "resize", "visual", "query")  # what a query costs
 # `cpu` is the processor time of `total`, on all cores.

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from benchmarks.models import random_model
 from m2df_runtime.backends.session import BackendName, probe_backend
-from m2df_runtime.bundle.bundle import Bundle, GraphName, Precision
+from m2df_runtime.bundle.bundle import Bundle
+from m2df_runtime.bundle.manifest import GraphName, Precision
 from m2df_runtime.errors import EnvironmentMissing
 
 Float = NDArray[np.float32]

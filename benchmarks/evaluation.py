@@ -21,11 +21,12 @@ import numpy as np
 
 from benchmarks.models import random_model
 from benchmarks.record import Machine, bundle_hash, write
-from m2df_runtime.bundle.bundle import Bundle, newest_bundle
+from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.labels import LabelRules
+from m2df_runtime.bundle.shipped import newest_bundle
 from m2df_runtime.commands.console import main_entry, progress
 from m2df_runtime.errors import InputError
-from m2df_runtime.pixels.load import ClipSpec
+from m2df_runtime.pixels.spec import ClipSpec
 from m2df_train.data.clips import LabelledClip, folder_clips, generated_clips
 from m2df_train.data.episodes import EpisodeSampler
 from m2df_train.evaluation.bundle_scorer import BundleScorer

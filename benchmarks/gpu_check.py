@@ -51,7 +51,8 @@ def need() -> None:
 def prepare(work: Path, version: str) -> None:
     """Export both subjects for this TensorRT, with reference outputs of PyTorch and of ONNX Runtime."""
     from m2df_export.graphs.specs import graph_specs
-    from m2df_runtime.bundle.bundle import Bundle, demo_bundle
+    from m2df_runtime.bundle.bundle import Bundle
+    from m2df_runtime.bundle.shipped import demo_bundle
     from m2df_train.model.heads import deterministic_head
 
     opset = 16 if version.startswith("8.") else OPSET

@@ -27,12 +27,15 @@ from benchmarks.record import Machine, bundle_hash, write
 from m2df_export.precision.optional_packages import nncf_missing
 from m2df_runtime.backends.session import Session
 from m2df_runtime.bank.folder import read_support
-from m2df_runtime.bundle.bundle import Bundle, Precision, demo_queries, demo_support, newest_bundle, sha256_file
+from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.labels import LabelRules
+from m2df_runtime.bundle.manifest import Precision
+from m2df_runtime.bundle.shipped import demo_queries, demo_support, newest_bundle
 from m2df_runtime.clips.listing import list_clips
 from m2df_runtime.commands.console import main_entry
 from m2df_runtime.cpus import MAX_THREADS
 from m2df_runtime.errors import CheckFailed, InputError
+from m2df_runtime.files import sha256_file
 
 if TYPE_CHECKING:
     from m2df_train.model.heads import HeadName

@@ -8,8 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from m2df_runtime.bundle.bundle import Bundle, Precision, SourceInfo
-from m2df_runtime.pixels.load import ClipSpec
+from m2df_runtime.bundle.bundle import Bundle
+from m2df_runtime.bundle.manifest import Precision, SourceInfo
+from m2df_runtime.pixels.spec import ClipSpec
 
 if TYPE_CHECKING:
     from m2df_train.model.checkpoint import Checkpoint

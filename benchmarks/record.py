@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from m2df_runtime.bundle.bundle import MANIFEST_NAME, Bundle, sha256_bytes, sha256_file
+from m2df_runtime.bundle.bundle import Bundle
+from m2df_runtime.bundle.manifest import MANIFEST_NAME
 from m2df_runtime.cpus import available_cpus
-from m2df_runtime.files import atomic_write
+from m2df_runtime.files import atomic_write, sha256_bytes, sha256_file
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = (

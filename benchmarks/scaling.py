@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks.models import FRAMES, VIT, random_model
 from benchmarks.record import Machine, percentiles, write
 from benchmarks.workers import JobFailed, Worker, settle, started, turns
-from m2df_runtime.bundle.bundle import GraphName
+from m2df_runtime.bundle.manifest import GraphName
 from m2df_runtime.commands.console import main_entry, progress
 from m2df_runtime.cpus import MAX_THREADS, thread_count
 

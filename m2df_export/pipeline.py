@@ -28,12 +28,21 @@ from m2df_export.precision.files import file_name, write_precision
 from m2df_export.precision.half import graph_to_half
 from m2df_export.precision.static_int8 import LEADING, Calibration
 from m2df_runtime import __version__
-from m2df_runtime.bundle.bundle import GRAPHS, GraphInfo, GraphName, HeadInfo, Manifest, Precision, SourceInfo, TextInfo
 from m2df_runtime.bundle.labels import LabelRules
+from m2df_runtime.bundle.manifest import (
+    GRAPHS,
+    GraphInfo,
+    GraphName,
+    HeadInfo,
+    Manifest,
+    Precision,
+    SourceInfo,
+    TextInfo,
+)
 from m2df_runtime.bundle.tokenizer import Tokenizer
 from m2df_runtime.errors import CheckFailed, InputError
 from m2df_runtime.files import exclusive
-from m2df_runtime.pixels.load import ClipSpec
+from m2df_runtime.pixels.spec import ClipSpec
 from m2df_train.model.backbone import load_backbone
 from m2df_train.model.checkpoint import Checkpoint
 from m2df_train.model.heads import Head, TrainingFreeOptions, build_head, deterministic_head

@@ -7,6 +7,7 @@ the next writer in the folder sees which temporaries nobody will finish, and rem
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import tempfile
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from m2df_runtime.errors import InputError
-from m2df_runtime.regular_files import irregular
+from m2df_runtime.regular_files import irregular, open_regular
 
 TEMPORARY_SUFFIX = ".m2df-tmp"
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of <fcntl.h> and <linux/fs.h>
@@ -228,3 +229,17 @@ def sync_folder(folder: Path) -> None:
         pass
     finally:
         os.close(handle)
+
+
+def sha256_bytes(data: bytes) -> str:
+    """SHA-256 of `data` as hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file as hex, read in blocks of 1 MiB. Raises OSError, also where it is no file but a pipe."""
+    digest = hashlib.sha256()
+    with open_regular(path) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -26,7 +26,8 @@ from benchmarks.report import PAGE, build
 from benchmarks.scaling import Engine, Point, Shapes, measure
 from benchmarks.startup import installed
 from benchmarks.workers import JobFailed, _serve, started
-from m2df_runtime.bundle.bundle import Bundle, demo_bundle, demo_queries, demo_support
+from m2df_runtime.bundle.bundle import Bundle
+from m2df_runtime.bundle.shipped import demo_bundle, demo_queries, demo_support
 from m2df_runtime.errors import InputError
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from m2df_runtime.bundle.bundle import Bundle, demo_bundle, demo_queries, demo_support
+from m2df_runtime.bundle.bundle import Bundle
+from m2df_runtime.bundle.shipped import demo_bundle, demo_queries, demo_support
 from m2df_train.recipe.recipe import load_recipe
 from m2df_train.synthetic import ACTIONS
 from m2df_train.synthetic.demo_clips import CLIPS, write_clips

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from m2df_export.check.end_to_end import folder_selection
 from m2df_runtime.errors import ClipError, InputError
-from m2df_runtime.pixels.load import ClipSpec, load_clip
+from m2df_runtime.pixels.load import load_clip
+from m2df_runtime.pixels.spec import ClipSpec
 from m2df_train.data.clips import LabelledClip
 
 CLIPS = 20  # one frame of each

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from m2df_runtime.bundle.bundle import GraphName
 from m2df_runtime.bundle.labels import LabelRules
+from m2df_runtime.bundle.manifest import GraphName
 from m2df_runtime.bundle.tokenizer import Tokenizer
 from m2df_runtime.errors import ClipError, InputError
-from m2df_runtime.pixels.load import ClipSpec, load_clip
+from m2df_runtime.pixels.load import load_clip
+from m2df_runtime.pixels.spec import ClipSpec
 from m2df_train.data.clips import LabelledClip, folder_clips, generated_clips
 from m2df_train.data.episodes import EpisodeIndices, EpisodeSampler
 

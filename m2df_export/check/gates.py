@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from m2df_runtime.bundle.bundle import Precision
+from m2df_runtime.bundle.manifest import Precision
 
 ROUNDING = 1e-9  # of a difference between two shares of episodes that is at its bound
 

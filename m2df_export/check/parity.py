@@ -25,7 +25,7 @@ from m2df_export.graphs.specs import GraphSpec
 from m2df_export.precision.files import file_name
 from m2df_export.precision.half import TOWERS
 from m2df_runtime.backends.onnxruntime import import_onnxruntime
-from m2df_runtime.bundle.bundle import GraphName, Precision, PrecisionParity
+from m2df_runtime.bundle.manifest import GraphName, Precision, PrecisionParity
 from m2df_train.model.checkpoint import Checkpoint
 
 NUMERIC_CLASSES = 5

@@ -13,7 +13,8 @@ from m2df_export.check.clips import ClipFile, data_clips, usable, write_generate
 from m2df_export.check.process import failure, run_process
 from m2df_export.check.worker import INFO, Request, read_stage
 from m2df_runtime.backends.session import BackendName
-from m2df_runtime.bundle.bundle import Bundle, Precision
+from m2df_runtime.bundle.bundle import Bundle
+from m2df_runtime.bundle.manifest import Precision
 from m2df_runtime.errors import CheckFailed, InputError
 from m2df_train.evaluation.evaluated import is_bundle
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2df_export.check.gates import GATES, Gates
-from m2df_runtime.bundle.bundle import PRECISIONS, GraphName, Precision
+from m2df_runtime.bundle.manifest import PRECISIONS, GraphName, Precision
 
 Stage = Literal["decode", "pixels", "features", "prompts", "prototypes", "selection", "distances", "scores"]
 

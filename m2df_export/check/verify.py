@@ -29,7 +29,8 @@ from m2df_export.check.stages import (
 )
 from m2df_export.check.worker import INFO, read_answers, read_stage
 from m2df_runtime.backends.session import BACKENDS, ON_CPU, BackendName, probe_backend
-from m2df_runtime.bundle.bundle import Bundle, Precision
+from m2df_runtime.bundle.bundle import Bundle
+from m2df_runtime.bundle.manifest import Precision
 from m2df_runtime.errors import EnvironmentMissing
 
 _ENGINES: tuple[BackendName, ...] = tuple(name for name in BACKENDS if name != "auto")

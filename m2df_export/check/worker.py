@@ -25,7 +25,8 @@ from m2df_runtime.clips.opening import open_source
 from m2df_runtime.clips.sampling import sample_indices
 from m2df_runtime.commands.console import guarded
 from m2df_runtime.errors import ClipError, InputError
-from m2df_runtime.pixels.load import ClipSpec, load_clip
+from m2df_runtime.pixels.load import load_clip
+from m2df_runtime.pixels.spec import ClipSpec
 from m2df_train.evaluation.bundle_scorer import BundleScorer
 from m2df_train.evaluation.episode_run import Answers, episode_answers
 from m2df_train.evaluation.scorer import EpisodeScorer

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from m2df_export.tensorrt.build import BuiltEngine, EngineOptions
     from m2df_export.tensorrt.parity import EngineParity
     from m2df_runtime.backends.tensorrt.engine_files import Range
-    from m2df_runtime.bundle.bundle import Bundle, Precision
+    from m2df_runtime.bundle.bundle import Bundle
+    from m2df_runtime.bundle.manifest import Precision
 
 EPILOG = """\b
 Examples:
@@ -79,7 +80,8 @@ def engines(
     path: Path | None, precision: Precision | None, engine: dict[str, Any], force: bool, no_verify: bool, as_json: bool
 ) -> None:
     """Build the TensorRT engines of a bundle for this machine's GPU."""
-    from m2df_runtime.bundle.bundle import Bundle, newest_bundle
+    from m2df_runtime.bundle.bundle import Bundle
+    from m2df_runtime.bundle.shipped import newest_bundle
 
     require_tensorrt()
     bundle = Bundle.open(path or newest_bundle())

@@ -12,8 +12,9 @@ from m2df_runtime.errors import InputError
 
 if TYPE_CHECKING:
     from m2df_export.triton.repository import Repository
-    from m2df_runtime.bundle.bundle import Bundle, Precision
+    from m2df_runtime.bundle.bundle import Bundle
     from m2df_runtime.bundle.labels import LabelRules
+    from m2df_runtime.bundle.manifest import Precision
 
 Device = Literal["gpu", "cpu"]
 
@@ -60,8 +61,9 @@ def triton(
     as_json: bool,
 ) -> None:
     """Write a bundle and the bank of a support folder as a model repository of Triton Inference Server."""
-    from m2df_runtime.bundle.bundle import Bundle, newest_bundle
+    from m2df_runtime.bundle.bundle import Bundle
     from m2df_runtime.bundle.labels import LabelRules, read_labels, warn_unmatched
+    from m2df_runtime.bundle.shipped import newest_bundle
 
     support = check_inputs(out, support)
     bundle = Bundle.open(path or newest_bundle())

@@ -67,7 +67,7 @@ def verify(
     from m2df_export.check import report
     from m2df_export.check.reference import VerifyOptions
     from m2df_export.check.verify import verify as run
-    from m2df_runtime.bundle.bundle import newest_bundle
+    from m2df_runtime.bundle.shipped import newest_bundle
 
     start = time.monotonic()
     options = VerifyOptions(

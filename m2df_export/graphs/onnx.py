@@ -19,7 +19,7 @@ from m2df_export.graphs.opset16 import OPSET as OLD_OPSET
 from m2df_export.graphs.opset16 import SOURCE_OPSET, lower_to_opset16
 from m2df_export.graphs.specs import GraphSpec
 from m2df_runtime.backends.onnxruntime import OnnxRuntimeBackend
-from m2df_runtime.bundle.bundle import GraphName, TensorInfo
+from m2df_runtime.bundle.manifest import GraphName, TensorInfo
 from m2df_runtime.errors import CheckFailed, InputError
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from m2df_runtime.bundle.bundle import GraphName
-from m2df_runtime.pixels.load import ClipSpec
+from m2df_runtime.bundle.manifest import GraphName
+from m2df_runtime.pixels.spec import ClipSpec
 from m2df_train.model.backbone import CONTEXT_LENGTH, VOCABULARY, Backbone
 from m2df_train.model.heads import Head, build_head
 from m2df_train.model.temporal import TimeConv

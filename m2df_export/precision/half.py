@@ -15,7 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
-from m2df_runtime.bundle.bundle import GraphName
+from m2df_runtime.bundle.manifest import GraphName
 from m2df_runtime.errors import CheckFailed
 
 TOWERS: tuple[GraphName, ...] = ("visual", "text")

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from m2df_runtime.bundle.bundle import Bundle, GraphName, Precision
+    from m2df_runtime.bundle.bundle import Bundle
+    from m2df_runtime.bundle.manifest import GraphName, Precision
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from m2df_runtime.errors import EnvironmentMissing, InputError, first_line
 if TYPE_CHECKING:
     import onnxruntime
 
-    from m2df_runtime.bundle.bundle import Bundle, GraphName, Precision
+    from m2df_runtime.bundle.bundle import Bundle
+    from m2df_runtime.bundle.manifest import GraphName, Precision
 
 NOWHERE = "/dev/null/none"  # a folder that cannot exist
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}

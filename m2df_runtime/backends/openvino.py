@@ -24,7 +24,8 @@ from m2df_runtime.cpus import thread_count
 from m2df_runtime.errors import EnvironmentMissing, InputError, first_line
 
 if TYPE_CHECKING:
-    from m2df_runtime.bundle.bundle import Bundle, GraphName, Precision
+    from m2df_runtime.bundle.bundle import Bundle
+    from m2df_runtime.bundle.manifest import GraphName, Precision
 
 DEVICE = "CPU"
 INSTALL = "pip install 'm2df[openvino]'"

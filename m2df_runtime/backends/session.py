@@ -20,7 +20,8 @@ from m2df_runtime.backends import Backend, Graph, Tensor, Tensors
 from m2df_runtime.backends.arrays import checked, finite_rows, refuse_infinite
 from m2df_runtime.backends.onnxruntime import OnnxRuntimeBackend, import_onnxruntime
 from m2df_runtime.backends.tensorrt.engine_files import EngineUnusable
-from m2df_runtime.bundle.bundle import GRAPHS, Bundle, GraphName, Precision
+from m2df_runtime.bundle.bundle import Bundle
+from m2df_runtime.bundle.manifest import GRAPHS, GraphName, Precision
 from m2df_runtime.bundle.tokenizer import Tokenizer
 from m2df_runtime.errors import CheckFailed, ClipError, EnvironmentMissing, InputError, M2dfError, first_line
 

@@ -11,11 +11,11 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from m2df_runtime.bundle.bundle import sha256_file
 from m2df_runtime.clips.folder_entries import entries, named
 from m2df_runtime.clips.listing import clip_files, list_clips
 from m2df_runtime.clips.pictures import folder_images, frames_of
 from m2df_runtime.errors import InputError
+from m2df_runtime.files import sha256_file
 
 LAYOUT_HINT = "expected one sub-folder per class with its clips inside, for example jump/clip.mp4"
 

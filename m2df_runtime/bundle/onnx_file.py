@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from m2df_runtime.errors import InputError
 
 if TYPE_CHECKING:
-    from m2df_runtime.bundle.bundle import Bundle, GraphName, Precision, TensorInfo
+    from m2df_runtime.bundle.bundle import Bundle
+    from m2df_runtime.bundle.manifest import GraphName, Precision, TensorInfo
 
 Buffer = bytes | mmap.mmap
 

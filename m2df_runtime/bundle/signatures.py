@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from m2df_runtime.bundle.bundle import Manifest, TensorInfo
+    from m2df_runtime.bundle.manifest import Manifest, TensorInfo
 
 _Side = Mapping[str, tuple[str, tuple[int, ...]]]  # name to type and shape; an axis of size 0 is free
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from m2df_runtime.bank.bank import SupportBank
     from m2df_runtime.bundle.labels import LabelRules
     from m2df_runtime.match.matcher import Matcher, Prediction
-    from m2df_runtime.pixels.load import ClipSpec
+    from m2df_runtime.pixels.spec import ClipSpec
 
 Reject = Literal["auto", "off"] | float
 Region = Literal["full", "motion"] | tuple[int, int, int, int]
@@ -155,8 +155,8 @@ def run(options: RunOptions) -> None:
         InputError: Support folder, bundle or a single query cannot be used.
         CheckFailed: Some queries of a batch could not be read.
     """
-    from m2df_runtime.bundle.bundle import demo_queries, demo_support
     from m2df_runtime.bundle.labels import LabelRules, read_labels, warn_unmatched
+    from m2df_runtime.bundle.shipped import demo_queries, demo_support
     from m2df_runtime.commands.queries import expand_queries
 
     demo = options.support is None
@@ -187,7 +187,8 @@ def _lines(stream: TextIO) -> Iterator[str]:
 
 def _session(options: RunOptions, demo: bool) -> Session:
     from m2df_runtime.backends.session import Session
-    from m2df_runtime.bundle.bundle import Bundle, demo_bundle, newest_bundle
+    from m2df_runtime.bundle.bundle import Bundle
+    from m2df_runtime.bundle.shipped import demo_bundle, newest_bundle
 
     bundle = Bundle.open(options.bundle or (demo_bundle() if demo else newest_bundle()))
     if isinstance(options.roi, str):

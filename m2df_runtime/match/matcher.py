@@ -21,7 +21,8 @@ from m2df_runtime.bank.bank import BankClass, BankClip, SupportBank, keys_of
 from m2df_runtime.clips.opening import open_source
 from m2df_runtime.clips.source import CroppedSource, FrameSource, Picture, Rectangle
 from m2df_runtime.errors import ClipError, InputError
-from m2df_runtime.pixels.load import ClipSpec, load_clip
+from m2df_runtime.pixels.load import load_clip
+from m2df_runtime.pixels.spec import ClipSpec
 from m2df_runtime.pixels.thumbnails import WatchedClip, shown_frames
 
 Float = NDArray[np.float32]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from m2df_runtime.pixels.region import median_background
+from m2df_runtime.pixels.background import median_background
 
 _SMALL_SIDE = 64  # pixels of the long side at which shifts are looked for
 _THUMB = (24, 18)  # pixels at which a still camera is told: sensor noise averages away

@@ -14,7 +14,7 @@ from m2df_runtime.files import atomic_write
 
 if TYPE_CHECKING:
     from m2df_runtime.match.matcher import Prediction
-    from m2df_runtime.pixels.load import ClipSpec
+    from m2df_runtime.pixels.spec import ClipSpec
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from m2df_runtime.pixels.load import ClipSpec
+from m2df_runtime.pixels.spec import ClipSpec
 from m2df_runtime.user_cache import cache_dir
 from m2df_train.cache.features import FeatureCache, identity_of
 from m2df_train.data.augment import Augmentation, DeployedLoader, TrainingLoader

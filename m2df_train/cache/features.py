@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2df_runtime.errors import ClipError, InputError
-from m2df_runtime.pixels.load import PIXELS_VERSION
+from m2df_runtime.pixels.spec import PIXELS_VERSION
 from m2df_train.cache.store import Float, Key, Segment, SegmentWriter, gather, read_segments
 from m2df_train.data.clips import LabelledClip
 from m2df_train.data.version import digest

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from m2df_runtime.clips.sampling import sample_indices
 from m2df_runtime.errors import InputError
-from m2df_runtime.pixels.load import ClipSpec, centred, load_clip, load_uncropped
+from m2df_runtime.pixels.load import load_clip, load_uncropped
+from m2df_runtime.pixels.resize import centred
+from m2df_runtime.pixels.spec import ClipSpec
 from m2df_train.data.clips import LabelledClip
 from m2df_train.data.frame_cache import FrameCache, StoredFrames
 from m2df_train.data.version import digest

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2df_runtime.files import atomic_write, sweep_dead
-from m2df_runtime.pixels.load import PIXELS_VERSION
+from m2df_runtime.pixels.spec import PIXELS_VERSION
 from m2df_train.data.version import digest
 
 _log = logging.getLogger(__name__)

@@ -16,7 +16,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from m2df_runtime.pixels.load import ClipSpec, load_clip
+from m2df_runtime.pixels.load import load_clip
+from m2df_runtime.pixels.spec import ClipSpec
 from m2df_train.data.clips import LabelledClip
 from m2df_train.data.version import generator_version
 from m2df_train.synthetic import (

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2df_runtime.backends.session import ON_CPU, BackendName, QueryScores, Session
-from m2df_runtime.bundle.bundle import Bundle, Precision
+from m2df_runtime.bundle.bundle import Bundle
+from m2df_runtime.bundle.manifest import Precision
 from m2df_runtime.cpus import available_cpus
 
 Float = NDArray[np.float32]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from m2df_runtime.pixels.load import ClipSpec
+from m2df_runtime.pixels.spec import ClipSpec
 from m2df_train.cache.features import FeatureCache
 from m2df_train.data.augment import DeployedLoader
 from m2df_train.data.clips import LabelledClip

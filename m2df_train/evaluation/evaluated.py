@@ -11,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2df_runtime.backends.session import BackendName
-from m2df_runtime.bundle.bundle import MANIFEST_NAME, Bundle, Precision, newest_bundle
+from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.labels import LabelRules
+from m2df_runtime.bundle.manifest import MANIFEST_NAME, Precision
+from m2df_runtime.bundle.shipped import newest_bundle
 from m2df_runtime.commands.console import progress
 from m2df_runtime.errors import InputError
-from m2df_runtime.pixels.load import ClipSpec
+from m2df_runtime.pixels.spec import ClipSpec
 from m2df_train.cache.features import FeatureCache, identity_of
 from m2df_train.data.clips import LabelledClip
 from m2df_train.data.workers import worker_count

@@ -17,9 +17,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from m2df_runtime.bundle.bundle import SourceInfo, sha256_file
 from m2df_runtime.bundle.labels import LabelRules
+from m2df_runtime.bundle.manifest import SourceInfo
 from m2df_runtime.errors import CheckFailed, InputError, shortened
+from m2df_runtime.files import sha256_file
 from m2df_train.cache.encoding import encode_prompts
 from m2df_train.importing.official import HeadKeys, is_m2df, read_head_keys
 from m2df_train.importing.official_files import TOWER, OfficialWeights, read_official

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from m2df_runtime.errors import InputError, first_line
-from m2df_runtime.pixels.load import ClipSpec
+from m2df_runtime.pixels.spec import ClipSpec
 from m2df_train.model.hub import LOCAL_HINT, on_this_machine, server_of, why_unreachable
 
 CONTEXT_LENGTH = 77

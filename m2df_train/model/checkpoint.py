@@ -16,10 +16,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from m2df_runtime.bundle.bundle import SourceInfo, sha256_file
+from m2df_runtime.bundle.manifest import SourceInfo
 from m2df_runtime.errors import InputError, shortened
-from m2df_runtime.files import atomic_write
-from m2df_runtime.pixels.load import PIXELS_VERSION, ClipSpec
+from m2df_runtime.files import atomic_write, sha256_file
+from m2df_runtime.pixels.spec import PIXELS_VERSION, ClipSpec
 from m2df_train.model.backbone import Backbone, rebuild_backbone
 from m2df_train.model.heads import Head, HeadName, build_head
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from m2df_runtime.clips.sampling import Sampler
-from m2df_runtime.pixels.load import CLIP_MEAN, CLIP_STD, ClipSpec
+from m2df_runtime.pixels.spec import CLIP_MEAN, CLIP_STD, ClipSpec
 from m2df_train.model.heads import HeadName, head_options
 from m2df_train.public_benchmarks import BenchmarkName
 from m2df_train.recipe.overrides import nested_problems

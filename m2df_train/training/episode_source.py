@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from m2df_runtime.pixels.load import ClipSpec
+from m2df_runtime.pixels.spec import ClipSpec
 from m2df_train.cache.encoding import FeaturePool
 from m2df_train.data.episode_clips import EpisodeClips, EpisodePixels
 from m2df_train.data.episodes import EpisodeIndices, EpisodeSampler

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 
-from m2df_runtime.bundle.bundle import SourceInfo
+from m2df_runtime.bundle.manifest import SourceInfo
 from m2df_runtime.errors import CheckFailed, InputError, first_line
 from m2df_runtime.files import atomic_write
 from m2df_train.cache.encoding import encode_prompts, frame_cache

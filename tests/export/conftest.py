@@ -56,8 +56,8 @@ def backbone(configs):
 @pytest.fixture(scope="session")
 def model(backbone):
     """A checkpoint in memory: a tiny backbone and a head."""
-    from m2df_runtime.bundle.bundle import SourceInfo
-    from m2df_runtime.pixels.load import ClipSpec
+    from m2df_runtime.bundle.manifest import SourceInfo
+    from m2df_runtime.pixels.spec import ClipSpec
     from m2df_train.model.checkpoint import Checkpoint
     from m2df_train.model.heads import build_head
 

@@ -13,7 +13,7 @@ from m2df_export.graphs.tokenizer_json import build_tokenizer_json
 from m2df_runtime.bundle.labels import LabelRules
 from m2df_runtime.bundle.tokenizer import Tokenizer
 from m2df_runtime.errors import InputError
-from m2df_runtime.pixels.load import ClipSpec
+from m2df_runtime.pixels.spec import ClipSpec
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from signal_at import signal_at, wait_until_stopped
 from m2df_runtime.backends.session import Session
 from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.errors import InputError
-from m2df_runtime.pixels.load import PIXELS_VERSION
+from m2df_runtime.pixels.spec import PIXELS_VERSION
 
 ROOT = Path(__file__).parents[2]
 

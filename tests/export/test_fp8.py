@@ -16,7 +16,8 @@ from m2df_export.tensorrt.build import check_fp8
 from m2df_runtime.backends.onnxruntime import OnnxRuntimeBackend
 from m2df_runtime.backends.session import Session, default_precision
 from m2df_runtime.backends.tensorrt.engine_files import Machine
-from m2df_runtime.bundle.bundle import Bundle, PrecisionParity
+from m2df_runtime.bundle.bundle import Bundle
+from m2df_runtime.bundle.manifest import PrecisionParity
 from m2df_runtime.errors import EnvironmentMissing, InputError
 
 needs_modelopt = pytest.mark.skipif(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from m2df_export.graphs.specs import SupportGraph, VisualGraph, graph_specs
-from m2df_runtime.pixels.load import ClipSpec
+from m2df_runtime.pixels.spec import ClipSpec
 
 
 def _frames(size, count=3):

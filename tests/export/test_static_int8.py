@@ -20,7 +20,7 @@ from m2df_export.precision.static_int8 import LEADING, Calibration
 from m2df_runtime.backends.onnxruntime import OnnxRuntimeBackend
 from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.errors import CheckFailed, EnvironmentMissing, InputError
-from m2df_runtime.pixels.load import ClipSpec
+from m2df_runtime.pixels.spec import ClipSpec
 
 needs_nncf = pytest.mark.skipif(find_spec("nncf") is None, reason="needs NNCF: pip install m2df[int8]")
 

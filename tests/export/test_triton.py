@@ -25,12 +25,14 @@ from m2df_export.triton.config import Target
 from m2df_export.triton.repository import write_repository
 from m2df_runtime.backends.session import Session
 from m2df_runtime.bank.bank import SupportBank
-from m2df_runtime.bundle.bundle import Bundle, demo_bundle, demo_queries, demo_support
+from m2df_runtime.bundle.bundle import Bundle
+from m2df_runtime.bundle.shipped import demo_bundle, demo_queries, demo_support
 from m2df_runtime.clips.opening import open_source
 from m2df_runtime.commands.console import guarded
 from m2df_runtime.commands.run import cli as run_command
 from m2df_runtime.errors import InputError
-from m2df_runtime.pixels.load import ClipSpec, load_clip
+from m2df_runtime.pixels.load import load_clip
+from m2df_runtime.pixels.spec import ClipSpec
 
 ROOT = Path(__file__).parents[2]
 QUERIES = sorted(demo_queries().iterdir())

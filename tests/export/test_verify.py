@@ -17,7 +17,9 @@ from m2df_export.check.gates import GATES
 from m2df_export.check.reference import VerifyOptions, run_reference
 from m2df_export.check.stages import STAGES, compare_numbers, drift, gates_of
 from m2df_export.check.verify import EngineResult, measure
-from m2df_runtime.bundle.bundle import Bundle, demo_bundle, demo_support, sha256_bytes
+from m2df_runtime.bundle.bundle import Bundle
+from m2df_runtime.bundle.shipped import demo_bundle, demo_support
+from m2df_runtime.files import sha256_bytes
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,8 @@ from PIL import Image
 
 from m2df_runtime.clips.opening import open_source
 from m2df_runtime.clips.source import ArraySource, FrameSource
-from m2df_runtime.pixels.load import PIXELS_VERSION, ClipSpec, load_clip
+from m2df_runtime.pixels.load import load_clip
+from m2df_runtime.pixels.spec import PIXELS_VERSION, ClipSpec
 
 TABLE = Path(__file__).parents[1] / "golden" / "pixels.json"
 CLIPS = TABLE.parent / "pixels"

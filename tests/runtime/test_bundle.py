@@ -16,9 +16,10 @@ import pytest
 from tiny_bundle import FRAMES, write_bundle
 
 from m2df_runtime.backends.session import BackendName, Session
-from m2df_runtime.bundle.bundle import MAX_MANIFEST_BYTES, Bundle, demo_bundle, newest_bundle
+from m2df_runtime.bundle.bundle import MAX_MANIFEST_BYTES, Bundle
+from m2df_runtime.bundle.shipped import demo_bundle, newest_bundle
 from m2df_runtime.errors import InputError
-from m2df_runtime.pixels.load import PIXELS_VERSION
+from m2df_runtime.pixels.spec import PIXELS_VERSION
 
 
 def available(*backends: BackendName) -> list[BackendName]:
@@ -137,7 +138,7 @@ def test_graph_that_is_missing_or_cut_is_refused(bundle_copy: Path) -> None:
 
 
 def test_graph_with_the_right_hash_that_is_no_model_is_refused(bundle_copy: Path) -> None:
-    from m2df_runtime.bundle.bundle import sha256_bytes
+    from m2df_runtime.files import sha256_bytes
 
     (bundle_copy / "text.onnx").write_bytes(b"nonsense")
     edit_manifest(bundle_copy, lambda m: graph_entry(m, "text").update(sha256=sha256_bytes(b"nonsense"), bytes=8))
@@ -146,7 +147,7 @@ def test_graph_with_the_right_hash_that_is_no_model_is_refused(bundle_copy: Path
 
 
 def replace_graph(bundle: Path, name: str, data: bytes) -> None:
-    from m2df_runtime.bundle.bundle import sha256_bytes
+    from m2df_runtime.files import sha256_bytes
 
     (bundle / f"{name}.onnx").write_bytes(data)
     edit_manifest(bundle, lambda m: graph_entry(m, name).update(sha256=sha256_bytes(data), bytes=len(data)))

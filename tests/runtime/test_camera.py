@@ -8,8 +8,9 @@ import pytest
 from numpy.typing import NDArray
 
 from m2df_runtime.clips.source import ArraySource
-from m2df_runtime.pixels.load import ClipSpec, load_clip
-from m2df_runtime.pixels.region import median_background
+from m2df_runtime.pixels.background import median_background
+from m2df_runtime.pixels.load import load_clip
+from m2df_runtime.pixels.spec import ClipSpec
 from m2df_runtime.pixels.stabilise import camera_path, steady_scene
 
 COUNT, HEIGHT, WIDTH = 25, 144, 200

@@ -18,7 +18,8 @@ from PIL import Image, ImageOps
 
 from m2df_runtime.clips.opening import open_source
 from m2df_runtime.errors import ClipError
-from m2df_runtime.pixels.load import ClipSpec, load_clip
+from m2df_runtime.pixels.load import load_clip
+from m2df_runtime.pixels.spec import ClipSpec
 
 
 def numbers(path: Path) -> list[int]:
@@ -286,7 +287,8 @@ def peak_of(code: str) -> int:
     """Peak memory in MB that the code prints. Not of `getrusage`, which counts the process that forked this one."""
     script = (
         "import gc, cv2, av\nfrom pathlib import Path\n"
-        "from m2df_runtime.pixels.load import ClipSpec, load_clip\nfrom m2df_runtime.clips.opening import open_source\n"
+        "from m2df_runtime.clips.opening import open_source\n"
+        "from m2df_runtime.pixels.load import load_clip\nfrom m2df_runtime.pixels.spec import ClipSpec\n"
         "peak = lambda: int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]) // 1024\n"
         f"{code}\n"
     )

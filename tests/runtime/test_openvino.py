@@ -12,7 +12,8 @@ import pytest
 from tiny_bundle import DIM, FRAMES, write_bundle
 
 from m2df_runtime.backends.session import Session, probe_backend
-from m2df_runtime.bundle.bundle import Bundle, demo_bundle, demo_queries
+from m2df_runtime.bundle.bundle import Bundle
+from m2df_runtime.bundle.shipped import demo_bundle, demo_queries
 from m2df_runtime.clips.opening import open_source
 from m2df_runtime.errors import InputError
 from m2df_runtime.pixels.load import load_clip

@@ -221,7 +221,7 @@ def test_a_folder_of_large_photos_holds_one_at_a_time(tmp_path: Path) -> None:
         os.link(tmp_path / "1.jpg", tmp_path / f"{number}.jpg")
     script = (
         "import sys\n"
-        "from m2df_runtime.pixels.load import ClipSpec, load_clip\n"
+        "from m2df_runtime.pixels.spec import ClipSpec; from m2df_runtime.pixels.load import load_clip\n"
         "from m2df_runtime.clips.opening import open_source\n"
         "load_clip(open_source(sys.argv[1]), ClipSpec(frames=2, region='motion'))\n"
         # not ru_maxrss, which begins at what the process had from which this one was forked

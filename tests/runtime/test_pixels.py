@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pixel_hashes
 
-from m2df_runtime.pixels.load import PIXELS_VERSION
+from m2df_runtime.pixels.spec import PIXELS_VERSION
 
 REMEDY = (
     "If that is meant, raise PIXELS_VERSION in m2df_runtime/pixels/load.py by one, so that banks and caches of the old "

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from m2df_runtime.match.matcher import ClassScore, Prediction, Timings
-from m2df_runtime.pixels.load import ClipSpec
+from m2df_runtime.pixels.spec import ClipSpec
 from m2df_runtime.show.filmstrip import display_spec, filmstrip, save_picture
 
 NO_TIME = Timings(0, 0, 0, 0, 0)

@@ -19,7 +19,8 @@ from tiny_bundle import DIM, FRAMES, LOGIT_SCALE, SIZE, VIEWS
 from m2df_runtime.backends.onnxruntime import BoundGraph
 from m2df_runtime.backends.session import Session, default_precision, probe_backend
 from m2df_runtime.bank.bank import SupportBank, keys_of
-from m2df_runtime.bundle.bundle import PRECISIONS, Bundle, Precision, PrecisionParity
+from m2df_runtime.bundle.bundle import Bundle
+from m2df_runtime.bundle.manifest import PRECISIONS, Precision, PrecisionParity
 from m2df_runtime.errors import CheckFailed, ClipError, EnvironmentMissing, InputError
 from m2df_runtime.match.matcher import Matcher
 

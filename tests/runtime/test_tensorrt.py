@@ -23,8 +23,10 @@ from m2df_runtime.backends.session import Session
 from m2df_runtime.backends.tensorrt.backend import MessageLog, TensorRT, TensorRTBackend, backend
 from m2df_runtime.backends.tensorrt.backend import graph as tensorrt_graph
 from m2df_runtime.backends.tensorrt.engine_files import EngineIndex, EngineRecord, EngineUnusable, Machine
-from m2df_runtime.bundle.bundle import Bundle, demo_bundle, sha256_bytes
+from m2df_runtime.bundle.bundle import Bundle
+from m2df_runtime.bundle.shipped import demo_bundle
 from m2df_runtime.errors import EnvironmentMissing, InputError
+from m2df_runtime.files import sha256_bytes
 
 ROOT = Path(__file__).parents[2]
 LARGEST = {"N": 2 * FRAMES, "Q": 2, "C": 7, "K": 3, "P": 4}
@@ -384,7 +386,8 @@ sys.modules["cv2"] = None  # importing it fails, as it does on the numpy that Te
 import numpy as np
 import m2df_runtime.backends.tensorrt.backend, m2df_runtime.bank.bank
 import m2df_runtime.commands.run, m2df_runtime.match.matcher
-from m2df_runtime.bundle.bundle import Bundle, demo_bundle
+from m2df_runtime.bundle.bundle import Bundle
+from m2df_runtime.bundle.shipped import demo_bundle
 from m2df_runtime.backends.session import Session
 
 session = Session(Bundle.open(demo_bundle()), backend="cpu", threads=1)

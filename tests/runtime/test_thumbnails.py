@@ -17,7 +17,8 @@ from m2df_runtime.clips.opening import open_source
 from m2df_runtime.clips.source import ArraySource, Picture
 from m2df_runtime.match import matcher as matcher_module
 from m2df_runtime.match.matcher import Matcher
-from m2df_runtime.pixels.load import ClipSpec, load_clip
+from m2df_runtime.pixels.load import load_clip
+from m2df_runtime.pixels.spec import ClipSpec
 from m2df_runtime.pixels.thumbnails import WatchedClip, shown_frames
 from m2df_runtime.show.filmstrip import display_spec
 

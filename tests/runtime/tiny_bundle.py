@@ -15,7 +15,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from m2df_export.graphs.tokenizer_json import tokenizer_json
-from m2df_runtime.bundle.bundle import sha256_bytes
+from m2df_runtime.files import sha256_bytes
 
 FRAMES, SIZE, DIM, VIEWS = 4, 32, 12, 2
 OPSET, IR_VERSION = 18, 9

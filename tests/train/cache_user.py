@@ -14,7 +14,7 @@ from typing import TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from m2df_runtime.pixels.load import ClipSpec
+from m2df_runtime.pixels.spec import ClipSpec
 from m2df_train.cache import store as feature_store
 from m2df_train.cache.features import Encoded, FeatureCache
 from m2df_train.data.augment import Augmentation, TrainingLoader

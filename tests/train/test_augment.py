@@ -16,7 +16,8 @@ from PIL import Image, ImageEnhance
 
 from m2df_runtime.clips.source import ArraySource
 from m2df_runtime.errors import InputError
-from m2df_runtime.pixels.load import ClipSpec, load_clip
+from m2df_runtime.pixels.load import load_clip
+from m2df_runtime.pixels.spec import ClipSpec
 from m2df_train.data.augment import (
     VARIANTS_VERSION,
     Augmentation,

@@ -14,9 +14,9 @@ from colour_clips import write_colour_clip, write_colour_folder
 from onnx import numpy_helper
 from tiny_bundle import SIZE, write_bundle, write_support
 
-from m2df_runtime.bundle.bundle import sha256_bytes
 from m2df_runtime.commands.console import guarded
 from m2df_runtime.errors import ClipError
+from m2df_runtime.files import sha256_bytes
 from m2df_train.cache.features import FeatureCache
 from m2df_train.commands.evaluate import cli
 from m2df_train.data.clips import folder_clips
@@ -140,8 +140,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory as training leaves it: a checkpoint, and the recipe of six classes of three clips."""
     import torch
 
-    from m2df_runtime.bundle.bundle import SourceInfo
-    from m2df_runtime.pixels.load import ClipSpec
+    from m2df_runtime.bundle.manifest import SourceInfo
+    from m2df_runtime.pixels.spec import ClipSpec
     from m2df_train.model.backbone import load_backbone
     from m2df_train.model.checkpoint import BEST, Checkpoint, save_checkpoint
     from m2df_train.model.heads import build_head

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from m2df_runtime.bundle.bundle import Bundle, SourceInfo
-from m2df_runtime.pixels.load import ClipSpec
+from m2df_runtime.bundle.bundle import Bundle
+from m2df_runtime.bundle.manifest import SourceInfo
+from m2df_runtime.pixels.spec import ClipSpec
 from m2df_train.data.episodes import EpisodeSampler
 from m2df_train.evaluation import episode_run
 from m2df_train.evaluation.bundle_scorer import BundleScorer

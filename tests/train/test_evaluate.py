@@ -13,7 +13,7 @@ from colour_clips import write_colour_folder
 from numpy.typing import NDArray
 
 from m2df_runtime.errors import CheckFailed, InputError
-from m2df_runtime.pixels.load import ClipSpec
+from m2df_runtime.pixels.spec import ClipSpec
 from m2df_train.data.clips import clip_groups, folder_clips, generated_clips
 from m2df_train.data.episodes import EpisodeSampler
 from m2df_train.evaluation.evaluate import Accuracy, encode, episode_accuracy

@@ -13,7 +13,8 @@ from PIL import Image
 
 from m2df_runtime.clips.source import ArraySource
 from m2df_runtime.errors import InputError
-from m2df_runtime.pixels.load import CLIP_MEAN, CLIP_STD, ClipSpec, load_clip
+from m2df_runtime.pixels.load import load_clip
+from m2df_runtime.pixels.spec import CLIP_MEAN, CLIP_STD, ClipSpec
 from m2df_train.commands import import_ as import_cli
 from m2df_train.model.heads import head_options
 from m2df_train.public_benchmarks import BENCHMARKS, BenchmarkName

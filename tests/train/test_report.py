@@ -12,9 +12,9 @@ import pytest
 import torch
 from colour_clips import write_colour_folder
 
-from m2df_runtime.bundle.bundle import SourceInfo
+from m2df_runtime.bundle.manifest import SourceInfo
 from m2df_runtime.commands.console import guarded
-from m2df_runtime.pixels.load import ClipSpec
+from m2df_runtime.pixels.spec import ClipSpec
 from m2df_train.commands.evaluate import cli
 from m2df_train.model.backbone import load_backbone
 from m2df_train.model.checkpoint import Checkpoint, save_checkpoint

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from m2df_runtime.bundle.bundle import SourceInfo
+from m2df_runtime.bundle.manifest import SourceInfo
 from m2df_runtime.errors import EnvironmentMissing, InputError
 from m2df_train.cache.encoding import FeaturePool
 from m2df_train.data.episodes import EpisodeSampler

@@ -22,7 +22,8 @@ from m2df_runtime.files import atomic_write
 from m2df_runtime.user_cache import cache_dir
 
 if TYPE_CHECKING:
-    from m2df_runtime.bundle.bundle import Bundle, GraphName, Precision
+    from m2df_runtime.bundle.bundle import Bundle
+    from m2df_runtime.bundle.manifest import GraphName, Precision
 
 INDEX_NAME = "index.json"
 SCHEMA_VERSION = 1
