@@ -100,7 +100,7 @@ def test_a_whole_run_imports_no_torch(tiny_bundle: Path, support_dir: Path, quer
 
 def test_help_imports_nothing_heavy() -> None:
     script = (
-        "import sys\nfrom m2df_runtime import cli, doctor\n"
+        "import sys\nfrom m2df_runtime.commands import doctor, run\n"
         "print(sorted({'numpy', 'cv2', 'av', 'onnxruntime', 'pydantic', 'PIL', 'torch', 'rich'} & set(sys.modules)))\n"
     )
     root = Path(__file__).parents[2]

@@ -76,7 +76,7 @@ def test_a_pinned_process_counts_what_it_is_pinned_to() -> None:
     one = min(os.sched_getaffinity(0))
     code = (
         f"import os; os.sched_setaffinity(0, {{{one}}}); from m2df_runtime import cpus; "
-        "print(cpus.available_cpus(), cpus.thread_count(None)); from m2df_runtime import cli; cli.main()"
+        "print(cpus.available_cpus(), cpus.thread_count(None)); from m2df_runtime.commands import run; run.main()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

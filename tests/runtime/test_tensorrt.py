@@ -20,8 +20,9 @@ from tiny_bundle import DIM, FRAMES, SIZE, VIEWS, graph_bytes
 from m2df_runtime.backends import DeviceTensor
 from m2df_runtime.backends.onnxruntime import BoundGraph, OnnxRuntimeBackend
 from m2df_runtime.backends.session import Session
-from m2df_runtime.backends.tensorrt.backend import MessageLog, TensorRT, TensorRTBackend, backend
-from m2df_runtime.backends.tensorrt.backend import graph as tensorrt_graph
+from m2df_runtime.backends.tensorrt import backend
+from m2df_runtime.backends.tensorrt import graph as tensorrt_graph
+from m2df_runtime.backends.tensorrt.backend import MessageLog, TensorRT, TensorRTBackend
 from m2df_runtime.backends.tensorrt.engine_files import EngineIndex, EngineRecord, EngineUnusable, Machine
 from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.shipped import demo_bundle
