@@ -155,7 +155,7 @@ def test_precision_beyond_its_gate_exits_1_and_leaves_the_old_bundle(project, mo
 
 
 @pytest.mark.slow
-def test_export_that_has_company_and_is_killed_leaves_the_old_bundle(project, tmp_path):
+def test_export_that_has_company_and_is_killed_leaves_the_old_bundle(project, tmp_path, export_here):
     """SIGKILL in the middle of an export into a bundle that exists; meanwhile a second export is told to wait."""
     from m2df_export.bundle import replacing
     from m2df_runtime.files import exclusive
@@ -170,8 +170,10 @@ def test_export_that_has_company_and_is_killed_leaves_the_old_bundle(project, tm
     with subprocess.Popen(command, cwd=project[0], env=environment, stderr=subprocess.DEVNULL) as running:
         wait_until_stopped(running)
         assert list(bundle.parent.glob(".first.*.m2df-tmp"))
-        second = export(project[0], *arguments)
-        running.kill()
+        try:
+            second = export_here(project[0], *arguments)
+        finally:
+            running.kill()  # a stopped process would be waited for for ever
     assert running.returncode == -signal.SIGKILL
     assert second.returncode == 2
     *_, line = second.stderr.splitlines()

@@ -186,9 +186,11 @@ def test_build_that_is_killed_or_has_company(tmp_path, bundle, engines, classify
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL) as build:
         wait_until_stopped(build)  # it holds the lock for as long as the second one needs
         assert (folder / "visual.engine").stat().st_mtime_ns != first
-        (line,) = engines(code=2)
-        assert "another process is writing it (wait for it, or choose another place)" in line
-        build.kill()
+        try:
+            (line,) = engines(code=2)
+            assert "another process is writing it (wait for it, or choose another place)" in line
+        finally:
+            build.kill()  # a stopped process would be waited for for ever
     assert build.returncode == -signal.SIGKILL
     assert (folder / "text.engine").stat().st_mtime_ns == before
     (folder / ".text.engine.abc.m2df-tmp").write_bytes(b"half")  # where the kill meets a write
