@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.record import RESULTS, Machine, bundle_hash, write
-from m2df_runtime.backends.session import Session
+from m2df_runtime.backends.model import Model
 from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.labels import LabelRules, read_labels
 from m2df_runtime.bundle.shipped import newest_bundle
@@ -37,7 +37,7 @@ Answer = Callable[[EpisodeIndices], NDArray[np.int64]]
 MODEL = "bundle"
 
 
-def bundle_answers(session: Session, clips: Sequence[LabelledClip], texts: dict[str, str]) -> Answer:
+def bundle_answers(session: Model, clips: Sequence[LabelledClip], texts: dict[str, str]) -> Answer:
     """Encode the clips with a bundle and answer by its support and query graphs."""
     spec, text = session.bundle.manifest.clip, session.bundle.manifest.text
     rules = LabelRules(text.prompt, {**text.labels, **texts})
@@ -154,7 +154,7 @@ def cli(
         for k in shot
     ]
     bundle = Bundle.open(bundle_path or newest_bundle())
-    session = Session(bundle)
+    session = Model(bundle)
     answers = {MODEL: bundle_answers(session, clips, read_labels(labels) if labels else {})}
     answers |= descriptor_answers(clips)
     results = {f"{way}-way {s.shot}-shot": compare(answers, s, episodes) for s in samplers}

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.models import random_model
-from m2df_runtime.backends.session import BackendName, probe_backend
+from m2df_runtime.backends.model import BackendName, probe_backend
 from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.manifest import GraphName, Precision
 from m2df_runtime.errors import EnvironmentMissing
@@ -67,9 +67,9 @@ class Ours(Engine):
     """A bundle in m2df."""
 
     def __init__(self, bundle: Path, backend: BackendName, precision: Precision, threads: int | None) -> None:
-        from m2df_runtime.backends.session import Session
+        from m2df_runtime.backends.model import Model
 
-        self._session = Session(Bundle.open(bundle), backend=backend, precision=precision, threads=threads)
+        self._session = Model(Bundle.open(bundle), backend=backend, precision=precision, threads=threads)
         self._session.prepare(*GRAPHS)
         self.description, self.precision = self._session.description, precision
         self.gpu = backend in ("cuda", "tensorrt")

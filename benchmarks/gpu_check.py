@@ -171,10 +171,10 @@ def _torch_chain(arrays: dict[str, Any]) -> Callable[..., Callable[[], object]]:
 
 
 def _onnxruntime_chain(folder: Path, arrays: dict[str, Any]) -> Callable[[], object]:
-    from m2df_runtime.backends.session import Session
+    from m2df_runtime.backends.model import Model
     from m2df_runtime.bundle.bundle import Bundle
 
-    session = Session(Bundle.open(folder), backend="cuda", precision="fp16")
+    session = Model(Bundle.open(folder), backend="cuda", precision="fp16")
     prompts, prototypes = (session.resident(arrays[f"query/{name}"]) for name in ("prompts", "prototypes"))
     clips = arrays["visual/frames"][None]
     return lambda: session.match(session.encode_resident(clips), prompts, prototypes)

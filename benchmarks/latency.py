@@ -25,7 +25,7 @@ from benchmarks.interleaved import run
 from benchmarks.models import export, random_model, random_twin
 from benchmarks.record import Machine, bundle_hash, write
 from m2df_export.precision.optional_packages import nncf_missing
-from m2df_runtime.backends.session import Session
+from m2df_runtime.backends.model import Model
 from m2df_runtime.bank.folder import read_support
 from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.labels import LabelRules
@@ -54,7 +54,7 @@ def work_of(bundle: Bundle, query: Path | None, support: Path, way: int, shot: i
     if len(clips) < way or min(map(len, clips)) < shot:
         raise InputError(f"{support}: less than {way} classes of {shot} clips", "take a smaller --way or --shot")
     rules = LabelRules(bundle.manifest.text.prompt, bundle.manifest.text.labels)
-    prompts = Session(bundle, backend="cpu").encode_texts([rules.prompt(label) for label, _ in classes])
+    prompts = Model(bundle, backend="cpu").encode_texts([rules.prompt(label) for label, _ in classes])
     return Work(query or list_clips(demo_queries()).clips[0], clips, bundle.manifest.clip), prompts
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from m2df_export.check.clips import ClipFile, data_clips, usable, write_generated
 from m2df_export.check.process import failure, run_process
 from m2df_export.check.worker import INFO, Request, read_stage
-from m2df_runtime.backends.session import BackendName
+from m2df_runtime.backends.model import BackendName
 from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.manifest import Precision
 from m2df_runtime.errors import CheckFailed, InputError

@@ -28,7 +28,7 @@ from m2df_export.check.stages import (
     gates_of,
 )
 from m2df_export.check.worker import INFO, read_answers, read_stage
-from m2df_runtime.backends.session import BACKENDS, ON_CPU, BackendName, probe_backend
+from m2df_runtime.backends.model import BACKENDS, ON_CPU, BackendName, probe_backend
 from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.manifest import Precision
 from m2df_runtime.errors import EnvironmentMissing

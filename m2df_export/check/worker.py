@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2df_export.check.stages import Stage
-from m2df_runtime.backends.session import QueryScores, Session
+from m2df_runtime.backends.model import Model, QueryScores
 from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.labels import LabelRules
 from m2df_runtime.clips.opening import open_source
@@ -79,7 +79,7 @@ class Request:
 class _Model:
     """A model opened: `walk` runs single stages, `episodes` opens the same for many episodes at once."""
 
-    stages: Any  # a Session or a CheckpointScorer
+    stages: Any  # a Model or a CheckpointScorer
     engine: str
     spec: ClipSpec
     rules: LabelRules
@@ -142,7 +142,7 @@ class _Walk:
             checkpoint = load_checkpoint(Path(request.path))
             rules = LabelRules(checkpoint.prompt, checkpoint.labels)
             return _Model(CheckpointScorer(checkpoint, "cpu"), f"PyTorch {torch.__version__}", checkpoint.clip, rules)
-        session = Session(Bundle.open(request.path), backend=request.backend, precision=request.precision)  # type: ignore[arg-type]
+        session = Model(Bundle.open(request.path), backend=request.backend, precision=request.precision)  # type: ignore[arg-type]
         manifest = session.bundle.manifest
         rules = LabelRules(manifest.text.prompt, manifest.text.labels)
         return _Model(session, session.description, manifest.clip, rules)
@@ -198,7 +198,7 @@ class _Walk:
     def _episodes(self, model: _Model, features: Float, prompts: Float, labels: list[str]) -> None:
         request = self._request
         scorer: EpisodeScorer = model.stages
-        if isinstance(model.stages, Session):
+        if isinstance(model.stages, Model):
             session = model.stages
             scorer = BundleScorer(session.bundle, request.backend, session.precision)  # type: ignore[arg-type]
         answers = episode_answers(

@@ -145,7 +145,7 @@ def build(
 def _verify(bundle: Bundle, options: EngineOptions, built: Sequence[BuiltEngine]) -> list[EngineParity]:
     from m2df_export.tensorrt.build import drop_engine
     from m2df_export.tensorrt.parity import check_engines
-    from m2df_runtime.backends.session import Session
+    from m2df_runtime.backends.model import Model
     from m2df_runtime.backends.tensorrt.backend import host_code_allowed, open_tensorrt
     from m2df_runtime.backends.tensorrt.engine_files import find_engine
 
@@ -156,8 +156,8 @@ def _verify(bundle: Bundle, options: EngineOptions, built: Sequence[BuiltEngine]
     # What was built a moment ago may run; what was there before may be anyone's.
     new = options.version_compatible and not any(item.reused for item in built)
     with spinner("comparing the engines with ONNX Runtime"), host_code_allowed() if new else nullcontext():
-        actual = Session(bundle, backend="tensorrt", precision=options.precision)
-        reference = Session(bundle, backend="cpu", precision=options.precision)
+        actual = Model(bundle, backend="tensorrt", precision=options.precision)
+        reference = Model(bundle, backend="cpu", precision=options.precision)
         drop = functools.partial(drop_engine, bundle, options)
         return check_engines(actual, reference, drop, options.sizes)
 

@@ -123,7 +123,7 @@ def publish(
     """
     from m2df_export.triton.config import Target
     from m2df_export.triton.repository import write_repository
-    from m2df_runtime.backends.session import Session, default_precision
+    from m2df_runtime.backends.model import Model, default_precision
     from m2df_runtime.bank.bank import SupportBank
 
     device = device or ("gpu" if default_precision(bundle, "cuda") == "fp16" else "cpu")
@@ -133,7 +133,7 @@ def publish(
         raise InputError(f"the {precision} graphs are for CPUs", "use --device cpu, or another --precision")
     if device == "cpu" and tensorrt:
         raise InputError("TensorRT runs on GPUs", "use --device gpu, or leave out --tensorrt")
-    bank, _ = SupportBank.update(support, Session(bundle), rules, calibrated=True, progress=progress)
+    bank, _ = SupportBank.update(support, Model(bundle), rules, calibrated=True, progress=progress)
     return write_repository(out, bundle, bank, Target(device, precision, max_batch, tensorrt))
 
 

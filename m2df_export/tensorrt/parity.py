@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2df_export.tensorrt.build import DEFAULT_RANGES
-from m2df_runtime.backends.session import Session
+from m2df_runtime.backends.model import Model
 from m2df_runtime.backends.tensorrt.engine_files import Range
 from m2df_runtime.errors import CheckFailed
 
@@ -34,7 +34,7 @@ class EngineParity:
 
 
 def compare_sessions(
-    actual: Session, reference: Session, ranges: Mapping[str, Range] = DEFAULT_RANGES
+    actual: Model, reference: Model, ranges: Mapping[str, Range] = DEFAULT_RANGES
 ) -> list[EngineParity]:
     """Run the four graphs of one bundle on two backends, the first one several times.
 
@@ -77,7 +77,7 @@ def _action(number: int) -> str:
 
 
 def check_engines(
-    actual: Session, reference: Session, drop: Callable[[str], None], ranges: Mapping[str, Range] = DEFAULT_RANGES
+    actual: Model, reference: Model, drop: Callable[[str], None], ranges: Mapping[str, Range] = DEFAULT_RANGES
 ) -> list[EngineParity]:
     """Compare, and drop every engine beyond its gate.
 
@@ -101,7 +101,7 @@ def check_engines(
     return found
 
 
-def _prototypes(session: Session, shots: list[Float], prompts: Float) -> Float:
+def _prototypes(session: Model, shots: list[Float], prompts: Float) -> Float:
     return np.stack([session.prototypes(clips, prompt[None]) for clips, prompt in zip(shots, prompts, strict=True)])
 
 

@@ -28,7 +28,7 @@ from m2df_runtime.errors import CheckFailed, ClipError, InputError
 from m2df_runtime.user_cache import cache_dir
 
 if TYPE_CHECKING:
-    from m2df_runtime.backends.session import Session
+    from m2df_runtime.backends.model import Model
     from m2df_runtime.bundle.bundle import Bundle
 
 Float = NDArray[np.float32]
@@ -109,17 +109,17 @@ class SupportBank:
         return np.stack([entry.prototypes for entry in self.classes])
 
     @classmethod
-    def build(cls, folder: Path | str, session: Session, rules: LabelRules | None = None) -> SupportBank:
+    def build(cls, folder: Path | str, model: Model, rules: LabelRules | None = None) -> SupportBank:
         """Encode a support folder without reading or writing a bank file. Raises InputError as `update` does."""
         from m2df_runtime.bank.update import build_bank
 
-        return build_bank(Path(folder), session, rules or default_rules(session.bundle), None, None)[0]
+        return build_bank(Path(folder), model, rules or default_rules(model.bundle), None, None)[0]
 
     @classmethod
     def update(
         cls,
         folder: Path | str,
-        session: Session,
+        model: Model,
         rules: LabelRules | None = None,
         *,
         calibrated: bool = False,
@@ -130,7 +130,7 @@ class SupportBank:
 
         Args:
             folder: One sub-folder per class.
-            session: The opened bundle.
+            model: The opened bundle.
             rules: Folder names to prompts; None takes the bundle's.
             calibrated: Also calibrate rejection, where the classes have enough clips.
             in_cache: Keep the file in the user's cache folder even where the support folder is writable.
@@ -141,8 +141,8 @@ class SupportBank:
         """
         from m2df_runtime.bank.update import update_bank
 
-        rules = rules or default_rules(session.bundle)
-        return update_bank(Path(folder), session, rules, calibrated=calibrated, in_cache=in_cache, progress=progress)
+        rules = rules or default_rules(model.bundle)
+        return update_bank(Path(folder), model, rules, calibrated=calibrated, in_cache=in_cache, progress=progress)
 
     @classmethod
     def load(cls, path: Path | str, bundle: Bundle) -> SupportBank:
@@ -176,12 +176,12 @@ class SupportBank:
         features = np.concatenate([entry.features for entry in self.classes])  # (M, T, D)
         write_bank(Path(path), index, {"features": features, "prompts": self.prompts, "prototypes": self.prototypes})
 
-    def with_calibration(self, session: Session) -> SupportBank:
+    def with_calibration(self, model: Model) -> SupportBank:
         """The same bank with its rejection threshold, where the classes have enough clips."""
         if self.calibration or not can_calibrate([len(entry.clips) for entry in self.classes]):
             return self
         try:
-            found = calibrate(session, [entry.features for entry in self.classes], self.prompts, self.prototypes)
+            found = calibrate(model, [entry.features for entry in self.classes], self.prompts, self.prototypes)
         except (CheckFailed, ClipError) as error:  # numbers that are not finite
             _log.warning("rejection is not calibrated: %s", error.message)
             return self

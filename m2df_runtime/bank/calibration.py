@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from m2df_runtime.backends.session import Session
+    from m2df_runtime.backends.model import Model
 
 Float = NDArray[np.float32]
 
@@ -47,11 +47,11 @@ def can_calibrate(shots: Sequence[int]) -> bool:
     return len(shots) > 1 and sum(count for count in shots if count > 1) >= MIN_QUERIES
 
 
-def calibrate(session: Session, features: Sequence[Float], prompts: Float, prototypes: Float) -> Calibration | None:
+def calibrate(model: Model, features: Sequence[Float], prompts: Float, prototypes: Float) -> Calibration | None:
     """Calibrate from stored features; encodes nothing.
 
     Args:
-        session: Runs the support and query graphs.
+        model: Runs the support and query graphs.
         features: Per class the clips' features [K, T, D].
         prompts: [C, D].
         prototypes: [C, V, T, D].
@@ -67,8 +67,8 @@ def calibrate(session: Session, features: Sequence[Float], prompts: Float, proto
     for label, clip in (held_out[i] for i in chosen):
         others = np.delete(features[label], clip, axis=0)  # (K-1, T, D)
         changed = prototypes.copy()
-        changed[label] = session.prototypes(others, prompts[label : label + 1])
-        scores = session.match(features[label][clip : clip + 1], prompts, changed)
+        changed[label] = model.prototypes(others, prompts[label : label + 1])
+        scores = model.match(features[label][clip : clip + 1], prompts, changed)
         summed, logits = scores.distances[0].sum(axis=0), scores.logits[0].copy()  # (V, C) -> (C,), (C,)
         genuine.append(float(summed[logits.argmax()]))
         logits[label] = -np.inf

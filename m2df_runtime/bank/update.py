@@ -32,7 +32,7 @@ from m2df_runtime.pixels.load import load_clip
 from m2df_runtime.regular_files import irregular
 
 if TYPE_CHECKING:
-    from m2df_runtime.backends.session import Session
+    from m2df_runtime.backends.model import Model
     from m2df_runtime.bundle.labels import LabelRules
 
 Float = NDArray[np.float32]
@@ -52,14 +52,14 @@ class _Counts:
 
 
 def update_bank(
-    folder: Path, session: Session, rules: LabelRules, *, calibrated: bool, in_cache: bool, progress: Progress | None
+    folder: Path, model: Model, rules: LabelRules, *, calibrated: bool, in_cache: bool, progress: Progress | None
 ) -> tuple[SupportBank, BankReport]:
     """See `SupportBank.update`."""
-    paths = _free(bank_paths(folder, session.bundle, in_cache=in_cache))
-    old, found = _load_first(paths, session)
-    bank, counts = build_bank(folder, session, rules, old, progress)
+    paths = _free(bank_paths(folder, model.bundle, in_cache=in_cache))
+    old, found = _load_first(paths, model)
+    bank, counts = build_bank(folder, model, rules, old, progress)
     if calibrated:
-        bank = bank.with_calibration(session)
+        bank = bank.with_calibration(model)
     removed = len(features_by_digest(old).keys() - features_by_digest(bank).keys())
     if old is None or not _same(old, bank):
         found = _store(bank, paths)
@@ -67,7 +67,7 @@ def update_bank(
 
 
 def build_bank(
-    folder: Path, session: Session, rules: LabelRules, old: SupportBank | None, progress: Progress | None
+    folder: Path, model: Model, rules: LabelRules, old: SupportBank | None, progress: Progress | None
 ) -> tuple[SupportBank, _Counts]:
     """Make the bank of a folder, taking from an old one what still holds.
 
@@ -79,12 +79,12 @@ def build_bank(
         _log.warning("%s", warning)
     counts = _Counts()
     digests = _distinct(support, _digests(support, old, counts))
-    clips = _encoded(support, digests, session, features_by_digest(old), counts, progress or _no_progress)
+    clips = _encoded(support, digests, model, features_by_digest(old), counts, progress or _no_progress)
     if counts.left_out > 1:  # of one, its own line says it
         total = sum(map(len, support.classes.values()))
         _log.warning("%s: %d of %d clips are left out, for the reasons above", folder, counts.left_out, total)
-    classes = _with_prototypes(folder, clips, session, rules, old, counts)
-    bank = SupportBank(classes, keys_of(session.bundle))
+    classes = _with_prototypes(folder, clips, model, rules, old, counts)
+    bank = SupportBank(classes, keys_of(model.bundle))
     if old and old.keys == bank.keys and _matched(old) == _matched(bank):
         bank = replace(bank, calibration=old.calibration)
     return bank, counts
@@ -120,7 +120,7 @@ def _in_the_way(path: Path) -> str | None:
     return None
 
 
-def _load_first(paths: Sequence[Path], session: Session) -> tuple[SupportBank | None, Path | None]:
+def _load_first(paths: Sequence[Path], model: Model) -> tuple[SupportBank | None, Path | None]:
     """The newest usable bank file; one that cannot be used is named and built anew."""
     present = []
     for path in paths:
@@ -128,7 +128,7 @@ def _load_first(paths: Sequence[Path], session: Session) -> tuple[SupportBank | 
             present.append((path.stat().st_mtime_ns, path))
     for _, path in sorted(present, reverse=True):
         try:
-            return load_for_features(path, session.bundle), path
+            return load_for_features(path, model.bundle), path
         except InputError as error:
             _log.warning("%s; building it again", error.message)
     return None, None
@@ -189,7 +189,7 @@ def _distinct(support: SupportFolder, digests: Mapping[str, str]) -> dict[Suppor
 def _encoded(
     support: SupportFolder,
     digests: Mapping[SupportClip, str],
-    session: Session,
+    model: Model,
     known: Mapping[str, Float],
     counts: _Counts,
     progress: Progress,
@@ -200,7 +200,7 @@ def _encoded(
     new = [(clip, digest) for clip, digest in digests.items() if digest not in known]
     with progress("encoding support clips", len(new)) as advance:
         for clip, digest in new:
-            encoded = _encode(clip, session)
+            encoded = _encode(clip, model)
             if encoded is None:
                 counts.left_out += 1
             else:
@@ -220,10 +220,10 @@ def _encoded(
     return classes
 
 
-def _encode(clip: SupportClip, session: Session) -> Float | None:
+def _encode(clip: SupportClip, model: Model) -> Float | None:
     try:
-        frames = load_clip(open_source(clip.path), session.bundle.manifest.clip)
-        features: Float = session.encode_clips(frames[None], [os.fspath(clip.path)])[0]
+        frames = load_clip(open_source(clip.path), model.bundle.manifest.clip)
+        features: Float = model.encode_clips(frames[None], [os.fspath(clip.path)])[0]
     except ClipError as error:
         _log.warning("%s; not used", error.message)
         return None
@@ -233,19 +233,19 @@ def _encode(clip: SupportClip, session: Session) -> Float | None:
 def _with_prototypes(
     folder: Path,
     clips: Mapping[str, tuple[BankClip, ...]],
-    session: Session,
+    model: Model,
     rules: LabelRules,
     old: SupportBank | None,
     counts: _Counts,
 ) -> tuple[BankClass, ...]:
     """Prompt embedding and prototypes of every class, computed where clips, prompt or graph changed."""
-    keys = keys_of(session.bundle)
+    keys = keys_of(model.bundle)
     same_text = old is not None and old.keys.text == keys.text
     embeddings = {c.prompt: c.embedding for c in old.classes} if old and same_text else {}
     new = sorted({rules.prompt(label) for label in clips} - embeddings.keys())
     for start in range(0, len(new), PROMPT_BATCH):
         batch = new[start : start + PROMPT_BATCH]
-        embeddings.update(zip(batch, session.encode_texts(batch), strict=True))
+        embeddings.update(zip(batch, model.encode_texts(batch), strict=True))
     counts.prompts = len(new)
     same_head = old is not None and same_text and old.keys.support == keys.support
     done = {_prototype_key(c.prompt, c.clips): c.prototypes for c in old.classes} if old and same_head else {}
@@ -256,7 +256,7 @@ def _with_prototypes(
         if prototypes is None:
             features = np.stack([clip.features for clip in members])  # (K, T, D)
             try:
-                prototypes = session.prototypes(features, embeddings[prompt][None])
+                prototypes = model.prototypes(features, embeddings[prompt][None])
             except CheckFailed as error:  # numbers that are not finite
                 _log.warning("%s: %s; class left out", folder / label, error.message)
                 continue

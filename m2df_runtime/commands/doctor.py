@@ -118,7 +118,7 @@ def _attempt(name: str, run: Callable[[], str], *, needed: bool = False) -> Chec
 
 
 def _backend(name: Literal["tensorrt", "cuda", "openvino", "cpu"]) -> str:
-    from m2df_runtime.backends.session import probe_backend
+    from m2df_runtime.backends.model import probe_backend
 
     return probe_backend(name)
 

@@ -18,7 +18,7 @@ from m2df_runtime.commands.console import M2dfGroup, emit, emit_json, main_entry
 from m2df_runtime.errors import CheckFailed, ClipError, InputError
 
 if TYPE_CHECKING:
-    from m2df_runtime.backends.session import Session
+    from m2df_runtime.backends.model import Model
     from m2df_runtime.bank.bank import SupportBank
     from m2df_runtime.bundle.labels import LabelRules
     from m2df_runtime.match.matcher import Matcher, Prediction
@@ -166,14 +166,14 @@ def run(options: RunOptions) -> None:
     queries = expand_queries(options.queries or (str(demo_queries()),), _lines(sys.stdin))
     if len(queries) == 1 and not (os.path.exists(queries[0]) or "%" in queries[0].name):
         raise InputError(f"{queries[0]}: no such file", "check the path given to --query")
-    session = _session(options, demo)
+    model = _model(options, demo)
     labels = read_labels(options.labels) if options.labels else {}
-    text = session.bundle.manifest.text
+    text = model.bundle.manifest.text
     rules = LabelRules(options.prompt if options.prompt is not None else text.prompt, {**text.labels, **labels})
-    bank = _bank(support, session, rules, calibrated=options.reject == "auto", in_cache=demo)
+    bank = _bank(support, model, rules, calibrated=options.reject == "auto", in_cache=demo)
     if options.labels:
         warn_unmatched(options.labels, labels, bank.labels)
-    _classify(queries, support, _matcher(session, bank, options), options)
+    _classify(queries, support, _matcher(model, bank, options), options)
 
 
 def _lines(stream: TextIO) -> Iterator[str]:
@@ -185,27 +185,27 @@ def _lines(stream: TextIO) -> Iterator[str]:
         yield line
 
 
-def _session(options: RunOptions, demo: bool) -> Session:
-    from m2df_runtime.backends.session import Session
+def _model(options: RunOptions, demo: bool) -> Model:
+    from m2df_runtime.backends.model import Model
     from m2df_runtime.bundle.bundle import Bundle
     from m2df_runtime.bundle.shipped import demo_bundle, newest_bundle
 
     bundle = Bundle.open(options.bundle or (demo_bundle() if demo else newest_bundle()))
     if isinstance(options.roi, str):
         bundle = bundle.with_clip(bundle.manifest.clip.model_copy(update={"region": options.roi}))
-    return Session(bundle, backend=options.backend, precision=options.precision, threads=options.threads)
+    return Model(bundle, backend=options.backend, precision=options.precision, threads=options.threads)
 
 
-def _bank(support: Path, session: Session, rules: LabelRules, *, calibrated: bool, in_cache: bool) -> SupportBank:
+def _bank(support: Path, model: Model, rules: LabelRules, *, calibrated: bool, in_cache: bool) -> SupportBank:
     from m2df_runtime.bank.bank import SupportBank
 
-    return SupportBank.update(support, session, rules, calibrated=calibrated, in_cache=in_cache, progress=progress)[0]
+    return SupportBank.update(support, model, rules, calibrated=calibrated, in_cache=in_cache, progress=progress)[0]
 
 
-def _matcher(session: Session, bank: SupportBank, options: RunOptions) -> Matcher:
+def _matcher(model: Model, bank: SupportBank, options: RunOptions) -> Matcher:
     from m2df_runtime.match.matcher import Matcher
 
-    return Matcher(session, bank, reject=options.reject)
+    return Matcher(model, bank, reject=options.reject)
 
 
 def _classify(queries: Sequence[Path], support: Path, matcher: Matcher, options: RunOptions) -> None:
@@ -228,7 +228,7 @@ def _classify(queries: Sequence[Path], support: Path, matcher: Matcher, options:
             failed += 1
             continue
         if options.json:
-            emit_json(json_record(prediction, matcher.session.backend, options.topk))
+            emit_json(json_record(prediction, matcher.model.backend, options.topk))
         else:
             emit(human_text(prediction, options.topk))
         if options.picture and look:
@@ -272,7 +272,7 @@ def human_text(prediction: Prediction, topk: int) -> str:
 def _look(matcher: Matcher) -> ClipSpec:
     from m2df_runtime.show.filmstrip import display_spec
 
-    return display_spec(matcher.session.bundle.manifest.clip)
+    return display_spec(matcher.model.bundle.manifest.clip)
 
 
 def _draw(path: Path, support: Path, prediction: Prediction, matcher: Matcher, look: ClipSpec) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from m2df_runtime.backends import Tensor
 from m2df_runtime.backends.arrays import checked
-from m2df_runtime.backends.session import Session
+from m2df_runtime.backends.model import Model
 from m2df_runtime.bank.bank import BankClass, BankClip, SupportBank, keys_of
 from m2df_runtime.clips.opening import open_source
 from m2df_runtime.clips.source import CroppedSource, FrameSource, Picture, Rectangle
@@ -128,7 +128,7 @@ class Matcher:
     """Classifies queries against a bank, from any number of threads at once.
 
     Args:
-        session: The opened bundle.
+        model: The opened bundle.
         bank: Made with the same bundle.
         reject: `auto` rejects beyond the bank's calibrated distance, if it has one; a number rejects a best
             probability below it; `off` never rejects.
@@ -137,16 +137,16 @@ class Matcher:
         InputError: The bank was made with another bundle, or the number is not in [0, 1].
     """
 
-    def __init__(self, session: Session, bank: SupportBank, *, reject: Literal["auto", "off"] | float = "auto") -> None:
-        if bank.keys != keys_of(session.bundle):
+    def __init__(self, model: Model, bank: SupportBank, *, reject: Literal["auto", "off"] | float = "auto") -> None:
+        if bank.keys != keys_of(model.bundle):
             raise InputError("the support bank was made with another bundle", "update it with SupportBank.update")
         if not isinstance(reject, str) and not 0 <= reject <= 1:
             raise InputError(f"rejection probability {reject} is not in [0, 1]")
-        self.session = session
+        self.model = model
         self.bank = bank
         self._reject = reject
-        self._prompts = session.resident(bank.prompts)
-        self._prototypes = session.resident(bank.prototypes)
+        self._prompts = model.resident(bank.prompts)
+        self._prototypes = model.resident(bank.prototypes)
 
     def predict(self, clip: NDArray[np.uint8], name: str = "") -> Prediction:
         """Classify one clip, uint8 [T, S, S, 3] as `load_clip` gives it.
@@ -155,7 +155,7 @@ class Matcher:
             InputError: The array has another type or shape.
             ClipError: The clip's features or scores are not finite.
         """
-        spec = self.session.bundle.manifest.clip
+        spec = self.model.bundle.manifest.clip
         checked("clip", clip, "uint8", T=spec.frames, height=spec.size, width=spec.size, channels=3)
         return self.predict_many(clip[None], [name])[0]
 
@@ -166,7 +166,7 @@ class Matcher:
             InputError: The array has another type or shape, or there is not a name for each clip.
             ClipError: The features or scores of a clip are not finite; it has the clip's name.
         """
-        return self._encoded(clips, names, self.session.encode_resident)
+        return self._encoded(clips, names, self.model.encode_resident)
 
     def _encoded(
         self,
@@ -174,11 +174,11 @@ class Matcher:
         names: Sequence[str] | None,
         encode: Callable[[NDArray[np.uint8], Sequence[str] | None], Tensor],
     ) -> list[Prediction]:
-        spec = self.session.bundle.manifest.clip
+        spec = self.model.bundle.manifest.clip
         checked("clips", clips, "uint8", B=None, T=spec.frames, height=spec.size, width=spec.size, channels=3)
         if names is not None and len(names) != len(clips):
             raise InputError(f"{len(names)} names for {len(clips)} clips")
-        self.session.prepare("visual", "query")
+        self.model.prepare("visual", "query")
         start = perf_counter()
         features = encode(clips, names)
         encoded = perf_counter()
@@ -186,7 +186,7 @@ class Matcher:
             predictions = self.predict_features(features, names)
         except ClipError:
             if not isinstance(features, np.ndarray):
-                self.session.encode_clips(clips, names)  # raises where the features themselves are at fault
+                self.model.encode_clips(clips, names)  # raises where the features themselves are at fault
             raise
         visual = 1000 * (encoded - start) / max(len(clips), 1)
         return [replace(p, timings=_timings(visual=visual, query=p.timings.query)) for p in predictions]
@@ -201,7 +201,7 @@ class Matcher:
         if names is not None and len(names) != len(features):
             raise InputError(f"{len(names)} names for {len(features)} clips")
         start = perf_counter()
-        scores = self.session.match(features, self._prompts, self._prototypes, names)
+        scores = self.model.match(features, self._prompts, self._prototypes, names)
         probabilities = softmax(scores.logits)  # (B, C)
         distances = scores.distances.sum(axis=1)  # (B, V, C) -> (B, C)
         ranked = [self._ranked(p, d) for p, d in zip(probabilities, distances, strict=True)]
@@ -228,14 +228,14 @@ class Matcher:
         Raises:
             ClipError: The clip cannot be read, or the rectangle lies outside it.
         """
-        self.session.prepare("visual", "query")
+        self.model.prepare("visual", "query")
         start = perf_counter()
         source = TimedSource(Path(path))
         seen = source if roi is None else CroppedSource(source, roi)
         watched = None if look is None else WatchedClip(seen, look)
-        clip = load_clip(watched or seen, self.session.bundle.manifest.clip)
+        clip = load_clip(watched or seen, self.model.bundle.manifest.clip)
         decode, loaded = 1000 * source.seconds, 1000 * (perf_counter() - start)
-        encode = self.session.encode_resident if look is None else self.session.encode_clips
+        encode = self.model.encode_resident if look is None else self.model.encode_clips
         prediction = self._encoded(clip[None], [os.fspath(path)], encode)[0]
         frames = shown_frames(watched.small, look) if watched and look else None
         stages = prediction.timings
@@ -249,7 +249,7 @@ class Matcher:
         Raises:
             InputError: The array has another type or shape, or the bank has no such class.
         """
-        manifest = self.session.bundle.manifest
+        manifest = self.model.bundle.manifest
         checked("features", features, "float32", T=manifest.clip.frames, D=manifest.dim)
         entry = self._class(label)
         means = np.concatenate([entry.features, features[None]]).mean(axis=1)  # (K + 1, D)

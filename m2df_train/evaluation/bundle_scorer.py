@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-from m2df_runtime.backends.session import ON_CPU, BackendName, QueryScores, Session
+from m2df_runtime.backends.model import ON_CPU, BackendName, Model, QueryScores
 from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.manifest import Precision
 from m2df_runtime.cpus import available_cpus
@@ -24,8 +24,8 @@ class BundleScorer:
 
     Args:
         bundle: The opened bundle.
-        backend: As in `Session`.
-        precision: As in `Session`.
+        backend: As in `Model`.
+        precision: As in `Model`.
 
     Raises:
         EnvironmentMissing: The named backend is not on this machine.
@@ -36,7 +36,7 @@ class BundleScorer:
 
     def __init__(self, bundle: Bundle, backend: BackendName = "auto", precision: Precision | None = None) -> None:
         self.bundle = bundle
-        self._towers = Session(bundle, backend=backend, precision=precision)
+        self._towers = Model(bundle, backend=backend, precision=precision)
         self.backend = self._towers.backend
         self.precision = self._towers.precision
         self.merges_after = bundle.manifest.merges_after
@@ -45,7 +45,7 @@ class BundleScorer:
         self._head = self._towers
         if on_cpu:
             name: BackendName = "openvino" if self.backend == "openvino" else "cpu"
-            self._head = Session(bundle, backend=name, precision=self.precision, threads=1)
+            self._head = Model(bundle, backend=name, precision=self.precision, threads=1)
         self._head.prepare("support", "query")  # once, before several threads would do it at the same time
 
     def encode_clips(self, clips: NDArray[np.uint8]) -> Float:

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from m2df_runtime.backends.session import BackendName
+from m2df_runtime.backends.model import BackendName
 from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.labels import LabelRules
 from m2df_runtime.bundle.manifest import MANIFEST_NAME, Precision

@@ -20,7 +20,7 @@ class Scores(Protocol):
 
 
 class Scorer(Protocol):
-    """A model as its four exported graphs; `m2df_runtime.backends.session.Session` is one too."""
+    """A model as its four exported graphs; `m2df_runtime.backends.model.Model` is one too."""
 
     def encode_clips(self, clips: NDArray[np.uint8]) -> Float:
         """Uint8 [B, T, S, S, 3] to features [B, T, D]."""

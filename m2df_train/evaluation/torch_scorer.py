@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import vmap
 
-from m2df_runtime.backends.session import QueryScores
+from m2df_runtime.backends.model import QueryScores
 from m2df_runtime.cpus import available_cpus
 from m2df_runtime.errors import EnvironmentMissing
 from m2df_train.model.backbone import import_open_clip

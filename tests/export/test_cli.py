@@ -13,7 +13,7 @@ import pytest
 import torch
 from signal_at import signal_at, wait_until_stopped
 
-from m2df_runtime.backends.session import Session
+from m2df_runtime.backends.model import Model
 from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.errors import InputError
 from m2df_runtime.pixels.spec import PIXELS_VERSION
@@ -107,7 +107,7 @@ def test_manifest_describes_the_model(opened, model):
 )
 def test_bundle_runs_as_the_model_does(project, opened, model, precision, tolerance):
     source = model("clip-fsar", frames=2)
-    session = Session(opened, backend="cpu", precision=precision)
+    session = Model(opened, backend="cpu", precision=precision)
     clips = np.random.default_rng(0).integers(0, 256, (3, 2, 32, 32, 3), dtype=np.uint8)
     features = session.encode_clips(clips)
     texts = session.encode_texts(["a photo of jump", "a photo of run"])
@@ -123,7 +123,7 @@ def test_bundle_runs_as_the_model_does(project, opened, model, precision, tolera
 def test_zip_holds_the_same_bundle(project, opened):
     archive = Bundle.open(project[0] / "bundles" / "first.zip")
     assert archive.manifest == opened.manifest
-    assert Session(archive, backend="cpu").encode_texts(["a photo of jump"]).shape == (1, 64)
+    assert Model(archive, backend="cpu").encode_texts(["a photo of jump"]).shape == (1, 64)
 
 
 def test_every_listed_file_is_there_and_nothing_else(project, opened):
@@ -182,7 +182,7 @@ def test_export_that_has_company_and_is_killed_leaves_the_old_bundle(project, tm
     )
     assert "Traceback" not in second.stderr
     assert contents(bundle) == before
-    Session(Bundle.open(bundle), backend="cpu", threads=1).encode_texts(["a photo of jump"])
+    Model(Bundle.open(bundle), backend="cpu", threads=1).encode_texts(["a photo of jump"])
     # The next export is not in the way of what the killed one left, and removes it.
     with exclusive(bundle), replacing(bundle) as folder:
         for path in bundle.iterdir():
@@ -261,7 +261,7 @@ def test_single_unverified_precision_makes_a_small_bundle(project, tmp_path, tra
         "support.onnx",
         "query.onnx",
     }
-    assert Session(opened, backend="cpu").encode_texts(["a photo of jump"]).shape == (1, 64)
+    assert Model(opened, backend="cpu").encode_texts(["a photo of jump"]).shape == (1, 64)
 
 
 def test_pretrained_model_without_training_exports_in_memory(model, tmp_path):

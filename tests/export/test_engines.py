@@ -23,7 +23,7 @@ from m2df_export.commands.engines import engine_precision
 from m2df_export.tensorrt import build as builder
 from m2df_export.tensorrt.build import EngineOptions, build_engines, drop_engine, parse_range
 from m2df_export.tensorrt.parity import EngineParity, check_engines, compare_sessions
-from m2df_runtime.backends.session import Session
+from m2df_runtime.backends.model import Model
 from m2df_runtime.backends.tensorrt.backend import MessageLog, TensorRT, backend
 from m2df_runtime.backends.tensorrt.engine_files import (
     EngineIndex,
@@ -79,9 +79,9 @@ def test_engines_of_every_version_are_built_loaded_and_compute_what_the_cpu_does
     bundle = opened(bundle_copy, opset=16)
     built = build_engines(bundle, FP32, spinner)
     assert [item.graph for item in built] == ["visual", "text", "support", "query"]
-    session = Session(bundle, backend="tensorrt")
+    session = Model(bundle, backend="tensorrt")
     assert session.backend == "tensorrt" and version in session.description
-    parity = check_engines(session, Session(bundle, backend="cpu"), pytest.fail)
+    parity = check_engines(session, Model(bundle, backend="cpu"), pytest.fail)
     assert [item.graph for item in parity] == ["visual", "text", "support", "query"]
     assert min(item.cosine for item in parity) > 0.999999
     network, config = module.built[0]
@@ -153,7 +153,7 @@ def test_every_version_is_called_by_the_names_it_has(tensorrt, bundle_copy, vers
     module, _ = tensorrt(version)
     bundle = opened(bundle_copy, opset=16)
     build_engines(bundle, EngineOptions("fp32", workspace_gb=1.0), spinner)
-    check_engines(Session(bundle, backend="tensorrt"), Session(bundle, backend="cpu"), pytest.fail)
+    check_engines(Model(bundle, backend="tensorrt"), Model(bundle, backend="cpu"), pytest.fail)
     newer = since(8, 6)(version)
     inputs, profile = {"frames": ("N", SIZE, SIZE, 3)}, {"N": (1, 4, 8)}
     half = Build(
@@ -277,7 +277,7 @@ def test_interrupted_build_leaves_nothing_half(tensorrt, bundle_copy, monkeypatc
         build_engines(Bundle.open(bundle_copy), FP32, spinner)
     assert not list((bundle_copy / "engines").rglob("*.engine"))
     with pytest.raises(EngineUnusable, match="no fp32 visual engine for sm90"):
-        Session(Bundle.open(bundle_copy), backend="tensorrt")
+        Model(Bundle.open(bundle_copy), backend="tensorrt")
 
 
 def test_no_driver_is_one_line_that_says_so(tensorrt, bundle_copy):
@@ -292,8 +292,8 @@ def test_bundle_that_cannot_be_written_gets_its_engines_in_the_cache(tensorrt, b
     bundle = Bundle.open(archive)
     built = build_engines(bundle, FP32, spinner)
     assert "m2df/engines" in built[0].path.as_posix()
-    assert Session(bundle, backend="tensorrt").backend == "tensorrt"
-    assert Session(Bundle.open(bundle_copy), backend="tensorrt").backend == "tensorrt"  # the same graphs elsewhere
+    assert Model(bundle, backend="tensorrt").backend == "tensorrt"
+    assert Model(Bundle.open(bundle_copy), backend="tensorrt").backend == "tensorrt"  # the same graphs elsewhere
 
 
 def test_new_export_keeps_engines_that_still_fit_and_a_zip_leaves_them_out(tensorrt, bundle_copy, tmp_path):
@@ -329,19 +329,19 @@ def test_engine_that_computes_something_else_is_dropped(tensorrt, bundle_copy, t
     """An engine of another head in the place of the right one: same tensors, other numbers."""
     tensorrt()
     bundle = Bundle.open(bundle_copy)
-    other = Session(Bundle.open(write_bundle(tmp_path / "other", support_weight=5.0)), backend="cpu")
+    other = Model(Bundle.open(write_bundle(tmp_path / "other", support_weight=5.0)), backend="cpu")
     dropped = []
     with pytest.raises(CheckFailed, match=r"parity failed: support engine: cosine -?0\.\d+, needed 0\.99999"):
-        check_engines(other, Session(bundle, backend="cpu"), dropped.append)
+        check_engines(other, Model(bundle, backend="cpu"), dropped.append)
     assert dropped == ["support"]
     build_engines(bundle, FP32, spinner)
     drop_engine(bundle, FP32, "support")
     with pytest.raises(EngineUnusable, match="holds none of this graph"):
-        Session(bundle, backend="tensorrt")
+        Model(bundle, backend="tensorrt")
 
 
 def test_comparison_of_a_backend_with_itself_is_exact(tiny_bundle):
-    session = Session(Bundle.open(tiny_bundle), backend="cpu", threads=1)
+    session = Model(Bundle.open(tiny_bundle), backend="cpu", threads=1)
     found = compare_sessions(session, session)
     assert [item.graph for item in found] == ["visual", "text", "support", "query"]
     assert all(item == EngineParity(item.graph, pytest.approx(1.0, abs=1e-12), 0.0) for item in found)

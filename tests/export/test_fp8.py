@@ -13,8 +13,8 @@ from m2df_export.check.gates import GATES
 from m2df_export.check.verify import engines
 from m2df_export.pipeline import ExportOptions, export_bundle
 from m2df_export.tensorrt.build import check_fp8
+from m2df_runtime.backends.model import Model, default_precision
 from m2df_runtime.backends.onnxruntime import OnnxRuntimeBackend
-from m2df_runtime.backends.session import Session, default_precision
 from m2df_runtime.backends.tensorrt.engine_files import Machine
 from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.manifest import PrecisionParity
@@ -41,7 +41,7 @@ def test_exported_fp8_passes_its_gates_and_shares_the_half_files(model, tmp_path
     assert len(codes) > 8 and {types[node.input[2]] for node in codes} == {onnx.TensorProto.FLOAT8E4M3FN}
     assert {types[node.input[1]] for node in codes} == {onnx.TensorProto.FLOAT16}
     clips = np.random.default_rng(0).integers(0, 256, (1, 4, 32, 32, 3)).astype(np.uint8)
-    exact, coarse = (Session(bundle, backend="cpu", precision=p).encode_clips(clips) for p in ("fp32", "fp8"))
+    exact, coarse = (Model(bundle, backend="cpu", precision=p).encode_clips(clips) for p in ("fp32", "fp8"))
     assert 1e-4 < np.abs(coarse - exact).max() / np.abs(exact).max() < 0.2
 
 
@@ -92,9 +92,9 @@ def bundle(tmp_path):
 def test_fp8_runs_only_where_it_is_asked_for(bundle):
     assert {default_precision(bundle, name) for name in ("cpu", "openvino", "cuda", "tensorrt")} == {"fp32"}
     with pytest.raises(InputError, match="the fp8 graphs are for TensorRT"):
-        Session(bundle, precision="fp8")
+        Model(bundle, precision="fp8")
     clips = np.zeros((1, FRAMES, SIZE, SIZE, 3), np.uint8)
-    assert np.isfinite(Session(bundle, backend="cpu", precision="fp8").encode_clips(clips)).all()
+    assert np.isfinite(Model(bundle, backend="cpu", precision="fp8").encode_clips(clips)).all()
 
 
 def test_verify_takes_fp8_through_tensorrt_and_its_imitation_alone(bundle):

@@ -23,7 +23,7 @@ from triton_server import Server, read_config, serve
 from m2df_export.commands.export import cli as export_command
 from m2df_export.triton.config import Target
 from m2df_export.triton.repository import write_repository
-from m2df_runtime.backends.session import Session
+from m2df_runtime.backends.model import Model
 from m2df_runtime.bank.bank import SupportBank
 from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.shipped import demo_bundle, demo_queries, demo_support
@@ -145,11 +145,11 @@ def test_pipeline_answers_as_m2df_run_does(server, support):
 
 def test_query_model_takes_a_bank_of_the_clients_own(server, support):
     bundle = Bundle.open(demo_bundle())
-    bank = SupportBank.update(support, Session(bundle, backend="cpu"))[0]
+    bank = SupportBank.update(support, Model(bundle, backend="cpu"))[0]
     clips = query_clips(server)
     features = server.infer("visual", {"frames": clips})["features"]
     own = server.infer("query", {"features": features, "prompts": bank.prompts[:3], "prototypes": bank.prototypes[:3]})
-    expected = Session(bundle, backend="cpu").match(features, bank.prompts[:3], bank.prototypes[:3])
+    expected = Model(bundle, backend="cpu").match(features, bank.prompts[:3], bank.prototypes[:3])
     assert own["logits"].shape == (len(clips), 3)
     np.testing.assert_array_equal(own["logits"], expected.logits)
 
@@ -235,7 +235,7 @@ def tiny(tmp_path_factory):
     def make(*colours, weight=0.01):
         bundle = Bundle.open(write_bundle(folder / f"bundle-{weight}", support_weight=weight))
         clips = write_support(folder / "-".join(colours), colours)
-        return bundle, SupportBank.build(clips, Session(bundle, backend="cpu"))
+        return bundle, SupportBank.build(clips, Model(bundle, backend="cpu"))
 
     return make
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from tiny_bundle import FRAMES, write_bundle
 
-from m2df_runtime.backends.session import BackendName, Session
+from m2df_runtime.backends.model import BackendName, Model
 from m2df_runtime.bundle.bundle import MAX_MANIFEST_BYTES, Bundle
 from m2df_runtime.bundle.shipped import demo_bundle, newest_bundle
 from m2df_runtime.errors import InputError
@@ -58,7 +58,7 @@ def test_directory_and_zip_give_the_same_bundle(tiny_bundle: Path, tmp_path: Pat
     assert folder.key("visual", "text") == zipped.key("visual", "text")
     info = folder.graph_file("query", "fp32")
     assert folder.read(info) == zipped.read(info)
-    assert Session(zipped, backend="cpu").encode_texts(["jump"]).shape == (1, folder.manifest.dim)
+    assert Model(zipped, backend="cpu").encode_texts(["jump"]).shape == (1, folder.manifest.dim)
 
 
 def test_a_bundle_trained_on_other_pixels_says_so(bundle_copy: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -122,7 +122,7 @@ def test_graph_of_the_same_size_with_another_hash_is_refused(bundle_copy: Path) 
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(bytes(data))
-    session = Session(Bundle.open(bundle_copy), backend="cpu")
+    session = Model(Bundle.open(bundle_copy), backend="cpu")
     with pytest.raises(InputError, match=r"visual\.onnx does not match its hash"):
         session.prepare("visual")
 
@@ -130,7 +130,7 @@ def test_graph_of_the_same_size_with_another_hash_is_refused(bundle_copy: Path) 
 def test_graph_that_is_missing_or_cut_is_refused(bundle_copy: Path) -> None:
     (bundle_copy / "text.onnx").unlink()
     (bundle_copy / "query.onnx").write_bytes((bundle_copy / "query.onnx").read_bytes()[:-10])
-    session = Session(Bundle.open(bundle_copy), backend="cpu")
+    session = Model(Bundle.open(bundle_copy), backend="cpu")
     with pytest.raises(InputError, match=r"missing text\.onnx"):
         session.prepare("text")
     with pytest.raises(InputError, match="the manifest says"):
@@ -143,7 +143,7 @@ def test_graph_with_the_right_hash_that_is_no_model_is_refused(bundle_copy: Path
     (bundle_copy / "text.onnx").write_bytes(b"nonsense")
     edit_manifest(bundle_copy, lambda m: graph_entry(m, "text").update(sha256=sha256_bytes(b"nonsense"), bytes=8))
     with pytest.raises(InputError, match="not an ONNX model"):
-        Session(Bundle.open(bundle_copy), backend="cpu").prepare("text")
+        Model(Bundle.open(bundle_copy), backend="cpu").prepare("text")
 
 
 def replace_graph(bundle: Path, name: str, data: bytes) -> None:
@@ -163,7 +163,7 @@ def test_graph_with_data_outside_the_file_is_refused(
     replace_graph(bundle_copy, "visual", external_model().SerializeToString())
     monkeypatch.setattr("m2df_runtime.bundle.bundle.IN_MEMORY_BYTES", limit)
     with pytest.raises(InputError, match=r"visual\.onnx keeps data outside the file"):
-        Session(Bundle.open(bundle_copy), backend="cpu").prepare("visual")
+        Model(Bundle.open(bundle_copy), backend="cpu").prepare("visual")
 
 
 def test_files_of_graphs_that_are_exchanged_are_refused(bundle_copy: Path) -> None:
@@ -176,7 +176,7 @@ def test_files_of_graphs_that_are_exchanged_are_refused(bundle_copy: Path) -> No
     message = r"query\.onnx is not the support graph of the manifest: it takes features float32 \[Q, 4, 12\]; prompts"
     for backend in available("cpu", "openvino"):
         with pytest.raises(InputError, match=message):
-            Session(Bundle.open(bundle_copy), backend=backend).prepare("support")
+            Model(Bundle.open(bundle_copy), backend=backend).prepare("support")
 
 
 def test_a_graph_of_other_sizes_than_the_manifest_says_is_refused(bundle_copy: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_graph_of_other_sizes_than_the_manifest_says_is_refused(bundle_copy: P
 
     edit_manifest(bundle_copy, shrink)
     with pytest.raises(InputError, match=r"gives prototypes float32 \[2, 4, 12\]; the manifest says .* \[2, 3, 12\]"):
-        Session(Bundle.open(bundle_copy), backend="cpu").prepare("support")
+        Model(Bundle.open(bundle_copy), backend="cpu").prepare("support")
 
 
 def test_what_was_hashed_is_what_is_used(bundle_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,7 +198,7 @@ def test_what_was_hashed_is_what_is_used(bundle_copy: Path, monkeypatch: pytest.
     monkeypatch.setattr("m2df_runtime.bundle.bundle.IN_MEMORY_BYTES", info.bytes - 1)
     assert bundle.file(info) == bundle_copy / "visual.onnx"
     assert bundle.read(info) == (bundle_copy / "visual.onnx").read_bytes()
-    Session(bundle, backend="cpu").prepare("visual")
+    Model(bundle, backend="cpu").prepare("visual")
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
@@ -222,7 +222,7 @@ def test_zip_whose_member_is_larger_than_said_is_refused(bundle_copy: Path, tmp_
         file.write(bytes(1 << 20))
     archive = shutil.make_archive(str(tmp_path / "tiny"), "zip", bundle_copy)
     with pytest.raises(InputError, match=r"visual\.onnx unpacks to"):
-        Session(Bundle.open(archive), backend="cpu").prepare("visual")
+        Model(Bundle.open(archive), backend="cpu").prepare("visual")
 
 
 def zeros_zip(tiny_bundle: Path, path: Path, size: int, says: int) -> Path:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny_bundle import write_bundle, write_clip, write_support
 
-from m2df_runtime.backends.session import QueryScores, Session
+from m2df_runtime.backends.model import Model, QueryScores
 from m2df_runtime.bank.bank import SupportBank
 from m2df_runtime.bank.calibration import MIN_QUERIES, Calibration, calibrate, can_calibrate, decide
 from m2df_runtime.bundle.bundle import Bundle
@@ -19,18 +19,18 @@ from m2df_runtime.pixels.load import load_clip
 
 
 @pytest.fixture(scope="module")
-def session(tiny_bundle: Path) -> Session:
-    return Session(Bundle.open(tiny_bundle), backend="cpu", threads=1)
+def model(tiny_bundle: Path) -> Model:
+    return Model(Bundle.open(tiny_bundle), backend="cpu", threads=1)
 
 
 @pytest.fixture(scope="module")
-def bank(session: Session, tmp_path_factory: pytest.TempPathFactory) -> SupportBank:
-    return SupportBank.build(write_support(tmp_path_factory.mktemp("support"), shots=3), session)
+def bank(model: Model, tmp_path_factory: pytest.TempPathFactory) -> SupportBank:
+    return SupportBank.build(write_support(tmp_path_factory.mktemp("support"), shots=3), model)
 
 
 @pytest.mark.parametrize("colour", ["red", "green", "blue"])
-def test_query_gets_the_label_of_its_class(session: Session, bank: SupportBank, query_dir: Path, colour: str) -> None:
-    prediction = Matcher(session, bank).predict_file(query_dir / f"{colour}.mp4")
+def test_query_gets_the_label_of_its_class(model: Model, bank: SupportBank, query_dir: Path, colour: str) -> None:
+    prediction = Matcher(model, bank).predict_file(query_dir / f"{colour}.mp4")
     assert prediction.best.label == colour
     assert prediction.query == str(query_dir / f"{colour}.mp4")
     assert sorted(score.label for score in prediction.predictions) == ["blue", "green", "red"]
@@ -39,30 +39,30 @@ def test_query_gets_the_label_of_its_class(session: Session, bank: SupportBank, 
     assert sum(probabilities) == pytest.approx(1)
 
 
-def test_paths_may_be_text(session: Session, support_dir: Path, query_dir: Path, tmp_path: Path) -> None:
-    bank, _ = SupportBank.update(str(support_dir), session)
+def test_paths_may_be_text(model: Model, support_dir: Path, query_dir: Path, tmp_path: Path) -> None:
+    bank, _ = SupportBank.update(str(support_dir), model)
     bank.save(str(tmp_path / "a.bank"))
-    loaded = SupportBank.load(str(tmp_path / "a.bank"), Bundle.open(str(session.bundle.path)))
-    assert loaded.labels == bank.labels == SupportBank.build(str(support_dir), session).labels
+    loaded = SupportBank.load(str(tmp_path / "a.bank"), Bundle.open(str(model.bundle.path)))
+    assert loaded.labels == bank.labels == SupportBank.build(str(support_dir), model).labels
     path = query_dir / "red.mp4"
-    found = [Matcher(session, loaded).predict_file(each) for each in (str(path), path)]
+    found = [Matcher(model, loaded).predict_file(each) for each in (str(path), path)]
     assert [each.query for each in found] == [str(path)] * 2
     assert found[0].predictions == found[1].predictions
 
 
-def test_scores_follow_from_the_graphs(session: Session, bank: SupportBank, query_dir: Path) -> None:
-    clip = load_clip(open_source(query_dir / "red.mp4"), session.bundle.manifest.clip)
-    scores = session.match(session.encode_clips(clip[None]), bank.prompts, bank.prototypes)
+def test_scores_follow_from_the_graphs(model: Model, bank: SupportBank, query_dir: Path) -> None:
+    clip = load_clip(open_source(query_dir / "red.mp4"), model.bundle.manifest.clip)
+    scores = model.match(model.encode_clips(clip[None]), bank.prompts, bank.prototypes)
     expected = np.exp(scores.logits[0]) / np.exp(scores.logits[0]).sum()
-    for score in Matcher(session, bank).predict(clip).predictions:
+    for score in Matcher(model, bank).predict(clip).predictions:
         column = bank.labels.index(score.label)
         assert score.probability == pytest.approx(expected[column], rel=1e-5)
         assert score.distance == pytest.approx(scores.distances[0, :, column].sum(), rel=1e-5)
 
 
-def test_batch_equals_single_queries(session: Session, bank: SupportBank, query_dir: Path) -> None:
-    matcher = Matcher(session, bank)
-    spec = session.bundle.manifest.clip
+def test_batch_equals_single_queries(model: Model, bank: SupportBank, query_dir: Path) -> None:
+    matcher = Matcher(model, bank)
+    spec = model.bundle.manifest.clip
     clips = np.stack([load_clip(open_source(path), spec) for path in sorted(query_dir.iterdir())])
     for together, clip in zip(matcher.predict_many(clips), clips, strict=True):
         alone = matcher.predict(clip)
@@ -70,47 +70,47 @@ def test_batch_equals_single_queries(session: Session, bank: SupportBank, query_
         assert together.best.probability == pytest.approx(alone.best.probability, rel=1e-5)
 
 
-def test_timings_add_up(session: Session, bank: SupportBank, query_dir: Path) -> None:
-    timings = Matcher(session, bank).predict_file(query_dir / "red.mp4").timings
+def test_timings_add_up(model: Model, bank: SupportBank, query_dir: Path) -> None:
+    timings = Matcher(model, bank).predict_file(query_dir / "red.mp4").timings
     stages = (timings.decode, timings.preprocess, timings.visual, timings.query)
     assert all(stage > 0 for stage in stages)
     assert timings.total == pytest.approx(sum(stages))
 
 
 def test_bank_of_another_bundle_is_refused(bank: SupportBank, tmp_path: Path) -> None:
-    other = Session(Bundle.open(write_bundle(tmp_path / "other", support_weight=0.5)), backend="cpu")
+    other = Model(Bundle.open(write_bundle(tmp_path / "other", support_weight=0.5)), backend="cpu")
     with pytest.raises(InputError, match="another bundle"):
         Matcher(other, bank)
 
 
 @pytest.mark.parametrize("reject", [-0.1, 1.1])
-def test_rejection_number_is_a_probability(session: Session, bank: SupportBank, reject: float) -> None:
+def test_rejection_number_is_a_probability(model: Model, bank: SupportBank, reject: float) -> None:
     with pytest.raises(InputError, match="not in"):
-        Matcher(session, bank, reject=reject)
+        Matcher(model, bank, reject=reject)
 
 
-def test_rejection_by_probability(session: Session, bank: SupportBank, query_dir: Path) -> None:
-    best = Matcher(session, bank, reject="off").predict_file(query_dir / "red.mp4").best.probability
-    assert not Matcher(session, bank, reject=best - 0.01).predict_file(query_dir / "red.mp4").rejected
-    assert Matcher(session, bank, reject=best + 0.01).predict_file(query_dir / "red.mp4").rejected
+def test_rejection_by_probability(model: Model, bank: SupportBank, query_dir: Path) -> None:
+    best = Matcher(model, bank, reject="off").predict_file(query_dir / "red.mp4").best.probability
+    assert not Matcher(model, bank, reject=best - 0.01).predict_file(query_dir / "red.mp4").rejected
+    assert Matcher(model, bank, reject=best + 0.01).predict_file(query_dir / "red.mp4").rejected
 
 
-def test_automatic_rejection_uses_the_calibrated_distance(session: Session, bank: SupportBank, query_dir: Path) -> None:
-    calibrated = bank.with_calibration(session)
+def test_automatic_rejection_uses_the_calibrated_distance(model: Model, bank: SupportBank, query_dir: Path) -> None:
+    calibrated = bank.with_calibration(model)
     assert calibrated.calibration is not None
     assert calibrated.calibration.queries == 9
     for path in sorted(query_dir.iterdir()):
-        prediction = Matcher(session, calibrated).predict_file(path)
+        prediction = Matcher(model, calibrated).predict_file(path)
         assert prediction.rejected == (prediction.best.distance > calibrated.calibration.threshold)
         strict = SupportBank(bank.classes, bank.keys, Calibration(prediction.best.distance - 1e-3, 9, 1.0))
-        assert Matcher(session, strict).predict_file(path).rejected
-        assert not Matcher(session, strict, reject="off").predict_file(path).rejected
-    assert not Matcher(session, bank).predict_file(query_dir / "red.mp4").rejected
+        assert Matcher(model, strict).predict_file(path).rejected
+        assert not Matcher(model, strict, reject="off").predict_file(path).rejected
+    assert not Matcher(model, bank).predict_file(query_dir / "red.mp4").rejected
 
 
-def test_calibration_keeps_every_support_clip(session: Session, bank: SupportBank) -> None:
-    calibrated = bank.with_calibration(session)
-    matcher = Matcher(session, calibrated)
+def test_calibration_keeps_every_support_clip(model: Model, bank: SupportBank) -> None:
+    calibrated = bank.with_calibration(model)
+    matcher = Matcher(model, calibrated)
     for entry in calibrated.classes:
         assert not any(prediction.rejected for prediction in matcher.predict_features(entry.features))
 
@@ -152,10 +152,10 @@ def test_threshold_lies_beyond_all_genuine_scores() -> None:
     assert mixed.unknown_rejected == 0
 
 
-def test_nearest_clip_is_the_one_most_alike(session: Session, tmp_path: Path) -> None:
+def test_nearest_clip_is_the_one_most_alike(model: Model, tmp_path: Path) -> None:
     write_clip(tmp_path / "s" / "mixed" / "a.mp4", "red", seed=1)
     write_clip(tmp_path / "s" / "mixed" / "b.mp4", "blue", seed=1)
-    bank = SupportBank.build(tmp_path / "s", session)
+    bank = SupportBank.build(tmp_path / "s", model)
     query = write_clip(tmp_path / "q.mp4", "blue", seed=1, size=(64, 48), frames=13)
-    features = session.encode_clips(load_clip(open_source(query), session.bundle.manifest.clip)[None])[0]
-    assert Matcher(session, bank).nearest_clip(features, "mixed").name == "mixed/b.mp4"
+    features = model.encode_clips(load_clip(open_source(query), model.bundle.manifest.clip)[None])[0]
+    assert Matcher(model, bank).nearest_clip(features, "mixed").name == "mixed/b.mp4"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tiny_bundle import DIM, FRAMES, write_bundle
 
-from m2df_runtime.backends.session import Session, probe_backend
+from m2df_runtime.backends.model import Model, probe_backend
 from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.shipped import demo_bundle, demo_queries
 from m2df_runtime.clips.opening import open_source
@@ -25,7 +25,7 @@ if find_spec("openvino") is None:
 def test_demo_bundle_gives_what_onnx_runtime_does() -> None:
     """Real clips through all four graphs; the bound is fp16's, as ONNX Runtime really computes in it."""
     bundle = Bundle.open(demo_bundle())
-    ours, other = Session(bundle, backend="openvino", threads=1), Session(bundle, backend="cpu", threads=1)
+    ours, other = Model(bundle, backend="openvino", threads=1), Model(bundle, backend="cpu", threads=1)
     assert (ours.backend, ours.precision) == ("openvino", "fp16")
     paths = sorted(demo_queries().iterdir())
     clips = np.stack([load_clip(open_source(path), bundle.manifest.clip) for path in paths])
@@ -44,7 +44,7 @@ def test_demo_bundle_gives_what_onnx_runtime_does() -> None:
 def test_an_input_that_no_node_reads_is_left_out(tmp_path: Path) -> None:
     """OpenVINO drops `prompt` of a training-free head; what no graph declares is refused all the same."""
     bundle = Bundle.open(write_bundle(tmp_path / "free", support_weight=None))
-    ours, other = (Session(bundle, backend=name, threads=1) for name in ("openvino", "cpu"))
+    ours, other = (Model(bundle, backend=name, threads=1) for name in ("openvino", "cpu"))
     rng = np.random.default_rng(0)
     features, prompt = (rng.normal(size=shape).astype(np.float32) for shape in ((2, FRAMES, DIM), (1, DIM)))
     close(ours.prototypes(features, prompt), other.prototypes(features, prompt), 1e-6)
@@ -53,7 +53,7 @@ def test_an_input_that_no_node_reads_is_left_out(tmp_path: Path) -> None:
 
 
 def test_threads_share_a_graph(tiny_bundle: Path) -> None:
-    session = Session(Bundle.open(tiny_bundle), backend="openvino", threads=1)
+    session = Model(Bundle.open(tiny_bundle), backend="openvino", threads=1)
     shape = (4, *session.bundle.manifest.graphs["visual"].inputs[0].shape[1:])
     batches = np.random.default_rng(0).integers(0, 256, (16, 1, *shape), dtype=np.uint8)
     expected = [session.encode_clips(batch) for batch in batches]

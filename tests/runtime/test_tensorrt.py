@@ -18,8 +18,8 @@ from fake_tensorrt import FakeDevice, fake_tensorrt
 from tiny_bundle import DIM, FRAMES, SIZE, VIEWS, graph_bytes
 
 from m2df_runtime.backends import DeviceTensor
+from m2df_runtime.backends.model import Model
 from m2df_runtime.backends.onnxruntime import BoundGraph, OnnxRuntimeBackend
-from m2df_runtime.backends.session import Session
 from m2df_runtime.backends.tensorrt import backend
 from m2df_runtime.backends.tensorrt import graph as tensorrt_graph
 from m2df_runtime.backends.tensorrt.backend import MessageLog, TensorRT, TensorRTBackend
@@ -75,7 +75,7 @@ def tensorrt(monkeypatch):
         module, device = fake_tensorrt(version, **options), FakeDevice()
         found = TensorRT(module, device, MessageLog(module), Machine(device.name, device.capability, version))
         monkeypatch.setattr(backend, "open_tensorrt", lambda: found)
-        monkeypatch.setattr("m2df_runtime.backends.session.importlib.util.find_spec", lambda name: True)
+        monkeypatch.setattr("m2df_runtime.backends.model.importlib.util.find_spec", lambda name: True)
         recorded = []
 
         def capture(stream, enqueue):
@@ -107,7 +107,7 @@ def classes(count):
 
 def test_more_clips_than_the_profile_run_in_parts(tensorrt, bundle):
     tensorrt()
-    session, reference = Session(bundle, backend="tensorrt"), Session(bundle, backend="cpu")
+    session, reference = Model(bundle, backend="tensorrt"), Model(bundle, backend="cpu")
     pixels = clips(5)  # the profile holds 2
     features = session.encode_clips(pixels)
     np.testing.assert_array_equal(features, reference.encode_clips(pixels))
@@ -125,7 +125,7 @@ def test_rest_smaller_than_the_profile_is_run_with_rows_of_the_part_before(tenso
     tensorrt()
     monkeypatch.setitem(LARGEST, "N", 3 * FRAMES)
     write_engines(bundle, smallest={"N": 2 * FRAMES})
-    session, reference = Session(bundle, backend="tensorrt"), Session(bundle, backend="cpu")
+    session, reference = Model(bundle, backend="tensorrt"), Model(bundle, backend="cpu")
     pixels = clips(count)
     np.testing.assert_array_equal(session.encode_clips(pixels), reference.encode_clips(pixels))
     with pytest.raises(InputError, match=r"N = 4, the engine was built for 8 to 12 \(.* --batch MIN,OPT,MAX"):
@@ -134,7 +134,7 @@ def test_rest_smaller_than_the_profile_is_run_with_rows_of_the_part_before(tenso
 
 def test_axis_that_cannot_be_split_is_an_error_that_says_how_to_build(tensorrt, bundle):
     tensorrt()
-    session = Session(bundle, backend="tensorrt")
+    session = Model(bundle, backend="tensorrt")
     features = np.zeros((1, FRAMES, DIM), np.float32)
     with pytest.raises(InputError, match=r"C = 8, the engine was built for 1 to 7 \(.*--batch C=MIN,OPT,MAX"):
         session.match(features, *classes(8))
@@ -144,7 +144,7 @@ def test_axis_that_cannot_be_split_is_an_error_that_says_how_to_build(tensorrt, 
 
 def test_features_and_prototypes_never_visit_the_host(tensorrt, bundle):
     _, device, _ = tensorrt()
-    session, reference = Session(bundle, backend="tensorrt"), Session(bundle, backend="cpu")
+    session, reference = Model(bundle, backend="tensorrt"), Model(bundle, backend="cpu")
     prompts, prototypes = (session.resident(array) for array in classes(3))
     pixels = clips(2)
     device.uploads.clear(), device.downloads.clear()
@@ -159,7 +159,7 @@ def test_features_and_prototypes_never_visit_the_host(tensorrt, bundle):
 
 def test_results_are_the_callers_own(tensorrt, bundle):
     tensorrt()
-    session = Session(bundle, backend="tensorrt")
+    session = Model(bundle, backend="tensorrt")
     first = session.encode_clips(clips(1, seed=1))
     kept = first.copy()
     session.encode_clips(clips(1, seed=2))
@@ -168,7 +168,7 @@ def test_results_are_the_callers_own(tensorrt, bundle):
 
 def test_shape_that_keeps_coming_becomes_a_cuda_graph_with_its_own_context(tensorrt, bundle):
     module, _, recorded = tensorrt()
-    session, reference = Session(bundle, backend="tensorrt"), Session(bundle, backend="cpu")
+    session, reference = Model(bundle, backend="tensorrt"), Model(bundle, backend="cpu")
     visual = module.engines[0]
     for seed in range(6):
         for count in (1, 2):
@@ -182,7 +182,7 @@ def test_shape_that_keeps_coming_becomes_a_cuda_graph_with_its_own_context(tenso
 def test_new_class_sets_are_recorded_however_many_came_before(tensorrt, bundle):
     """Every set is resident at addresses of its own; the one that was not used for longest makes room."""
     module, _, recorded = tensorrt()
-    session, reference = Session(bundle, backend="tensorrt"), Session(bundle, backend="cpu")
+    session, reference = Model(bundle, backend="tensorrt"), Model(bundle, backend="cpu")
     features = reference.encode_clips(clips(1))
     kept = []
     for size in range(1, 8):
@@ -198,7 +198,7 @@ def test_new_class_sets_are_recorded_however_many_came_before(tensorrt, bundle):
 
 def test_full_gpu_costs_the_cuda_graph_and_not_the_answer(tensorrt, bundle):
     module, _, recorded = tensorrt()
-    session, reference = Session(bundle, backend="tensorrt"), Session(bundle, backend="cpu")
+    session, reference = Model(bundle, backend="tensorrt"), Model(bundle, backend="cpu")
     session.encode_clips(clips(1))
     module.engines[0]._full = True
     for seed in range(5):
@@ -210,7 +210,7 @@ def test_full_gpu_costs_the_cuda_graph_and_not_the_answer(tensorrt, bundle):
 def test_call_that_tensorrt_refuses_is_an_error_with_its_reason(tensorrt, bundle, call):
     """These return False and do not raise."""
     module, _, _ = tensorrt()
-    session = Session(bundle, backend="tensorrt")
+    session = Model(bundle, backend="tensorrt")
     module.engines[0]._refused = call
     with pytest.raises(InputError, match=f"visual.*{call} says no"):
         session.encode_clips(clips(1))
@@ -219,7 +219,7 @@ def test_call_that_tensorrt_refuses_is_an_error_with_its_reason(tensorrt, bundle
 def test_tensor_of_another_type_on_the_device_is_refused(tensorrt, bundle):
     """Its bytes would be read as another type's."""
     tensorrt()
-    session = Session(bundle, backend="tensorrt")
+    session = Model(bundle, backend="tensorrt")
     prompts, prototypes = classes(2)
     kept = session.resident(prompts.astype(np.float64)), session.resident(prototypes)
     with pytest.raises(InputError, match=r"prompts: expected float32 .*, given float64"):
@@ -229,7 +229,7 @@ def test_tensor_of_another_type_on_the_device_is_refused(tensorrt, bundle):
 def test_cuda_graphs_can_be_turned_off(tensorrt, bundle, monkeypatch):
     module, _, recorded = tensorrt()
     monkeypatch.setenv("M2DF_CUDA_GRAPHS", "0")
-    session = Session(bundle, backend="tensorrt")
+    session = Model(bundle, backend="tensorrt")
     for seed in range(6):
         session.encode_clips(clips(1, seed))
     assert recorded == [] and len(module.engines[0]._contexts) == 1
@@ -238,14 +238,14 @@ def test_cuda_graphs_can_be_turned_off(tensorrt, bundle, monkeypatch):
 def test_graph_that_cannot_be_recorded_runs_on(tensorrt, bundle, monkeypatch):
     tensorrt()
     monkeypatch.setattr(tensorrt_graph, "capture", lambda stream, enqueue: None)
-    session, reference = Session(bundle, backend="tensorrt"), Session(bundle, backend="cpu")
+    session, reference = Model(bundle, backend="tensorrt"), Model(bundle, backend="cpu")
     for seed in range(6):
         np.testing.assert_array_equal(session.encode_clips(clips(1, seed)), reference.encode_clips(clips(1, seed)))
 
 
 def test_threads_have_streams_and_contexts_of_their_own(tensorrt, bundle):
     module, device, _ = tensorrt()
-    session, reference = Session(bundle, backend="tensorrt"), Session(bundle, backend="cpu")
+    session, reference = Model(bundle, backend="tensorrt"), Model(bundle, backend="cpu")
     wrong = []
 
     def work(seed):
@@ -268,7 +268,7 @@ def test_version_8_5_gives_the_recorded_context_the_second_profile(tensorrt, bun
     module, _, recorded = tensorrt("8.5.3.1")
     bundle = Bundle.open(bundle_copy)
     write_engines(bundle, "8.5.3.1", profiles=2)
-    session, reference = Session(bundle, backend="tensorrt"), Session(bundle, backend="cpu")
+    session, reference = Model(bundle, backend="tensorrt"), Model(bundle, backend="cpu")
     for count in (1, 2):
         for seed in range(5):
             np.testing.assert_array_equal(
@@ -283,7 +283,7 @@ def test_version_8_5_serves_a_thread_when_the_one_before_it_has_ended(tensorrt, 
     tensorrt("8.5.3.1")
     bundle = Bundle.open(bundle_copy)
     write_engines(bundle, "8.5.3.1", profiles=2)
-    session = Session(bundle, backend="tensorrt")
+    session = Model(bundle, backend="tensorrt")
     expected = session.encode_clips(clips(1))
     found = []
     for _ in range(3):
@@ -300,11 +300,11 @@ def test_auto_says_why_it_does_not_take_stale_engines(tensorrt, bundle_copy, cap
     bundle = Bundle.open(bundle_copy)
     write_engines(bundle, capability=(8, 0))
     with caplog.at_level(logging.WARNING, "m2df_runtime"):
-        session = Session(bundle, backend="auto", threads=1)
+        session = Model(bundle, backend="auto", threads=1)
     assert session.backend == "cpu"
     assert "not on TensorRT" in caplog.text and "built for sm80, this GPU is sm90" in caplog.text
     with pytest.raises(EnvironmentMissing, match="m2df-export engines --bundle"):
-        Session(bundle, backend="tensorrt")
+        Model(bundle, backend="tensorrt")
 
 
 @pytest.mark.parametrize("damage", ["content", "plan", "other graph", "index", "missing"])
@@ -327,8 +327,8 @@ def test_damaged_engine_is_never_loaded(tensorrt, bundle_copy, caplog, damage):
             index["engines"]["visual"].update(sha256=sha256_bytes(data), bytes=len(data))
             (folder / "index.json").write_text(json.dumps(index))
     with pytest.raises(EngineUnusable, match=words):
-        Session(bundle, backend="tensorrt")
-    assert Session(bundle, backend="auto", threads=1).backend == "cpu"
+        Model(bundle, backend="tensorrt")
+    assert Model(bundle, backend="auto", threads=1).backend == "cpu"
     assert words in caplog.text
 
 
@@ -346,7 +346,7 @@ def test_version_compatible_engine_needs_consent_to_run_its_host_code(tensorrt, 
 def test_without_a_driver_runtime_fails_with_the_reason(tensorrt, bundle):
     tensorrt(driver=False)
     with pytest.raises(EnvironmentMissing, match=r"cannot use this machine's NVIDIA driver: CUDA init.* 35") as caught:
-        Session(bundle, backend="tensorrt")
+        Model(bundle, backend="tensorrt")
     assert caught.value.exit_code == 3
 
 
@@ -389,9 +389,9 @@ import m2df_runtime.backends.tensorrt.backend, m2df_runtime.bank.bank
 import m2df_runtime.commands.run, m2df_runtime.match.matcher
 from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.shipped import demo_bundle
-from m2df_runtime.backends.session import Session
+from m2df_runtime.backends.model import Model
 
-session = Session(Bundle.open(demo_bundle()), backend="cpu", threads=1)
+session = Model(Bundle.open(demo_bundle()), backend="cpu", threads=1)
 clip = session.bundle.manifest.clip
 size = (3, clip.frames, clip.size, clip.size, 3)
 features = session.encode_clips(np.random.default_rng(0).integers(0, 256, size).astype(np.uint8))

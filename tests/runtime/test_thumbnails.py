@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from m2df_runtime.backends.session import Session
+from m2df_runtime.backends.model import Model
 from m2df_runtime.bank.bank import SupportBank
 from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.clips.opening import open_source
@@ -69,16 +69,16 @@ def test_large_frames_are_kept_small():
 def test_a_prediction_keeps_what_drawing_needs(
     tiny_bundle: Path, support_dir: Path, query_dir: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    session = Session(Bundle.open(tiny_bundle), backend="cpu", threads=1)
-    matcher = Matcher(session, SupportBank.build(support_dir, session))
-    spec, query = session.bundle.manifest.clip, query_dir / "red.mp4"
+    model = Model(Bundle.open(tiny_bundle), backend="cpu", threads=1)
+    matcher = Matcher(model, SupportBank.build(support_dir, model))
+    spec, query = model.bundle.manifest.clip, query_dir / "red.mp4"
     look = display_spec(spec)
     opened = []
     monkeypatch.setattr(matcher_module, "open_source", lambda path: opened.append(path) or open_source(path))
     plain, drawn = matcher.predict_file(query), matcher.predict_file(query, look=look)
     assert opened == [query, query]
     assert drawn.predictions == plain.predictions
-    features = session.encode_clips(load_clip(open_source(query), spec)[None])[0]
+    features = model.encode_clips(load_clip(open_source(query), spec)[None])[0]
     assert plain.frames is None
     assert (plain.features == features).all()
     assert (drawn.features == features).all()

@@ -452,7 +452,7 @@ def test_misuse_exits_2(tmp_path, run_module, arguments, reason):
 def test_an_official_file_runs_in_the_runtime_with_the_official_logits(
     shared_dir, tmp_path, towers, text_model, head_state, run_module, method, container, file, run_name, array
 ):
-    from m2df_runtime.backends.session import Session
+    from m2df_runtime.backends.model import Model
     from m2df_runtime.bundle.bundle import Bundle
     from m2df_runtime.bundle.labels import LabelRules
     from m2df_runtime.clips.opening import open_source
@@ -468,7 +468,7 @@ def test_an_official_file_runs_in_the_runtime_with_the_official_logits(
     for step in steps:
         result = run_module(*step, OMP_NUM_THREADS="1")
         assert result.returncode == 0, result.stderr
-    session = Session(Bundle.open(bundle), backend="cpu", threads=1)
+    session = Model(Bundle.open(bundle), backend="cpu", threads=1)
 
     ref = Reference(shared_dir / "reference", file, torch.float32)
     episode = episode_of(ref, "text_features_test", "text_features_test")

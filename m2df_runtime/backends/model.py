@@ -44,7 +44,7 @@ class QueryScores:
     selected: Float
 
 
-class Session:
+class Model:
     """Runs a bundle, from any number of threads at once.
 
     Args:

@@ -16,8 +16,8 @@ from PIL import Image
 from test_bundle import edit_manifest, replace_graph
 from tiny_bundle import DIM, FRAMES, LOGIT_SCALE, SIZE, VIEWS
 
+from m2df_runtime.backends.model import Model, default_precision, probe_backend
 from m2df_runtime.backends.onnxruntime import BoundGraph
-from m2df_runtime.backends.session import Session, default_precision, probe_backend
 from m2df_runtime.bank.bank import SupportBank, keys_of
 from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.manifest import PRECISIONS, Precision, PrecisionParity
@@ -26,11 +26,11 @@ from m2df_runtime.match.matcher import Matcher
 
 
 @pytest.fixture(scope="module")
-def session(tiny_bundle: Path) -> Session:
-    return Session(Bundle.open(tiny_bundle), backend="cpu", threads=1)
+def session(tiny_bundle: Path) -> Model:
+    return Model(Bundle.open(tiny_bundle), backend="cpu", threads=1)
 
 
-def test_clips_become_features(session: Session) -> None:
+def test_clips_become_features(session: Model) -> None:
     clips = np.random.default_rng(0).integers(0, 256, (2, FRAMES, SIZE, SIZE, 3)).astype(np.uint8)
     features = session.encode_clips(clips)
     half = SIZE // 2
@@ -39,7 +39,7 @@ def test_clips_become_features(session: Session) -> None:
     np.testing.assert_allclose(features[1, 2, ::4], corner, rtol=1e-5)
 
 
-def test_texts_become_embeddings_one_row_each(session: Session) -> None:
+def test_texts_become_embeddings_one_row_each(session: Model) -> None:
     embeddings = session.encode_texts(["jump", "run", "jump"])
     assert embeddings.shape == (3, DIM)
     np.testing.assert_array_equal(embeddings[0], embeddings[2])
@@ -48,7 +48,7 @@ def test_texts_become_embeddings_one_row_each(session: Session) -> None:
 
 @pytest.mark.parametrize(("queries", "classes", "shots"), [(1, 1, 1), (3, 5, 2), (1, 40, 5)])
 def test_support_and_query_graphs_take_any_way_shot_and_batch(
-    session: Session, queries: int, classes: int, shots: int
+    session: Model, queries: int, classes: int, shots: int
 ) -> None:
     rng = np.random.default_rng(1)
     prompts = rng.normal(size=(classes, DIM)).astype(np.float32)
@@ -61,7 +61,7 @@ def test_support_and_query_graphs_take_any_way_shot_and_batch(
     np.testing.assert_allclose(scores.selected.sum(1), 1, rtol=1e-5)
 
 
-def test_backend_that_is_named_is_used_and_described(session: Session) -> None:
+def test_backend_that_is_named_is_used_and_described(session: Model) -> None:
     assert session.backend == "cpu"
     assert "CPUExecutionProvider" in session.description
     assert probe_backend("cpu") == session.description
@@ -73,17 +73,17 @@ def test_backend_that_is_missing_is_refused(tiny_bundle: Path) -> None:
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this ONNX Runtime has CUDA")
     with pytest.raises(EnvironmentMissing, match="CUDAExecutionProvider"):
-        Session(Bundle.open(tiny_bundle), backend="cuda")
-    assert Session(Bundle.open(tiny_bundle), backend="auto").backend == "cpu"
+        Model(Bundle.open(tiny_bundle), backend="cuda")
+    assert Model(Bundle.open(tiny_bundle), backend="auto").backend == "cpu"
 
 
 def test_precision_that_is_not_in_the_bundle_is_refused(tiny_bundle: Path) -> None:
     with pytest.raises(InputError, match=r"no fp16 visual graph \(the bundle holds fp32\)"):
-        Session(Bundle.open(tiny_bundle), precision="fp16")
+        Model(Bundle.open(tiny_bundle), precision="fp16")
 
 
-def test_graph_that_cannot_take_its_inputs_is_an_error_that_names_it(session: Session) -> None:
-    broken = Session(session.bundle, backend="cpu", threads=1)
+def test_graph_that_cannot_take_its_inputs_is_an_error_that_names_it(session: Model) -> None:
+    broken = Model(session.bundle, backend="cpu", threads=1)
     broken.prepare("visual", "text")
     broken._graphs["visual"], broken._graphs["text"] = broken._graphs["text"], broken._graphs["visual"]
     with pytest.raises(InputError, match=r"the fp32 visual graph does not run: .+"):
@@ -122,7 +122,7 @@ def arrays(**changed: np.ndarray) -> dict[str, np.ndarray]:
         ({"clips": np.full((1, FRAMES, DIM), np.inf, np.float32)}, "features: hold numbers that are not finite"),
     ],
 )
-def test_arrays_that_do_not_fit_are_refused_in_our_words(session: Session, changed: dict, message: str) -> None:
+def test_arrays_that_do_not_fit_are_refused_in_our_words(session: Model, changed: dict, message: str) -> None:
     given = arrays(**changed)
     with pytest.raises(InputError, match=message):
         session.prototypes(given["clips"], given["prompt"])
@@ -137,7 +137,7 @@ def test_arrays_that_do_not_fit_are_refused_in_our_words(session: Session, chang
         (np.zeros((2, FRAMES, SIZE, SIZE, 3), np.float32), "float32"),
     ],
 )
-def test_pixels_of_another_size_are_refused(session: Session, clips: np.ndarray, given: str) -> None:
+def test_pixels_of_another_size_are_refused(session: Model, clips: np.ndarray, given: str) -> None:
     for encode in (session.encode_clips, session.encode_resident):
         with pytest.raises(InputError, match=rf"clips: expected uint8 \[B, T, height = 32, .*, given {given}"):
             encode(clips)
@@ -152,7 +152,7 @@ def test_a_graph_whose_outputs_have_other_shapes_is_refused(bundle_copy: Path) -
     replace_graph(bundle_copy, "query", model.SerializeToString())
     given = arrays()
     with pytest.raises(InputError, match=r"the fp32 query graph gives logits \[2, 6\], not \[2, 3\]"):
-        Session(Bundle.open(bundle_copy), backend="cpu").match(given["features"], given["prompts"], given["prototypes"])
+        Model(Bundle.open(bundle_copy), backend="cpu").match(given["features"], given["prompts"], given["prototypes"])
 
 
 def with_logarithm(bundle: Path, graph: str, output: str) -> None:
@@ -169,9 +169,9 @@ def test_numbers_that_are_not_finite_are_a_failure_of_the_clip_that_gives_them(
     bundle_copy: Path, support_dir: Path, on_device: bool
 ) -> None:
     """Also where features stay on a device, and are seen in the scores only."""
-    bank = SupportBank.build(support_dir, Session(Bundle.open(bundle_copy), backend="cpu", threads=1))
+    bank = SupportBank.build(support_dir, Model(Bundle.open(bundle_copy), backend="cpu", threads=1))
     with_logarithm(bundle_copy, "visual", "features")
-    session = Session(Bundle.open(bundle_copy), backend="cpu", threads=1)
+    session = Model(Bundle.open(bundle_copy), backend="cpu", threads=1)
     if on_device:
         session.prepare("visual", "query")
         for name in ("visual", "query"):
@@ -200,7 +200,7 @@ def test_numbers_that_are_not_finite_name_the_graph_that_gives_them(bundle_copy:
     edit_manifest(bundle_copy, lambda m: [g["files"].update(fp16=g["files"]["fp32"]) for g in m["graphs"].values()])
     given = arrays(clips=np.zeros((1, FRAMES, DIM), np.float32), prompt=np.zeros((1, DIM), np.float32))
     for precision, hint in (("fp32", "export the bundle again"), ("fp16", "try --precision fp32")):
-        session = Session(Bundle.open(bundle_copy), backend="cpu", precision=precision)
+        session = Model(Bundle.open(bundle_copy), backend="cpu", precision=precision)
         with pytest.raises(CheckFailed, match=f"the {precision} text graph .* not finite for 'jump' .{hint}"):
             session.encode_texts(["jump"])
         with pytest.raises(CheckFailed, match=f"the {precision} support graph .* not finite .{hint}"):
@@ -210,11 +210,11 @@ def test_numbers_that_are_not_finite_name_the_graph_that_gives_them(bundle_copy:
 
 
 def test_threads_load_each_graph_once_and_answer_alike(tiny_bundle: Path, support_dir: Path) -> None:
-    session = Session(Bundle.open(tiny_bundle), backend="cpu")
+    session = Model(Bundle.open(tiny_bundle), backend="cpu")
     loaded: list[str] = []
     load = session._backend.open
     session._backend.open = lambda bundle, graph, precision: (loaded.append(graph), load(bundle, graph, precision))[1]
-    bank = SupportBank.build(support_dir, Session(session.bundle, backend="cpu"))
+    bank = SupportBank.build(support_dir, Model(session.bundle, backend="cpu"))
     matcher = Matcher(session, bank)
     clips = np.random.default_rng(0).integers(0, 256, (8, FRAMES, SIZE, SIZE, 3)).astype(np.uint8)
     start = threading.Barrier(8)
@@ -226,7 +226,7 @@ def test_threads_load_each_graph_once_and_answer_alike(tiny_bundle: Path, suppor
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(answer, clips))
     assert sorted(loaded) == ["query", "text", "visual"]
-    alone = Matcher(Session(session.bundle, backend="cpu"), bank)
+    alone = Matcher(Model(session.bundle, backend="cpu"), bank)
     assert [predictions for predictions, _ in together] == [alone.predict(clip).predictions for clip in clips]
     assert len({text for _, text in together}) == 1
 
