@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -43,6 +43,7 @@ from m2df_runtime.bundle.tokenizer import Tokenizer
 from m2df_runtime.errors import CheckFailed, InputError
 from m2df_runtime.files import exclusive
 from m2df_runtime.pixels.spec import ClipSpec
+from m2df_runtime.progress import Advance, unseen
 from m2df_train.model.backbone import load_backbone
 from m2df_train.model.checkpoint import Checkpoint
 from m2df_train.model.heads import Head, TrainingFreeOptions, build_head, deterministic_head
@@ -51,8 +52,6 @@ TOKENIZER = "tokenizer.json"
 NUMERIC_PROMPTS = ("running", "waving a hand", "sitting down", "opening a door", "two people shaking hands")
 
 logger = logging.getLogger(__name__)
-# Takes the number of finished steps and what comes next.
-Advance = Callable[[int, str], None]
 
 
 @dataclass(frozen=True)
@@ -129,9 +128,7 @@ def pretrained_model(model: str, pretrained: str | None, frames: int = 8) -> Che
     )
 
 
-def export_bundle(
-    checkpoint: Checkpoint, options: ExportOptions, advance: Advance = lambda done, note: None
-) -> ExportResult:
+def export_bundle(checkpoint: Checkpoint, options: ExportOptions, advance: Advance = unseen) -> ExportResult:
     """Export a model; the bundle appears, or replaces the old one, only when everything passed.
 
     Raises:
@@ -146,14 +143,12 @@ def export_bundle(
         calibration = None
         if {"int8-static", "fp8"} & {*options.precisions}:
             calibration = Calibration(calibration_frames(checkpoint.clip, options.data))
-        options, done = _write_graphs(checkpoint, specs, options, folder, calibration, advance)
+        options = _write_graphs(checkpoint, specs, options, folder, calibration, advance)
         tokenizer = build_tokenizer_json()
         (folder / TOKENIZER).write_bytes(tokenizer)
         reports: dict[Precision, PrecisionReport] = {}
         if options.verify:
-            reports = _verify(
-                checkpoint, specs, options, folder, calibration, Tokenizer.from_bytes(tokenizer), advance, done
-            )
+            reports = _verify(checkpoint, specs, options, folder, calibration, Tokenizer.from_bytes(tokenizer), advance)
         kept = tuple(reports) or options.precisions
         graphs = describe_graphs(folder, kept, options.opset)
         drop_unlisted(folder, graphs)
@@ -187,12 +182,11 @@ def _write_graphs(
     folder: Path,
     calibration: Calibration | None,
     advance: Advance,
-) -> tuple[ExportOptions, int]:
-    """Write every graph in every precision; the options with the precisions that could be, and the steps done."""
+) -> ExportOptions:
+    """Write every graph in every precision; the options with the precisions that could be."""
     source = checkpoint.sha256 or f"{checkpoint.source.model} {checkpoint.source.pretrained or 'random weights'}"
-    done = 0
     for graph, spec in specs.items():
-        advance(done, f"exporting {graph}")
+        advance(0, f"exporting {graph}")
         metadata = {"m2df": __version__, "graph": graph, "precision": "fp32", "source": source}
         try:
             export_onnx(spec, folder / file_name(graph, "fp32"), opset=options.opset, metadata=metadata)
@@ -203,13 +197,13 @@ def _write_graphs(
             metadata["precision"] = "fp16"
             half = folder / file_name(graph, "fp16")
             export_onnx(spec, half, opset=options.opset, metadata=metadata, to_half=graph_to_half)
-        done += 1
+        advance(1)
     for precision in options.precisions:
-        advance(done, f"writing {precision}")
+        advance(0, f"writing {precision}")
         for graph in specs:
             write_precision(folder, graph, precision, calibration)
-        done += 1
-    return options, done
+        advance(1)
+    return options
 
 
 def _fp16_alone(options: ExportOptions, reason: TooLarge) -> ExportOptions:
@@ -228,14 +222,13 @@ def _verify(
     calibration: Calibration | None,
     tokenizer: Tokenizer,
     advance: Advance,
-    done: int,
 ) -> dict[Precision, PrecisionReport]:
     """Measure, write parity.json and parity.md, and fail on any gate.
 
     Raises:
         CheckFailed: Names every graph and gate that failed.
     """
-    advance(done, "parity: PyTorch")
+    advance(0, "parity: PyTorch")
     episodes = None
     if not _source(checkpoint).random_weights:
         rules = LabelRules(checkpoint.prompt, checkpoint.labels)
@@ -243,12 +236,12 @@ def _verify(
     tokens = tokenizer.encode([checkpoint.prompt.replace("{}", text) for text in NUMERIC_PROMPTS[:NUMERIC_CLASSES]])
     parity = Parity(checkpoint, specs, tokens, episodes)
     reports: dict[Precision, PrecisionReport] = {}
-    for index, precision in enumerate(options.precisions, done + 1):
-        advance(index, f"parity: {precision}")
+    for precision in options.precisions:
+        advance(1, f"parity: {precision}")
         reports[precision] = parity.measure(folder, precision)
         if precision == "int8-static" and calibration is not None:
             reports[precision] = _passing_static_int8(parity, folder, calibration, reports[precision])
-    advance(done + 1 + len(options.precisions), "")
+    advance(1)
     for precision in options.optional:
         if reports[precision].failures:
             logger.warning("%s is left out: %s", precision, "; ".join(reports.pop(precision).failures))

@@ -18,7 +18,7 @@ from m2df_export.commands.triton import json_record as triton_record
 from m2df_export.commands.triton import summary as triton_summary
 from m2df_export.commands.verify import verify
 from m2df_export.precision.optional_packages import modelopt_missing, nncf_missing
-from m2df_runtime.commands.console import M2dfGroup, emit, emit_json, main_entry, say
+from m2df_runtime.commands.console import M2dfGroup, emit, emit_json, main_entry, say, stages
 from m2df_runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -167,11 +167,10 @@ def run(
     started = time.monotonic()
     loaded = _load(source_path, model, pretrained)
     from m2df_export.pipeline import ExportOptions, export_bundle
-    from m2df_train.training.progress import StageProgress
 
     optional = tuple(p for p in precisions if p == "int8-static" and p != only_precision)
     options = ExportOptions(out, precisions, int(opset), not no_verify, data, archive, optional)
-    with StageProgress().stage("export", options.steps) as advance:
+    with stages("export", options.steps) as advance:
         result = export_bundle(loaded, options, advance)
     if tensorrt or "fp16" in precisions:
         after_export(out, engine_precision(precisions), engine, not no_verify, insist=tensorrt)

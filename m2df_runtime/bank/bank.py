@@ -10,8 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +24,7 @@ from m2df_runtime.bank.file import BankIndex, BankKeys, CalibrationEntry, ClassE
 from m2df_runtime.bank.folder import Stamp
 from m2df_runtime.bundle.labels import LabelRules
 from m2df_runtime.errors import CheckFailed, ClipError, InputError
+from m2df_runtime.progress import Progress, silent
 from m2df_runtime.user_cache import cache_dir
 
 if TYPE_CHECKING:
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from m2df_runtime.bundle.bundle import Bundle
 
 Float = NDArray[np.float32]
-# Given what is done and how many steps it takes: a context that yields a function to advance by steps.
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 BANK_FOLDER = ".m2df"
 
@@ -113,7 +111,7 @@ class SupportBank:
         """Encode a support folder without reading or writing a bank file. Raises InputError as `update` does."""
         from m2df_runtime.bank.update import build_bank
 
-        return build_bank(Path(folder), model, rules or default_rules(model.bundle), None, None)[0]
+        return build_bank(Path(folder), model, rules or default_rules(model.bundle), None, silent)[0]
 
     @classmethod
     def update(
@@ -124,7 +122,7 @@ class SupportBank:
         *,
         calibrated: bool = False,
         in_cache: bool = False,
-        progress: Progress | None = None,
+        progress: Progress = silent,
     ) -> tuple[SupportBank, BankReport]:
         """The folder's bank, brought up to date and stored.
 
@@ -134,7 +132,7 @@ class SupportBank:
             rules: Folder names to prompts; None takes the bundle's.
             calibrated: Also calibrate rejection, where the classes have enough clips.
             in_cache: Keep the file in the user's cache folder even where the support folder is writable.
-            progress: Shows the encoding of clips, like `console.progress`.
+            progress: Shows the encoding of clips.
 
         Raises:
             InputError: The folder holds no usable class, or the same clip in two classes.

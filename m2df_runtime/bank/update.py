@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +18,6 @@ from m2df_runtime.bank.bank import (
     BankClass,
     BankClip,
     BankReport,
-    Progress,
     SupportBank,
     bank_paths,
     features_by_digest,
@@ -29,6 +28,7 @@ from m2df_runtime.bank.folder import SupportClip, SupportFolder, read_support
 from m2df_runtime.clips.opening import open_source
 from m2df_runtime.errors import CheckFailed, ClipError, InputError
 from m2df_runtime.pixels.load import load_clip
+from m2df_runtime.progress import Progress
 from m2df_runtime.regular_files import irregular
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class _Counts:
 
 
 def update_bank(
-    folder: Path, model: Model, rules: LabelRules, *, calibrated: bool, in_cache: bool, progress: Progress | None
+    folder: Path, model: Model, rules: LabelRules, *, calibrated: bool, in_cache: bool, progress: Progress
 ) -> tuple[SupportBank, BankReport]:
     """See `SupportBank.update`."""
     paths = _free(bank_paths(folder, model.bundle, in_cache=in_cache))
@@ -67,7 +67,7 @@ def update_bank(
 
 
 def build_bank(
-    folder: Path, model: Model, rules: LabelRules, old: SupportBank | None, progress: Progress | None
+    folder: Path, model: Model, rules: LabelRules, old: SupportBank | None, progress: Progress
 ) -> tuple[SupportBank, _Counts]:
     """Make the bank of a folder, taking from an old one what still holds.
 
@@ -79,7 +79,7 @@ def build_bank(
         _log.warning("%s", warning)
     counts = _Counts()
     digests = _distinct(support, _digests(support, old, counts))
-    clips = _encoded(support, digests, model, features_by_digest(old), counts, progress or _no_progress)
+    clips = _encoded(support, digests, model, features_by_digest(old), counts, progress)
     if counts.left_out > 1:  # of one, its own line says it
         total = sum(map(len, support.classes.values()))
         _log.warning("%s: %d of %d clips are left out, for the reasons above", folder, counts.left_out, total)
@@ -88,11 +88,6 @@ def build_bank(
     if old and old.keys == bank.keys and _matched(old) == _matched(bank):
         bank = replace(bank, calibration=old.calibration)
     return bank, counts
-
-
-@contextmanager
-def _no_progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
-    yield lambda steps: None
 
 
 def _free(paths: Sequence[Path]) -> list[Path]:

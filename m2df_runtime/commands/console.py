@@ -11,10 +11,10 @@ import logging
 import os
 import re
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 from typing import Any, NoReturn
 
 import click
@@ -22,10 +22,12 @@ import click
 from m2df_runtime import __version__
 from m2df_runtime.commands import entry
 from m2df_runtime.errors import M2dfError
+from m2df_runtime.progress import Advance, unseen
 
 DEBUG_VARIABLE = "M2DF_DEBUG"
 _OUTPUT = "standard output"
 _LONGEST_LINE = 2000  # characters of an error line; a path has at most 4,096 bytes, a line of standard input any number
+_LINE_EVERY = 30.0  # seconds between lines of progress where stderr is a file or a pipe
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
@@ -196,31 +198,43 @@ def make_streams_tolerant() -> None:
 
 
 @contextmanager
-def progress(description: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr where that is a terminal, else nothing.
-
-    Yields:
-        A function that advances the bar by a number of steps.
-    """
+def progress(title: str, total: int | None = None, /) -> Iterator[Advance]:
+    """A `Progress` on stderr: a bar that disappears at the end where that is a terminal, else nothing."""
     if not sys.stderr.isatty() or total == 0:
-        yield lambda steps: None
+        yield unseen
         return
-    with bar(description, total, transient=True) as update:
-        yield lambda steps: update(advance=steps)
+    with _bar(title, total, transient=True) as advance:
+        yield advance
 
 
 @contextmanager
-def bar(description: str, total: int | None, *, transient: bool) -> Iterator[Callable[..., None]]:
-    """A progress bar on stderr, with the remaining time and a note beside it.
+def stages(title: str, total: int | None = None, /) -> Iterator[Advance]:
+    """A `Progress` on stderr of runs that last: a bar that stays where that is a terminal, else a line now and then."""
+    shown = _bar(f"{title:<22}", total, transient=False) if sys.stderr.isatty() else _lines(title, total or 0)
+    with shown as advance:
+        yield advance
 
-    Args:
-        description: What is done.
-        total: Steps; None where nobody knows.
-        transient: Whether it disappears at the end.
 
-    Yields:
-        A function with the keywords `advance` (steps since the last call) or `completed` (steps in all), and `note`.
-    """
+@contextmanager
+def _lines(title: str, total: int) -> Iterator[Advance]:
+    started = last = time.monotonic()
+    done = 0
+
+    def advance(steps: int, note: str = "", /) -> None:
+        nonlocal last, done
+        done += steps
+        now = time.monotonic()
+        if done >= total or now - last >= _LINE_EVERY:
+            last = now
+            left = f"  {(now - started) * (total - done) / done:.0f} s left" if 0 < done < total else ""
+            say(f"{title}: {done}/{total}  {note}  {now - started:.0f} s{left}")
+
+    yield advance
+
+
+@contextmanager
+def _bar(title: str, total: int | None, *, transient: bool) -> Iterator[Advance]:
+    """A bar with the remaining time and a note beside it."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -232,8 +246,8 @@ def bar(description: str, total: int | None, *, transient: bool) -> Iterator[Cal
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=Console(stderr=True), transient=transient) as shown:
-        task = shown.add_task(description, total=total, note="")
-        yield partial(shown.update, task)
+        task = shown.add_task(title, total=total, note="")
+        yield lambda steps, note="", /: shown.update(task, advance=steps, note=note)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from m2df_runtime.pixels.spec import ClipSpec
+from m2df_runtime.progress import unseen
 from m2df_runtime.user_cache import cache_dir
 from m2df_train.cache.features import FeatureCache, identity_of
 from m2df_train.data.augment import Augmentation, DeployedLoader, TrainingLoader
@@ -55,7 +56,7 @@ def pool_of(
     cache: FeatureCache,
     training: bool,
     seed: int,
-    report: Callable[[int], None] = lambda done: None,
+    advance: Callable[[int], None] = unseen,
     *,
     frames: FrameCache | None = None,
 ) -> FeaturePool:
@@ -68,7 +69,7 @@ def pool_of(
         cache: Where features are found and kept.
         training: `tuning.views` random variants of every clip; else one view, as in deployment.
         seed: Of the variants.
-        report: Called with the number of clips that are finished.
+        advance: Called with the number of clips finished since the last call.
         frames: Cache of decoded frames, for clips that are encoded again with other weights.
 
     Raises:
@@ -84,13 +85,6 @@ def pool_of(
         loader = DeployedLoader(recipe.clip.deployed, frames)
         made = _deployed(recipe.clip.deployed)
     device = next(backbone.parameters()).device
-    done = 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        report(done)
-
     encoded = cache.encode(
         lambda clips: _encode(backbone, recipe.clip.deployed, clips),
         identity_of(backbone_digest(backbone), *made) if cache.lasting else "",

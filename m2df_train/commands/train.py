@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from m2df_runtime.commands.console import M2dfGroup, emit, emit_json, main_entry
+from m2df_runtime.commands.console import M2dfGroup, emit, emit_json, main_entry, stages
 from m2df_train.commands.import_ import import_command
 from m2df_train.commands.prepare import prepare_command
 from m2df_train.public_benchmarks import BENCHMARKS
@@ -63,7 +63,6 @@ def cli(
         return
     from m2df_train.recipe.recipe import load_recipe
     from m2df_train.training.processes import Processes
-    from m2df_train.training.progress import StageProgress
     from m2df_train.training.run_report import lines, measured
     from m2df_train.training.trainer import train
 
@@ -73,7 +72,7 @@ def cli(
         resolved = resolved.model_copy(update={"seed": seed})
     processes = Processes(resolved.train.precision)
     folder = processes.same(_run_folder(resolved, out, resume) if processes.is_main else Path())
-    result = train(resolved, folder, StageProgress(), processes)
+    result = train(resolved, folder, stages, processes)
     processes.close()
     if result is None:
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from m2df_runtime.progress import Progress, silent
 from m2df_train.cache.encoding import FeaturePool, feature_cache, frame_cache, pool_of
 from m2df_train.cache.features import FeatureCache
 from m2df_train.data.splits import ClipSet
@@ -11,7 +12,6 @@ from m2df_train.evaluation.evaluate import Accuracy
 from m2df_train.interrupt import Interrupted, Stop
 from m2df_train.model.backbone import Backbone
 from m2df_train.model.heads import Head
-from m2df_train.training.progress import Progress, Silent
 from m2df_train.training.validation import accuracies
 
 if TYPE_CHECKING:
@@ -83,12 +83,12 @@ class Pools:
     def _encoded(self, backbone: Backbone, clips: ClipSet, split: str, stop: Stop | None) -> FeaturePool:
         recipe = self._recipe
         # Where there is a `stop`, the bar of the episodes is on the screen.
-        progress = self._progress if stop is None else Silent()
-        with progress.stage(f"{split} clips", len(clips.clips)) as advance:
+        progress = self._progress if stop is None else silent
+        with progress(f"{split} clips", len(clips.clips)) as advance:
 
-            def report(done: int) -> None:
+            def report(steps: int) -> None:
                 _leave_if(stop)
-                advance(done, "")
+                advance(steps)
 
             training = split == "training"
             return pool_of(

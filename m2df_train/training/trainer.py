@@ -19,6 +19,7 @@ import torch
 from m2df_runtime.bundle.manifest import SourceInfo
 from m2df_runtime.errors import CheckFailed, InputError, first_line
 from m2df_runtime.files import atomic_write
+from m2df_runtime.progress import Progress, silent
 from m2df_train.cache.encoding import encode_prompts, frame_cache
 from m2df_train.data.augment import Augmentation
 from m2df_train.data.episode_clips import EpisodeClips
@@ -37,7 +38,6 @@ from m2df_train.training.contrastive import train_contrastive
 from m2df_train.training.episode_source import EpisodeSource, FeatureEpisodes, PixelEpisodes
 from m2df_train.training.episodic import EpisodicStage, Hooks, Update, Validation
 from m2df_train.training.feature_pools import Pools
-from m2df_train.training.progress import Progress, Silent
 from m2df_train.training.run_log import RunLog
 from m2df_train.training.run_report import Result, SplitResult, measured
 from m2df_train.training.tuning import TrainedModel, TunedBackbone
@@ -70,7 +70,7 @@ def train(recipe: Recipe, folder: Path, progress: Progress, processes: Processes
         SystemExit: Either of these two in a process that is not the main one, which has said it.
     """
     try:
-        return _Run(recipe, folder, progress if processes.is_main else Silent(), processes).run()
+        return _Run(recipe, folder, progress if processes.is_main else silent, processes).run()
     except Interrupted as error:
         stopped = Interrupted(error.message, f"go on with: {resume_command(folder)}")
         raise (stopped if processes.is_main else SystemExit(stopped.exit_code)) from None
@@ -117,10 +117,13 @@ class _Run:
         stage, processes = self._recipe.contrastive, self._processes
         assert stage is not None
         if processes.is_main:
-            with self._progress.stage("image and text towers", stage.steps) as advance:
+            with self._progress("image and text towers", stage.steps) as advance:
+                shown = 0
 
                 def report(done: int, losses: dict[str, float]) -> None:
-                    advance(done, "  ".join(f"{name} {value:.3f}" for name, value in losses.items()))
+                    nonlocal shown
+                    steps, shown = done - shown, done
+                    advance(steps, "  ".join(f"{name} {value:.3f}" for name, value in losses.items()))
 
                 train_contrastive(backbone, self._recipe, self._folder / CONTRASTIVE_STATE, report)
         processes.copy_weights(backbone)
@@ -131,26 +134,26 @@ class _Run:
         if model.tuned.tower is None and self._processes.is_main:  # here and not later, to show how far it is
             self._pools.of(model.tuned.backbone, self._splits.validation, "validation")
         with ExitStack() as stack:
-            advance = stack.enter_context(self._progress.stage("episodes", recipe.train.episodes))
+            advance = stack.enter_context(self._progress("episodes", recipe.train.episodes))
             log = stack.enter_context(RunLog(self._folder))
             finished, note, best = 0, "", ""
 
             def validate(stop: Stop) -> Validation:
-                advance(finished, "validation")
+                advance(0, "validation")
                 return self._validate(model, stop)
 
             def updated(update: Update) -> None:
                 nonlocal finished, note
-                finished = update.done
+                steps, finished = update.done - finished, update.done
                 note = f"loss {update.losses['total']:.3f}  accuracy {100 * update.accuracy:.0f} %"
                 log.updated(update)
-                advance(finished, note + best)
+                advance(steps, note + best)
 
             def validated(done: int, found: Validation, highest: float) -> None:
                 nonlocal best
                 best = f"  best validation {100 * highest:.1f} %"
                 log.validated(done, found)
-                advance(done, note + best)
+                advance(0, note + best)
 
             hooks = Hooks(validate, lambda name: self._save(model, name), updated, validated)
             state = self._folder / EPISODIC_STATE

@@ -65,7 +65,7 @@ def test_deployed_features_are_those_of_the_runtime_s_pixels(backbone, clips, tm
     torch.testing.assert_close(pool.features[3, 0], expected, atol=1e-5, rtol=1e-5)
     prompts = ["a photo of a blue square", "a photo of a green square", "a photo of a red square"]
     torch.testing.assert_close(pool.texts, encode_prompts(backbone, prompts))
-    assert done[-1] == 6 and done == sorted(done)
+    assert sum(done) == 6
 
 
 def test_training_features_are_random_variants_of_a_seed(backbone, clips, tmp_path):

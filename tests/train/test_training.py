@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from m2df_runtime.bundle.manifest import SourceInfo
 from m2df_runtime.errors import EnvironmentMissing, InputError
+from m2df_runtime.progress import silent
 from m2df_train.cache.encoding import FeaturePool
 from m2df_train.data.episodes import EpisodeSampler
 from m2df_train.data.generated import ContrastiveBatches, pool_actions
@@ -31,7 +32,6 @@ from m2df_train.training.contrastive import supervised_contrastive, train_contra
 from m2df_train.training.episode_source import FeatureEpisodes, texts_of_episode
 from m2df_train.training.episodic import EpisodicStage, Hooks, Update
 from m2df_train.training.processes import Processes
-from m2df_train.training.progress import Silent
 from m2df_train.training.tuning import TrainedModel, TunedBackbone
 from m2df_train.training.validation import accuracies
 
@@ -65,7 +65,7 @@ def test_a_recipe_that_does_not_fit_its_model_leaves_no_run(tmp_path: Path, sett
     from m2df_train.training.trainer import train
 
     with pytest.raises(InputError, match=message):
-        train(load_recipe("demo", [setting]), tmp_path / "run", Silent(), Processes())
+        train(load_recipe("demo", [setting]), tmp_path / "run", silent, Processes())
     assert not (tmp_path / "run").exists()
 
 

@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from signal_at import signal_at
 from small_runs import tiny_backbone, video_recipe, write_clips, write_model
 
+from m2df_runtime.progress import silent
 from m2df_train.recipe.recipe import dump_recipe, load_recipe
 from m2df_train.training.processes import Processes
-from m2df_train.training.progress import Silent
 from m2df_train.training.trainer import train
 
 # With GPUs the processes would each take one of their own.
@@ -60,7 +60,7 @@ def train_alone(recipe: Path, out: Path) -> None:
     """The same run in this process, with as many threads as theirs."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    train(load_recipe(str(recipe)), out, Silent(), Processes())
+    train(load_recipe(str(recipe)), out, silent, Processes())
     torch.set_num_threads(threads)
 
 

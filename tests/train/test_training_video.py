@@ -21,6 +21,7 @@ from signal_at import signal_at
 from small_runs import tiny_backbone, video_recipe, write_clips, write_model
 
 from m2df_runtime.errors import CheckFailed, InputError
+from m2df_runtime.progress import silent, unseen
 from m2df_train.data.augment import Augmentation
 from m2df_train.data.episode_clips import EpisodeClips, EpisodePixels
 from m2df_train.data.episodes import EpisodeSampler
@@ -29,7 +30,6 @@ from m2df_train.interrupt import Interrupted
 from m2df_train.model.checkpoint import load_checkpoint
 from m2df_train.recipe.recipe import Recipe, dump_recipe, load_recipe
 from m2df_train.training.processes import Processes
-from m2df_train.training.progress import Silent
 from m2df_train.training.run_report import Result
 from m2df_train.training.trainer import train
 
@@ -68,7 +68,7 @@ def with_values(recipe: Recipe, **sections: dict[str, Any]) -> Recipe:
 
 
 def run(recipe: Recipe, folder: Path, progress: Any = None) -> Result:
-    result = train(recipe, folder, progress or Silent(), Processes(recipe.train.precision))
+    result = train(recipe, folder, progress or silent, Processes(recipe.train.precision))
     assert result is not None
     return result
 
@@ -77,14 +77,15 @@ class StopsAt:
     """Progress that sends this process Ctrl-C when so many episodes are done, or their validation begins."""
 
     def __init__(self, done: int, note: str = "loss") -> None:
-        self._done, self._note = done, note
+        self._left, self._note = done, note
 
     @contextmanager
-    def stage(self, title: str, total: int):
-        yield self._advance if title == "episodes" else lambda done, note: None
+    def __call__(self, title: str, total: int | None = None, /):
+        yield self._advance if title == "episodes" else unseen
 
-    def _advance(self, done: int, note: str) -> None:
-        if done == self._done and note.startswith(self._note):
+    def _advance(self, steps: int, note: str = "", /) -> None:
+        self._left -= steps
+        if self._left == 0 and note.startswith(self._note):
             os.kill(os.getpid(), signal.SIGINT)
 
 
