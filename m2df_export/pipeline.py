@@ -31,6 +31,7 @@ from m2df_runtime import __version__
 from m2df_runtime.bundle.labels import LabelRules
 from m2df_runtime.bundle.manifest import (
     GRAPHS,
+    SCHEMA_VERSION,
     GraphInfo,
     GraphName,
     HeadInfo,
@@ -282,7 +283,7 @@ def _manifest(
 ) -> Manifest:
     packages = ("torch", "open_clip_torch", "onnx", "onnxscript", "onnxruntime", "nncf", "nvidia-modelopt")
     return Manifest(
-        schema_version=1,
+        schema_version=SCHEMA_VERSION,
         name=options.out.name,
         head=HeadInfo(name=head.name, options=head.options.model_dump(mode="json")),
         views=head.views,

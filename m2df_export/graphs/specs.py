@@ -101,16 +101,16 @@ class SupportGraph(nn.Module):
 
 
 class QueryGraph(nn.Module):
-    """Features [Q, T, D], prompts [C, D], prototypes [C, V, T, D] -> logits, distances, selected."""
+    """Features [Q, T, D], prompts [C, D], prototypes [C, V, T, D] -> logits, distances, selected, tokens."""
 
     def __init__(self, head: Head) -> None:
         super().__init__()
         self.head = head
 
-    def forward(self, features: Tensor, prompts: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, features: Tensor, prompts: Tensor, prototypes: Tensor) -> tuple[Tensor, ...]:
         """See `Head.match`."""
         match = self.head.match(features, prompts, prototypes)
-        return match.logits, match.distances, match.selected
+        return match.logits, match.distances, match.selected, match.tokens
 
 
 def graph_specs(backbone: Backbone, head: Head, clip: ClipSpec) -> dict[GraphName, GraphSpec]:
@@ -164,8 +164,8 @@ def graph_specs(backbone: Backbone, head: Head, clip: ClipSpec) -> dict[GraphNam
                 "prototypes": random(3, views, frames, dim),
             },
             dynamic={"features": {0: "Q"}, "prompts": {0: "C"}, "prototypes": {0: "C"}},
-            outputs=("logits", "distances", "selected"),
-            axes=(("Q", "C"), ("Q", views, "C"), ("Q", "C")),
+            outputs=("logits", "distances", "selected", "tokens"),
+            axes=(("Q", "C"), ("Q", views, "C"), ("Q", "C"), ("Q", views, frames, dim)),
         ),
     )
     for spec in specs:

@@ -37,11 +37,19 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class QueryScores:
-    """Output of the query graph: logits [Q, C], distances [Q, V, C], selected [Q, C]."""
+    """Output of the query graph.
+
+    Attributes:
+        logits: [Q, C]; their softmax is the probability.
+        distances: Per view [Q, V, C].
+        selected: Probability of each class prompt for the query [Q, C].
+        tokens: The queries' frames as they are aligned with the prototypes [Q, V, T, D].
+    """
 
     logits: Float
     distances: Float
     selected: Float
+    tokens: Float
 
 
 class Model:
@@ -223,12 +231,13 @@ class Model:
             logits=pairs,
             distances=(queries, views, classes),
             selected=pairs,
+            tokens=(queries, views, frames, self._dim),
         )
         finite = finite_rows(out)
         if not finite.all():
             refuse_infinite(inputs)
             raise self._clip_error("query", int(np.argmin(finite)), names)
-        return QueryScores(out["logits"], out["distances"], out["selected"])
+        return QueryScores(out["logits"], out["distances"], out["selected"], out["tokens"])
 
     def prepare(self, *graphs: GraphName) -> None:
         """Load graphs ahead of their first use, so that loading is not measured as inference."""

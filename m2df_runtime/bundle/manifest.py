@@ -14,7 +14,7 @@ from m2df_runtime.bundle.signatures import signature_problem
 from m2df_runtime.errors import InputError
 from m2df_runtime.pixels.spec import PIXELS_VERSION, ClipSpec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 MAX_FILE_BYTES = 8 << 30
 _MAX_DEPTH = 32  # of lists and objects in a manifest; those of the exports are 6 deep
@@ -123,7 +123,7 @@ class SourceInfo(_Schema):
 class Manifest(_Schema):
     """Contents of manifest.json. T is `clip.frames`, D is `dim`, V is `views`."""
 
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     name: Name
     head: HeadInfo
     views: int = Field(ge=1, le=8)

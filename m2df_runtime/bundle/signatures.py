@@ -41,7 +41,12 @@ def _expected(manifest: Manifest) -> dict[str, tuple[_Side, _Side]]:
                 "prompts": float32(0, dim),
                 "prototypes": float32(0, views, frames, dim),
             },
-            {"logits": float32(0, 0), "distances": float32(0, views, 0), "selected": float32(0, 0)},
+            {
+                "logits": float32(0, 0),
+                "distances": float32(0, views, 0),
+                "selected": float32(0, 0),
+                "tokens": float32(0, views, frames, dim),
+            },
         ),
     }
 

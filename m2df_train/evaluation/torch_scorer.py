@@ -47,7 +47,12 @@ class HeadScorer:
     def match(self, features: Float, prompts: Float, prototypes: Float) -> QueryScores:
         """See `Scorer.match`."""
         scores = self._head.match(self._tensor(features), self._tensor(prompts), self._tensor(prototypes))
-        return QueryScores(self._array(scores.logits), self._array(scores.distances), self._array(scores.selected))
+        return QueryScores(
+            self._array(scores.logits),
+            self._array(scores.distances),
+            self._array(scores.selected),
+            self._array(scores.tokens),
+        )
 
     @contextmanager
     def parallel(self) -> Iterator[int]:

@@ -7,9 +7,9 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from m2df_export.graphs import onnx as onnx_export
 from m2df_export.graphs.onnx import example_inputs, export_onnx, signature
 from m2df_export.graphs.specs import graph_specs
-from m2df_export.graphs.specs import onnx as onnx_export
 from m2df_export.pipeline import ExportOptions, export_bundle
 from m2df_runtime.backends.onnxruntime import OnnxRuntimeBackend
 from m2df_runtime.bundle.bundle import Bundle
@@ -32,6 +32,7 @@ SIGNATURES = {
             "logits": ("float32", ("Q", "C")),
             "distances": ("float32", ("Q", 2, "C")),
             "selected": ("float32", ("Q", "C")),
+            "tokens": ("float32", ("Q", 2, 4, 64)),
         },
     ),
 }

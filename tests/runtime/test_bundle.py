@@ -75,7 +75,7 @@ def test_a_bundle_trained_on_other_pixels_says_so(bundle_copy: Path, caplog: pyt
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda m: m.update(schema_version=2), "schema version 2, this m2df reads version 1"),
+        (lambda m: m.update(schema_version=1), "schema version 1, this m2df reads version 2"),
         (lambda m: m.pop("schema_version"), "schema version None"),
         (lambda m: m["graphs"].pop("query"), "missing graph: query"),
         (lambda m: m.update(surprise=1), "surprise: Extra inputs"),
@@ -96,7 +96,7 @@ def test_a_bundle_trained_on_other_pixels_says_so(bundle_copy: Path, caplog: pyt
         (lambda m: exchange(m["graphs"], "visual", "text"), "visual graph's inputs: tokens in place of frames"),
         (lambda m: m["graphs"]["visual"]["inputs"][0].update(dtype="float32"), "frames is float32"),
         (lambda m: m["graphs"]["visual"]["inputs"][0].update(shape=[1, 32, 32, 3]), "frames is uint8"),
-        (lambda m: m["graphs"]["query"]["outputs"].pop(), "logits, distances in place of logits, distances, selected"),
+        (lambda m: m["graphs"]["query"]["outputs"].pop(), "selected in place of logits, distances, selected, tokens"),
         (lambda m: m["text"].update(context_length=32), "context_length"),
         (lambda m: m["text"].update(prompt="a photo"), "must contain exactly one {}"),
         (lambda m: m["text"].update(prompt="{}" + "x" * 4_000_000), f"at most {MAX_MANIFEST_BYTES} expected"),

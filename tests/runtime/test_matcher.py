@@ -125,7 +125,7 @@ def test_calibration_scores_the_class_a_prediction_would_name() -> None:
         def match(self, features: np.ndarray, prompts: np.ndarray, prototypes: np.ndarray) -> QueryScores:
             distances = np.abs(features[:, None] - prototypes[None, :, 0]).sum(axis=(2, 3))  # (Q, C)
             logits = np.broadcast_to(np.array([3.0, 2.0, 1.0], np.float32), distances.shape)
-            return QueryScores(logits, distances[:, None], logits)
+            return QueryScores(logits, distances[:, None], logits, features[:, None])
 
     features = [np.full((3, 1, 1), value, np.float32) for value in (0.0, 10.0, 30.0)]
     prototypes = np.stack([clips[:1] for clips in features])  # (C, V, T, D)

@@ -42,10 +42,11 @@ SIGNATURES = {
             ("logits", FLOAT, ["Q", "C"]),
             ("distances", FLOAT, ["Q", VIEWS, "C"]),
             ("selected", FLOAT, ["Q", "C"]),
+            ("tokens", FLOAT, ["Q", VIEWS, FRAMES, DIM]),
         ],
     ),
 }
-HAVE_VIEWS = ("prototypes", "distances")
+HAVE_VIEWS = ("prototypes", "distances", "tokens")
 
 
 class _Graph:
@@ -99,7 +100,7 @@ def _support(graph: _Graph, weight: float | None, views: int) -> None:
     graph.add("Concat", *(prompted, mean)[:views], axis=0, output="prototypes")
 
 
-def _query(graph: _Graph) -> None:
+def _query(graph: _Graph, views: int) -> None:
     query = graph.add("ReduceMean", "features", graph.constant(np.array([1])), keepdims=0)  # (Q, D)
     prototypes = graph.add("ReduceMean", "prototypes", graph.constant(np.array([2])), keepdims=0)  # (C, V, D)
     query, prototypes = graph.normalised(query), graph.normalised(prototypes)
@@ -110,6 +111,8 @@ def _query(graph: _Graph) -> None:
     graph.add("Mul", fused, graph.constant(np.float32(-LOGIT_SCALE)), output="logits")
     scores = graph.add("MatMul", query, graph.add("Transpose", "prompts", perm=[1, 0]))
     graph.add("Softmax", scores, axis=-1, output="selected")
+    view = graph.add("Unsqueeze", "features", graph.constant(np.array([1])))  # (Q, 1, T, D)
+    graph.add("Concat", *[view] * views, axis=1, output="tokens")
 
 
 def signature(name: str, views: int = VIEWS) -> list[list[tuple]]:
@@ -129,8 +132,10 @@ def graph_bytes(
         _support(graph, support_weight, views)
     elif name == "visual":
         _visual(graph, blue)
+    elif name == "query":
+        _query(graph, views)
     else:
-        {"text": _text, "query": _query}[name](graph)
+        _text(graph)
     sides = signature(name, views)
     inputs, outputs = ([helper.make_tensor_value_info(*value) for value in side] for side in sides)
     body = helper.make_graph(graph.nodes, name, inputs, outputs, graph.constants)
@@ -162,7 +167,7 @@ def write_bundle(
         file = _file(folder, f"{graph}.onnx", graph_bytes(graph, support_weight, views=views, blue=blue))
         graphs[graph] = {"inputs": inputs, "outputs": outputs, "opset": OPSET, "files": {"fp32": file}}
     manifest = {
-        "schema_version": 1,
+        "schema_version": 2,
         "name": name,
         "head": {"name": "tiny", "options": {}},
         "views": views,

@@ -83,6 +83,7 @@ def test_prototypes_and_match_agree_with_a_whole_episode(name, options, episode)
     torch.testing.assert_close(match.distances, whole.distances, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(match.selected, whole.selected, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(match.selected.sum(dim=1), torch.ones(len(episode.query_features)))
+    torch.testing.assert_close(head.distances(match.tokens, prototypes), match.distances)
 
 
 def exactly(head: Head, episode: Episode) -> EpisodeOutput:

@@ -19,7 +19,7 @@ class MatchGraph(torch.nn.Module):
 
     def forward(self, features, prompts, prototypes):
         match = self.head.match(features, prompts, prototypes)
-        return match.logits, match.distances, match.selected
+        return match.logits, match.distances, match.selected, match.tokens
 
 
 def test_match_exports_with_any_number_of_queries_and_classes():

@@ -52,11 +52,13 @@ class Match:
         logits: [Q, C]; their softmax is the probability.
         distances: Per view [Q, V, C].
         selected: Probability of each class's prompt for the query, from text and frames alone [Q, C].
+        tokens: The queries' frames as they are aligned with the prototypes [Q, V, T, D].
     """
 
     logits: Tensor
     distances: Tensor
     selected: Tensor
+    tokens: Tensor
 
 
 @dataclass(frozen=True)

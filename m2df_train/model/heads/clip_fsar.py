@@ -72,9 +72,10 @@ class ClipFsarHead(Head):
     def match_parts(self, parts: Tensor, prompts: Tensor, prototypes: Tensor) -> Match:
         """Match queries with classes; the text enters the logits as ``text_visual_fusion`` says."""
         features, fused = parts.unbind(1)
-        distances = self.distances(fused.unsqueeze(1), prototypes)  # [Q, 1, C]
+        tokens = fused.unsqueeze(1)  # [Q, 1, T, D]
+        distances = self.distances(tokens, prototypes)  # [Q, 1, C]
         text_logits = self.text_scale * plain_text_cosines(features, prompts)
-        return Match(self.fuse(distances, text_logits), distances, torch.softmax(text_logits, dim=-1))
+        return Match(self.fuse(distances, text_logits), distances, torch.softmax(text_logits, dim=-1), tokens)
 
     def fuse(self, distances: Tensor, text_logits: Tensor) -> Tensor:
         """Logits out of distances [Q, 1, C] and text logits [Q, C]: beta log p_text + (1-beta) log p_visual."""

@@ -128,7 +128,7 @@ class M2dfHead(Head):
         selection = self.select(parts[:, 0], prompts, mode)
         query = self._fused(parts, selection.prompts, skip=1)  # [Q, 2, T, D]
         distances = self.distances(query, prototypes)
-        return Match(self.logits(distances), distances, selection.probabilities)
+        return Match(self.logits(distances), distances, selection.probabilities, query)
 
     def logits(self, distances: Tensor) -> Tensor:
         """Negative weighted sum of the views' distances: [Q, 2, C] -> [Q, C]."""

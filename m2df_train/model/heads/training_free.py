@@ -34,8 +34,11 @@ class TrainingFreeHead(Head):
         return True
 
     def prototypes(self, features: Tensor, prompt: Tensor) -> Tensor:
-        """Mean over the shots: [K, T, D] -> [1, T, D]; the text ``prompt`` [1, D] takes no part."""
-        return features.mean(dim=0, keepdim=True)
+        """Mean over the shots: [K, T, D] -> [1, T, D]; the text ``prompt`` [1, D] changes nothing.
+
+        It is read all the same: engines drop an input that nothing reads, and then refuse it.
+        """
+        return features.mean(dim=0, keepdim=True) + 0.0 * prompt.unsqueeze(1)
 
     def clip_parts(self, features: Tensor) -> Tensor:
         """The frames as they are: [B, T, D] -> [B, 1, T, D]."""
@@ -53,7 +56,7 @@ class TrainingFreeHead(Head):
         visual = distances[:, 0] / (parts.shape[2] * directions * (o.otam_weight + o.mean_weight))
         text_logits = o.logit_scale * plain_text_cosines(parts[:, 0], prompts)
         logits = o.beta * text_logits - (1.0 - o.beta) * o.logit_scale * visual
-        return Match(logits, distances, torch.softmax(text_logits, dim=-1))
+        return Match(logits, distances, torch.softmax(text_logits, dim=-1), parts)
 
     def forward(self, episode: Episode) -> EpisodeOutput:
         """Run a whole episode; the loss is for monitoring, there is nothing to train."""
