@@ -17,7 +17,7 @@ from torch import Tensor
 from m2df_runtime.pixels.spec import ClipSpec
 from m2df_runtime.progress import unseen
 from m2df_runtime.user_cache import cache_dir
-from m2df_train.cache.features import FeatureCache, identity_of
+from m2df_train.cache.features import Encoding, FeatureCache, identity_of
 from m2df_train.data.augment import Augmentation, DeployedLoader, TrainingLoader
 from m2df_train.data.frame_cache import FrameCache
 from m2df_train.data.splits import ClipSet
@@ -55,7 +55,6 @@ def pool_of(
     recipe: Recipe,
     cache: FeatureCache,
     training: bool,
-    seed: int,
     advance: Callable[[int], None] = unseen,
     *,
     frames: FrameCache | None = None,
@@ -65,10 +64,9 @@ def pool_of(
     Args:
         backbone: In evaluation mode, on any device.
         clip_set: The clips.
-        recipe: Its preprocessing, augmentation, prompt and number of views are used.
+        recipe: Its preprocessing, augmentation, prompt, number of views and seed are used.
         cache: Where features are found and kept.
         training: `tuning.views` random variants of every clip; else one view, as in deployment.
-        seed: Of the variants.
         advance: Called with the number of clips finished since the last call.
         frames: Cache of decoded frames, for clips that are encoded again with other weights.
 
@@ -79,22 +77,20 @@ def pool_of(
     made: tuple[str, ...]
     if training:
         options = _encoded_once(recipe)
-        loader = TrainingLoader(options, seed, frames)
-        made = ("training", options.identity, str(seed), "exact" if frames is None else "of cached frames")
+        loader = TrainingLoader(options, recipe.seed, frames)
+        made = ("training", options.identity, str(recipe.seed), "exact" if frames is None else "of cached frames")
     else:
         loader = DeployedLoader(recipe.clip.deployed, frames)
         made = _deployed(recipe.clip.deployed)
     device = next(backbone.parameters()).device
-    encoded = cache.encode(
+    way = Encoding(
         lambda clips: _encode(backbone, recipe.clip.deployed, clips),
         identity_of(backbone_digest(backbone), *made) if cache.lasting else "",
-        clip_set.clips,
         loader,
         views=recipe.tuning.views if training else 1,
-        workers=worker_count(),
-        advance=advance,
         batch=_CPU_BATCH if device.type == "cpu" else _GPU_BATCH,
     )
+    encoded = cache.encode(way, clip_set.clips, workers=worker_count(), advance=advance)
     labels = tuple(clip_set.clips[number].label for number in encoded.kept)
     prompts = [recipe.prompt.replace("{}", clip_set.texts[name]) for name in dict.fromkeys(labels)]
     return FeaturePool(torch.from_numpy(encoded.values), labels, encode_prompts(backbone, prompts))

@@ -5,9 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import os
-import re
-import shutil
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +17,8 @@ from numpy.typing import NDArray
 
 from m2df_runtime.errors import ClipError, InputError
 from m2df_runtime.pixels.spec import PIXELS_VERSION
-from m2df_train.cache.store import Float, Key, Segment, SegmentWriter, gather, read_segments
+from m2df_runtime.progress import unseen
+from m2df_train.cache.store import Float, Rows
 from m2df_train.data.clips import LabelledClip
 from m2df_train.data.version import digest
 from m2df_train.data.workers import ordered_map
@@ -33,8 +31,25 @@ Load = Callable[[LabelledClip, Sequence[int]], Pixels]
 
 # A worker takes about a second to start, in which the parent reads this many views of clips.
 _VIEWS_PER_WORKER = 16
-_LINE_BYTES = 40  # at most, in a segment's index
-_IDENTITY = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How clips become features.
+
+    Attributes:
+        encode: Pixels uint8 [B, T, S, S, 3] to features float32 [B, T, D].
+        identity: Stands for everything that makes the features of a clip, see `identity_of`.
+        load: Reads some views (V) of a clip, uint8 [V, T, S, S, 3]; it is sent to the workers.
+        views: Views of every clip.
+        batch: Clips (B) for one call of `encode`.
+    """
+
+    encode: Callable[[Pixels], Float]
+    identity: str
+    load: Load
+    views: int = 1
+    batch: int = 8
 
 
 @dataclass(frozen=True)
@@ -84,15 +99,11 @@ class FeatureCache:
 
     def encode(
         self,
-        encode_clips: Callable[[Pixels], Float],
-        identity: str,
+        way: Encoding,
         clips: Sequence[LabelledClip],
-        load: Load,
         *,
-        views: int = 1,
         workers: int,
-        advance: Callable[[int], None] = lambda count: None,
-        batch: int = 8,
+        advance: Callable[[int], None] = unseen,
     ) -> Encoded:
         """Features of clips, read and encoded where they are not kept already.
 
@@ -101,14 +112,10 @@ class FeatureCache:
         same for any number of workers.
 
         Args:
-            encode_clips: Pixels uint8 [B, T, S, S, 3] to features float32 [B, T, D].
-            identity: Stands for everything that makes the features of a clip, see `identity_of`.
+            way: How.
             clips: The clips.
-            load: Reads some views (V) of a clip, uint8 [V, T, S, S, 3]; it is sent to the workers.
-            views: Views of every clip.
             workers: Processes that read clips at most; few clips are read here, as all are with 0.
             advance: Called with the number of clips finished since the last call.
-            batch: Clips (B) for one call of `encode_clips`.
 
         Raises:
             InputError: There are no clips, or none that can be read.
@@ -116,21 +123,21 @@ class FeatureCache:
         if not clips:
             raise InputError("no clips to encode")
         started = time.perf_counter()
-        store = None if self._folder is None else self._folder / digest(identity)[:32]
-        rows = _Rows(store, self._make_room, f"these features are more than {self._bound}")
+        store = None if self._folder is None else self._folder / digest(way.identity)[:32]
+        rows = Rows(store, self._limit, self._bound)
         names = [digest(clip.key)[:32] for clip in clips]
         try:
             missing = {
                 number: views_missing
                 for number, name in enumerate(names)
-                if (views_missing := [view for view in range(views) if (name, view) not in rows])
+                if (views_missing := [view for view in range(way.views) if (name, view) not in rows])
             }
             advance(len(clips) - len(missing))
             failed: dict[int, str] = {}
-            read = _readable(clips, missing, load, workers, failed, advance)
+            read = _readable(clips, missing, way.load, workers, failed, advance)
             with contextlib.closing(read):  # ends the workers where encoding is interrupted
-                for part in _batches(read, batch):
-                    features, problems = _finite(encode_clips, np.stack([pixels for _, _, pixels in part]))
+                for part in _batches(read, way.batch):
+                    features, problems = _finite(way.encode, np.stack([pixels for _, _, pixels in part]))
                     for place, problem in problems.items():
                         _name_failure(failed, part[place][0], f"{clips[part[place][0]].name}: {problem}")
                     good = [place for place in range(len(part)) if place not in problems]
@@ -142,118 +149,15 @@ class FeatureCache:
                 _log.warning("%d of %d clips are left out, for the reasons above", len(failed), len(clips))
             if not kept:
                 raise InputError(f"none of the {len(clips)} clips can be read", "the lines above name the reasons")
-            values = rows.collect([(names[number], view) for number in kept for view in range(views)])
+            values = rows.collect([(names[number], view) for number in kept for view in range(way.views)])
         finally:
-            rows.close()
+            rows.flush()  # what was encoded before an error is kept too
         return Encoded(
-            values.reshape(len(kept), views, *values.shape[1:]),
+            values.reshape(len(kept), way.views, *values.shape[1:]),
             kept,
             tuple(failed.values()),
             time.perf_counter() - started,
         )
-
-    def _make_room(self, own: Path, count: int) -> int:
-        """Delete identities, those not used for longest first, until `count` bytes fit; returns how many do."""
-        folders = []
-        for folder in own.parent.iterdir():
-            try:
-                if _IDENTITY.fullmatch(folder.name):
-                    size = sum(entry.stat().st_size for entry in os.scandir(folder))
-                    folders.append((folder.stat().st_mtime, size, folder))
-            except OSError:  # another process was faster
-                continue
-        used = sum(size for _, size, _ in folders)
-        others = [item for item in sorted(folders) if item[2] != own]
-        if used - sum(size for _, size, _ in others) + count > self._limit:
-            return 0
-        for _, size, folder in others:
-            if used + count <= self._limit:
-                break
-            shutil.rmtree(folder, ignore_errors=True)
-            used -= size
-        return max(0, self._limit - used)
-
-
-class _Rows:
-    """The rows of one call, wherever they are: found in segments, in the segment that is being written, in memory.
-
-    Args:
-        folder: The store, or None.
-        make_room: Makes room for a number of bytes in a store, as far as there is; returns the bytes that fit.
-        full: What to say where there is none.
-    """
-
-    def __init__(self, folder: Path | None, make_room: Callable[[Path, int], int], full: str) -> None:
-        self._folder, self._make_room, self._full = folder, make_room, full
-        self._room = 0  # bytes that may be written before the next look
-        self._writer: SegmentWriter | None = None
-        self._storing = folder is not None
-        self._unsafe: list[tuple[Sequence[Key], Float]] = []  # written, but not on disk for certain
-        self._memory: list[tuple[Sequence[Key], Float]] = []
-        self._segments: list[Segment] = []
-        if folder is not None and folder.is_dir():
-            self._segments = read_segments(folder)
-            with contextlib.suppress(OSError):
-                os.utime(folder)
-        self._known = {key for segment in self._segments for key in segment.keys}
-
-    def __contains__(self, key: Key) -> bool:
-        return key in self._known
-
-    def add(self, keys: Sequence[Key], rows: Float) -> None:
-        """Take rows [n, T, D]."""
-        if not self._storing or self._folder is None:
-            self._memory.append((keys, rows))
-            return
-        self._unsafe.append((keys, rows))
-        try:
-            if self._writer is None:
-                self._writer = SegmentWriter(self._folder, *rows.shape[1:])
-            if not self._has_room(rows.nbytes + _LINE_BYTES * len(keys)):
-                self._stop(f"{self._folder.parent}: {self._full}")
-            elif self._writer.add(keys, rows):
-                self._unsafe = []
-                self._room = 0  # others may have written too
-        except OSError as error:
-            self._stop(f"{self._folder}: features cannot be kept: {error.strerror}")
-
-    def collect(self, keys: Sequence[Key]) -> Float:
-        """Rows [n, T, D] of keys that are all there."""
-        if self._writer is not None and self._storing:
-            try:
-                self._writer.flush()
-            except OSError as error:
-                self._stop(f"{self._folder}: features cannot be kept: {error.strerror}")
-        tables = [(segment.keys, segment.rows) for segment in self._segments]
-        if self._writer is not None and self._writer.keys:
-            tables.append((self._writer.keys, self._writer.rows()))
-        if self._memory:
-            held = [key for part, _ in self._memory for key in part]
-            tables.append((held, np.concatenate([rows for _, rows in self._memory])))
-        places = {key: (number, row) for number, (part, _) in enumerate(tables) for row, key in enumerate(part)}
-        return gather([places[key] for key in keys], {number: rows for number, (_, rows) in enumerate(tables)})
-
-    def close(self) -> None:
-        """Close the segment, with all that was added to it."""
-        if self._writer is not None:
-            if self._storing:
-                with contextlib.suppress(OSError):  # the reason was told before, or nothing was collected
-                    self._writer.flush()
-            self._writer.close()
-
-    def _has_room(self, count: int) -> bool:
-        if count > self._room and self._folder is not None and self._writer is not None:
-            self._writer.flush()
-            self._unsafe = self._unsafe[-1:]
-            self._room = self._make_room(self._folder, count)
-        self._room -= count
-        return self._room >= 0
-
-    def _stop(self, reason: str) -> None:
-        _log.warning("%s; the others stay in memory", reason)
-        self._storing = False
-        self._memory += self._unsafe
-        self._unsafe = []
 
 
 def _readable(

@@ -1,180 +1,167 @@
-"""Rows of features on disk: what a killed process had written stays good, and several may write at once.
+"""Rows of features, on disk as far as there is room and in memory beyond it.
 
-A store is a folder. Every process that writes adds a segment of its own: `NAME.TxD.rows`, float32 rows one
-after the other, and `NAME.TxD.index`, a line `KEY VIEW` for each of them. Lines are written after their rows
-are on disk, so a row without a line does not exist, whatever happened to its writer. A writer locks its rows; those
-that a killed one left without a line are given back by the next.
+A store is a folder of tables, `NAME.npy`, each written once and whole about every second: what a killed process had
+written stays good, and several may write at once without knowing of each other. Writing a file safely takes 9 ms:
+2,000 clips of 16 KB took 17 s to write and 0.45 s to read with a file each, 3.6 s and 0.25 s in 200 tables, and
+0.4 s and 0.05 s in one.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import logging
 import os
 import re
 import secrets
+import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from m2df_runtime.files import atomic_file
+
 Float = NDArray[np.float32]
 Key = tuple[str, int]  # digest of the clip's key, view
+Table = NDArray[Any]  # [n] of `key`, `view` and `row`, see `_table`
 
-_ROWS, _INDEX = ".rows", ".index"
-_SHAPE = re.compile(r"\.(\d+)x(\d+)\Z")
-_LINE = re.compile(r"([0-9a-f]{32}) (\d+)\n")
+_log = logging.getLogger(__name__)
+
 _FLUSH_SECONDS = 1.0  # what a kill can cost
+_HEADER_BYTES = 256  # of a table, at most
+_STORE = re.compile(r"[0-9a-f]{32}")
 
 
-class Segment:
-    """The rows of one segment, as far as they are complete.
-
-    Attributes:
-        keys: Key of every row.
-        rows: float32 [n, T, D], memory-mapped; good even after the file is deleted.
-    """
-
-    def __init__(self, index: Path) -> None:
-        """Raises OSError or ValueError where it is gone or no segment."""
-        shape = _SHAPE.search(index.stem)
-        if shape is None:
-            raise ValueError(f"{index}: no segment")
-        frames, dim = int(shape[1]), int(shape[2])
-        self.keys: list[Key] = []
-        with index.open(encoding="ascii", newline="") as lines:
-            for line in lines:
-                found = _LINE.fullmatch(line)
-                if found is None:  # cut off by a kill; nothing comes after it
-                    break
-                self.keys.append((found[1], int(found[2])))
-        with index.with_suffix(_ROWS).open("rb") as file:
-            whole = os.fstat(file.fileno()).st_size // (4 * frames * dim)
-            self.keys = self.keys[:whole]
-            self.rows = mapped(file.fileno(), (len(self.keys), frames, dim))
-
-
-def mapped(handle: int, shape: tuple[int, int, int]) -> Float:
-    """Rows of an open file, writable in memory only, as PyTorch wants arrays to be."""
-    if shape[0] == 0:
-        return np.zeros(shape, dtype=np.float32)
-    with open(os.dup(handle), "rb") as file:
-        return np.memmap(file, np.float32, "c", 0, shape)
-
-
-def read_segments(folder: Path) -> list[Segment]:
-    """All segments of a store; those that vanish meanwhile are left out."""
-    found = []
-    for index in sorted(folder.glob(f"*{_INDEX}")):
-        try:
-            found.append(Segment(index))
-        except (OSError, ValueError):
-            continue
-    return found
-
-
-def tidy(folder: Path) -> None:
-    """Give back the rows without a line that killed writers left, and their segments where there is no other row."""
-    for path in folder.glob(f"*{_ROWS}"):
-        index = path.with_suffix(_INDEX)
-        try:
-            with path.open("r+b") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                rows = _rows_of(index)
-                if rows.size:
-                    os.truncate(file.fileno(), rows.nbytes)
-                else:
-                    index.unlink(missing_ok=True)
-                    path.unlink()
-        except OSError:  # its writer is alive, locks do not work here, or another process was faster
-            continue
-
-
-def _rows_of(index: Path) -> Float:
-    try:
-        return Segment(index).rows
-    except (FileNotFoundError, ValueError):
-        return np.zeros((0, 0, 0), np.float32)
-
-
-class SegmentWriter:
-    """Writes one new segment.
+class Rows:
+    """The rows of one call: those found in a store, those written to it, and those that stay in memory.
 
     Args:
-        folder: The store; created if it is not there.
-        frames: T.
-        dim: D.
-
-    Raises:
-        OSError: From every method, where the disk is full or cannot be written.
+        folder: The store, a folder beside those of other stores; None for memory alone.
+        limit: Bound of all stores together, in bytes.
+        bound: What says so to the user, for the warning that it is reached.
     """
 
-    def __init__(self, folder: Path, frames: int, dim: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        tidy(folder)
-        path = folder / f"{secrets.token_hex(8)}.{frames}x{dim}"
-        self._shape = (frames, dim)
-        self._rows = _locked(Path(f"{path}{_ROWS}"))
-        self._index = Path(f"{path}{_INDEX}").open("xb")  # noqa: SIM115
-        self._pending: list[Key] = []
+    def __init__(self, folder: Path | None, limit: int, bound: str) -> None:
+        self._folder, self._limit, self._bound = folder, limit, bound
+        self._storing = folder is not None
+        self._tables: list[Table] = []
+        self._pending: list[Table] = []
         self._flushed = time.monotonic()
-        self.keys: list[Key] = []
+        if folder is not None and folder.is_dir():
+            self._tables = [table for path in sorted(folder.glob("*.npy")) if (table := _read(path)) is not None]
+            with contextlib.suppress(OSError):
+                os.utime(folder)
+        self._places = {key: place for number, table in enumerate(self._tables) for key, place in _keys(table, number)}
 
-    def add(self, keys: Sequence[Key], rows: Float) -> bool:
-        """Append rows [n, T, D]; returns whether everything up to here was just made safe."""
-        self._rows.write(np.ascontiguousarray(rows, dtype=np.float32).tobytes())
-        self._pending += keys
-        if time.monotonic() - self._flushed < _FLUSH_SECONDS:
-            return False
-        self.flush()
-        return True
+    def __contains__(self, key: Key) -> bool:
+        return key in self._places
+
+    def add(self, keys: Sequence[Key], rows: Float) -> None:
+        """Take rows [n, T, D]."""
+        self._pending.append(_table(keys, rows))
+        if time.monotonic() - self._flushed >= _FLUSH_SECONDS:
+            self.flush()
 
     def flush(self) -> None:
-        """Make everything added so far safe."""
-        self._rows.flush()
-        os.fsync(self._rows.fileno())
-        self._index.write("".join(f"{key} {view}\n" for key, view in self._pending).encode("ascii"))
-        self._index.flush()
-        self.keys += self._pending
+        """Write what was added, as far as there is room; a warning says where there is none or writing fails."""
+        if not self._pending:
+            return
+        table = np.concatenate(self._pending)
         self._pending = []
+        written = 0
+        if self._storing and self._folder is not None:
+            try:
+                written = self._write(self._folder, table)
+            except OSError as error:
+                self._stop(f"{self._folder}: features cannot be kept: {error.strerror}")
+        if written < len(table):
+            self._keep(table[written:])
         self._flushed = time.monotonic()
 
-    def rows(self) -> Float:
-        """What is safe, float32 [len(keys), T, D], memory-mapped."""
-        return mapped(self._rows.fileno(), (len(self.keys), *self._shape))
+    def collect(self, keys: Sequence[Key]) -> Float:
+        """Rows [n, T, D] of keys that are all there: memory-mapped where they lie in one table in this order."""
+        self.flush()
+        places = np.array([self._places[key] for key in keys])
+        table, row = places[:, 0], places[:, 1]
+        if (table == table[0]).all() and (np.diff(row) == 1).all():
+            found: Float = self._tables[int(table[0])]["row"][row[0] : row[0] + len(row)]
+            return found
+        result = np.empty((len(keys), *self._tables[int(table[0])]["row"].shape[1:]), np.float32)
+        for number in np.unique(table).tolist():
+            here = table == number
+            result[here] = self._tables[number]["row"][row[here]]
+        return result
 
-    def close(self) -> None:
-        """Close the files; what was not flushed is given up, and an empty segment is removed."""
-        for file in (self._index, self._rows):
-            with contextlib.suppress(OSError):  # a buffer that a full disk does not take
-                file.close()
-            if not self.keys:
-                Path(file.name).unlink(missing_ok=True)
+    def _write(self, folder: Path, table: Table) -> int:
+        """Write a table's first rows, as many as fit; returns how many that are."""
+        folder.mkdir(parents=True, exist_ok=True)
+        room = _make_room(folder, self._limit, _HEADER_BYTES + table.nbytes) - _HEADER_BYTES
+        fitting = table[: max(0, room // table.itemsize)]
+        if len(fitting):
+            path = folder / f"{secrets.token_hex(8)}.npy"
+            with atomic_file(path) as file:
+                np.save(file, fitting)
+            found = _read(path)
+            self._keep(fitting if found is None else found)  # None: another process made room already
+        if len(fitting) < len(table):
+            self._stop(f"{folder.parent}: these features are more than {self._bound}")
+        return len(fitting)
+
+    def _keep(self, table: Table) -> None:
+        self._places.update(_keys(table, len(self._tables)))
+        self._tables.append(table)
+
+    def _stop(self, reason: str) -> None:
+        _log.warning("%s; the others stay in memory", reason)
+        self._storing = False
 
 
-def _locked(path: Path) -> BinaryIO:
-    """A new file, locked; made again where another process tidied it away before it was."""
-    while True:
-        file = path.open("x+b")
-        with contextlib.suppress(OSError):  # a file system without locks, where nothing is tidied
-            fcntl.flock(file, fcntl.LOCK_EX)
-        if path.exists():
-            return file
-        file.close()
+def _make_room(own: Path, limit: int, count: int) -> int:
+    """Delete stores beside one's own, those not used for longest first, until `count` bytes fit; how many bytes do."""
+    folders = []
+    for folder in own.parent.iterdir():
+        try:
+            if _STORE.fullmatch(folder.name):
+                size = sum(entry.stat().st_size for entry in os.scandir(folder))
+                folders.append((folder.stat().st_mtime, size, folder))
+        except OSError:  # another process was faster
+            continue
+    used = sum(size for _, size, _ in folders)
+    others = [item for item in sorted(folders) if item[2] != own]
+    room = limit - used + sum(size for _, size, _ in others)  # once all others are gone
+    if room <= 0:
+        return 0
+    for _, size, folder in others:
+        if used + min(count, room) <= limit:
+            break
+        shutil.rmtree(folder, ignore_errors=True)
+        used -= size
+    return max(0, limit - used)
 
 
-def gather(places: Sequence[tuple[int, int]], tables: Mapping[int, Float]) -> Float:
-    """Rows [n, T, D] at (table, row): a view of the table where they stand there one after the other, else a copy."""
-    table = np.array([place[0] for place in places])
-    row = np.array([place[1] for place in places])
-    if (table == table[0]).all() and (np.diff(row) == 1).all():
-        return tables[int(table[0])][row[0] : row[0] + len(row)]
-    shape = tables[int(table[0])].shape[1:]
-    result = np.empty((len(places), *shape), dtype=np.float32)
-    for number in np.unique(table).tolist():
-        here = table == number
-        result[here] = tables[number][row[here]]
-    return result
+def _table(keys: Sequence[Key], rows: Float) -> Table:
+    """Rows [n, T, D] with their keys."""
+    layout = [("key", "S32"), ("view", "<i4"), ("row", "<f4", rows.shape[1:])]
+    table = np.empty(len(keys), np.dtype(layout))
+    table["key"] = [key.encode("ascii") for key, _ in keys]
+    table["view"] = [view for _, view in keys]
+    table["row"] = rows
+    return table
+
+
+def _keys(table: Table, number: int) -> list[tuple[Key, tuple[int, int]]]:
+    pairs = zip(table["key"].tolist(), table["view"].tolist(), strict=True)
+    return [((key.decode("ascii", "replace"), view), (number, row)) for row, (key, view) in enumerate(pairs)]
+
+
+def _read(path: Path) -> Table | None:
+    """A table, writable in memory only, as PyTorch wants arrays to be; None for one that is gone or damaged."""
+    try:
+        table = np.load(path, mmap_mode="c")
+    except (OSError, ValueError, EOFError):
+        return None
+    whole = table.ndim == 1 and table.dtype.names == ("key", "view", "row")
+    return table if whole and table.dtype["row"].base == np.float32 and table.dtype["row"].ndim == 2 else None

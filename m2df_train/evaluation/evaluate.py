@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2df_runtime.pixels.spec import ClipSpec
-from m2df_train.cache.features import FeatureCache
+from m2df_train.cache.features import Encoding, FeatureCache
 from m2df_train.data.augment import DeployedLoader
 from m2df_train.data.clips import LabelledClip
 from m2df_train.evaluation.episode_run import Answers, episode_answers
@@ -93,15 +93,8 @@ def encode(
     Raises:
         InputError: No clip can be read.
     """
-    encoded = cache.encode(
-        scorer.encode_clips,
-        identity,
-        clips,
-        DeployedLoader(spec),
-        workers=workers,
-        advance=advance,
-        batch=_ENCODE_BATCH,
-    )
+    way = Encoding(scorer.encode_clips, identity, DeployedLoader(spec), batch=_ENCODE_BATCH)
+    encoded = cache.encode(way, clips, workers=workers, advance=advance)
     kept = set(encoded.kept)
     return Features(
         values=encoded.values[:, 0],  # the one view

@@ -91,9 +91,7 @@ class Pools:
                 advance(steps)
 
             training = split == "training"
-            return pool_of(
-                backbone.eval(), clips, recipe, self._cache, training, recipe.seed, report, frames=self._frames
-            )
+            return pool_of(backbone.eval(), clips, recipe, self._cache, training, report, frames=self._frames)
 
 
 def _leave_if(stop: Stop | None) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from m2df_runtime.pixels.spec import ClipSpec
 from m2df_train.cache import store as feature_store
-from m2df_train.cache.features import Encoded, FeatureCache
+from m2df_train.cache.features import Encoded, Encoding, FeatureCache
 from m2df_train.data.augment import Augmentation, TrainingLoader
 from m2df_train.data.clips import folder_clips
 
@@ -43,7 +43,7 @@ def encode(clips: Path, cache: Path, workers: int = 0, *, works: bool = True, ga
         return encoder(pixels)
 
     store = FeatureCache(cache, 1 << 30)
-    return store.encode(wait, "model", folder_clips(clips)[0], LOADER, views=VIEWS, workers=workers, batch=4)
+    return store.encode(Encoding(wait, "model", LOADER, views=VIEWS, batch=4), folder_clips(clips)[0], workers=workers)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def recipe_of(*settings: str) -> Recipe:
 
 def test_deployed_features_are_those_of_the_runtime_s_pixels(backbone, clips, tmp_path):
     recipe, done = recipe_of(), []
-    pool = pool_of(backbone, clips, recipe, FeatureCache(tmp_path / "c", 1 << 30), False, 0, done.append)
+    pool = pool_of(backbone, clips, recipe, FeatureCache(tmp_path / "c", 1 << 30), False, done.append)
     assert pool.labels == clips.labels and pool.features.shape == (6, 1, 4, backbone.dim)
     path = tmp_path / "clips" / clips.clips[3].name
     pixels = torch.from_numpy(load_clip(open_source(path), recipe.clip.deployed))
@@ -69,15 +69,17 @@ def test_deployed_features_are_those_of_the_runtime_s_pixels(backbone, clips, tm
 
 
 def test_training_features_are_random_variants_of_a_seed(backbone, clips, tmp_path):
-    recipe = recipe_of("tuning.views=2", "clip.short_side=72")
+    recipe = recipe_of("tuning.views=2", "clip.short_side=72", "seed=1")
     cache = FeatureCache(tmp_path / "c", 1 << 30)
-    first = pool_of(backbone, clips, recipe, cache, True, 1).features
+    first = pool_of(backbone, clips, recipe, cache, True).features
     assert first.shape == (6, 2, 4, backbone.dim)
     assert (first[:, 0] - first[:, 1]).abs().amax(dim=(1, 2)).min() > 1e-4
     for other in (cache, FeatureCache(None, 0)):
-        torch.testing.assert_close(pool_of(backbone, clips, recipe, other, True, 1).features, first)
-    assert not torch.allclose(pool_of(backbone, clips, recipe, cache, True, 2).features, first)
-    one = pool_of(backbone, clips, recipe_of("clip.short_side=72"), cache, True, 1).features
+        torch.testing.assert_close(pool_of(backbone, clips, recipe, other, True).features, first)
+    assert not torch.allclose(
+        pool_of(backbone, clips, recipe.model_copy(update={"seed": 2}), cache, True).features, first
+    )
+    one = pool_of(backbone, clips, recipe_of("clip.short_side=72", "seed=1"), cache, True).features
     torch.testing.assert_close(one, first[:, :1])
 
 
@@ -85,7 +87,7 @@ def test_a_class_without_readable_clips_has_no_text(backbone, clips, tmp_path, c
     for file in (tmp_path / "clips" / "green").iterdir():
         file.write_bytes(b"nothing")
     with caplog.at_level(logging.WARNING, "m2df_train"):
-        pool = pool_of(backbone, clips, recipe_of(), FeatureCache(None, 0), False, 0)
+        pool = pool_of(backbone, clips, recipe_of(), FeatureCache(None, 0), False)
     assert pool.labels == ("blue", "blue", "red", "red")
     texts = encode_prompts(backbone, ["a photo of a blue square", "a photo of a red square"])
     torch.testing.assert_close(pool.texts, texts)
@@ -94,7 +96,7 @@ def test_a_class_without_readable_clips_has_no_text(backbone, clips, tmp_path, c
 
 def test_options_for_queries_alone_are_told_to_do_nothing(backbone, clips, caplog):
     with caplog.at_level(logging.WARNING, "m2df_train"):
-        pool_of(backbone, clips, recipe_of("data.hflip_query=0.9"), FeatureCache(None, 0), True, 0)
+        pool_of(backbone, clips, recipe_of("data.hflip_query=0.9"), FeatureCache(None, 0), True)
     assert "data.hflip_query do nothing" in caplog.text
 
 
@@ -129,7 +131,7 @@ def test_generated_clips_become_features_too(backbone, tmp_path):
     recipe = recipe_of("data.composed=1", "evaluation.clips=6", "train.queries=1", "data.clips=6")
     splits = load_splits(recipe)
     few = ClipSet(splits.train.clips[-3:], {splits.train.classes[-1]: splits.train.texts[splits.train.classes[-1]]})
-    pool = pool_of(backbone, few, recipe, FeatureCache(tmp_path, 1 << 30), True, 0)
+    pool = pool_of(backbone, few, recipe, FeatureCache(tmp_path, 1 << 30), True)
     assert pool.features.shape == (3, 1, 4, backbone.dim) and np.isfinite(pool.features.numpy()).all()
 
 
