@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from m2df_export.check.compare import drift, worst
 from m2df_export.tensorrt.build import DEFAULT_RANGES
 from m2df_export.tensorrt.network import Build, build_plan, cublas_works
 from m2df_runtime.backends.tensorrt.backend import TensorRTBackend, open_tensorrt
@@ -95,12 +96,8 @@ def compare(graphs: dict[str, TensorRTGraph], reference: dict[str, Any]) -> dict
     found = {}
     for name, graph in graphs.items():
         inputs = {k.partition("/")[2]: v for k, v in reference.items() if k.startswith(f"{name}/")}
-        worst = 1.0
-        for output, value in [item for _ in range(COMPARED_RUNS) for item in graph.run(inputs).items()]:
-            a, b = value.astype(np.float64), reference[f"{name}:{output}"].astype(np.float64)
-            norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
-            worst = min(worst, float(((a * b).sum(-1) / np.maximum(norms, 1e-12)).min()))
-        found[name] = worst
+        outputs = [item for _ in range(COMPARED_RUNS) for item in graph.run(inputs).items()]
+        found[name] = worst(drift(value, reference[f"{name}:{output}"]) for output, value in outputs).cosine
     return found
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import click
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.chain import STAGES, Chain, Encode, EpisodeTurn, Outputs, Prepare, Stages, Turn, Work
 from benchmarks.engines import EAGER, EngineSpec, Float
 from benchmarks.record import percentiles
 from benchmarks.workers import JobFailed, Worker, settle, started, turns
+from m2df_export.check.compare import drift, worst
 from m2df_runtime.commands.console import progress
 
 OFFICIAL = "official way"
@@ -106,8 +106,9 @@ def run(
 
 def compare(outputs: Outputs, reference: Outputs, *, trained: bool) -> tuple[dict[str, float | bool], str | None]:
     """How near outputs are to a reference, and why they are wrong if they are."""
-    error = float(np.abs(outputs.logits - reference.logits).max() / np.abs(reference.logits).max())
-    cosine = min(_cosine(outputs.features, reference.features), _cosine(outputs.prototypes, reference.prototypes))
+    error = drift(outputs.logits, reference.logits).max_rel
+    pairs = (outputs.features, reference.features), (outputs.prototypes, reference.prototypes)
+    cosine = worst(drift(*pair) for pair in pairs).cosine
     same = bool(outputs.logits.argmax() == reference.logits.argmax())
     checked: dict[str, float | bool] = {"cosine": round(cosine, 7), "logits_error": round(error, 7), "same_top1": same}
     least, most = LIMITS.get(outputs.precision, LIMITS["bf16"])
@@ -116,13 +117,6 @@ def compare(outputs: Outputs, reference: Outputs, *, trained: bool) -> tuple[dic
     if not error <= most:
         return checked, f"logits are {error:.2g} from the reference, at most {most} expected"
     return checked, "another class than the reference" if trained and not same else None
-
-
-def _cosine(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
-    """Smallest cosine between rows."""
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    products = np.einsum("...d,...d->...", a, b) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1) + 1e-12)
-    return float(products.min())
 
 
 def measure(subjects: Sequence[Subject], official: Samples, rounds: int, warmup: int) -> None:

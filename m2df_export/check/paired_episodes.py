@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from m2df_export.check.gates import ROUNDING, Gates
+from m2df_export.check.compare import ROUNDING, Gates
 from m2df_train.evaluation.compare import compare
 from m2df_train.evaluation.episode_run import Answers
 from m2df_train.evaluation.evaluate import summary

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from m2df_export.check import end_to_end as e2e
 from m2df_export.check.calibration_frames import smooth_pictures
+from m2df_export.check.compare import GATES, ROUNDING, Drift, drift, worst
 from m2df_export.check.end_to_end import Batch, EpisodeSet, Outputs, Runner
-from m2df_export.check.gates import GATES, ROUNDING
 from m2df_export.check.isolated import run_isolated
 from m2df_export.graphs.specs import GraphSpec
 from m2df_export.precision.files import file_name
@@ -29,15 +29,6 @@ from m2df_runtime.bundle.manifest import GraphName, Precision, PrecisionParity
 from m2df_train.model.checkpoint import Checkpoint
 
 NUMERIC_CLASSES = 5
-
-
-@dataclass(frozen=True)
-class GraphParity:
-    """One graph against PyTorch: largest absolute and relative error and smallest cosine of any output row."""
-
-    max_abs: float
-    max_rel: float
-    cosine: float
 
 
 @dataclass(frozen=True)
@@ -53,7 +44,7 @@ class EpisodeParity:
 class PrecisionReport:
     """Everything measured for one precision, and the gates it failed (empty: passed)."""
 
-    graphs: dict[GraphName, GraphParity]
+    graphs: dict[GraphName, Drift]
     episodes: EpisodeParity | None
     cpu_ms: float
     failures: tuple[str, ...]
@@ -189,31 +180,16 @@ def _predict(run: Runner, episodes: EpisodeSet) -> NDArray[np.int64]:
     return e2e.predictions(run("query", e2e.query_batches(episodes, features, prompts, prototypes)))
 
 
-def _compare(actual: Sequence[Outputs], expected: Sequence[Outputs]) -> GraphParity:
-    worst_abs = worst_rel = 0.0
-    worst_cosine = 1.0
-    for got, wanted in zip(actual, expected, strict=True):
-        for name, reference in wanted.items():
-            a, b = got[name].astype(np.float64), reference.astype(np.float64)
-            if not np.isfinite(a).all():
-                return GraphParity(float("inf"), float("inf"), 0.0)
-            error = float(np.abs(a - b).max())
-            worst_abs = max(worst_abs, error)
-            worst_rel = max(worst_rel, error / max(float(np.abs(b).max()), 1e-12))
-            norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
-            worst_cosine = min(worst_cosine, float(((a * b).sum(axis=-1) / np.maximum(norms, 1e-12)).min()))
-    return GraphParity(worst_abs, worst_rel, worst_cosine)
+def _compare(actual: Sequence[Outputs], expected: Sequence[Outputs]) -> Drift:
+    pairs = zip(actual, expected, strict=True)
+    return worst(drift(got[name], wanted[name]) for got, wanted in pairs for name in wanted)
 
 
-def _failures(
-    precision: Precision, graphs: Mapping[GraphName, GraphParity], episodes: EpisodeParity | None
-) -> list[str]:
+def _failures(precision: Precision, graphs: Mapping[GraphName, Drift], episodes: EpisodeParity | None) -> list[str]:
     gates, found = GATES[precision], []
     for graph, parity in graphs.items():
-        if gates.max_rel is not None and parity.max_rel > gates.max_rel:
-            found.append(f"{precision} {graph} graph: relative error {parity.max_rel:.2g}, allowed {gates.max_rel:g}")
-        if gates.cosine is not None and parity.cosine < gates.cosine:
-            found.append(f"{precision} {graph} graph: cosine {parity.cosine:.5f}, needed {gates.cosine}")
+        if problem := parity.problem(gates):
+            found.append(f"{precision} {graph} graph: {problem}")
     if episodes is None:
         return found
     if gates.agreement is not None and episodes.top1_agreement < gates.agreement:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from m2df_export.check.stages import STAGES, Drift, StageResult
+from m2df_export.check.compare import Drift
+from m2df_export.check.stages import STAGES, StageResult
 from m2df_export.check.verify import EngineResult, Verification
 
 FLIPS_SHOWN = 5

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from m2df_export.check.gates import Gates
+from m2df_export.check.compare import Gates, gates_of
 from m2df_export.check.paired_episodes import EpisodeResult, compare_answers
 from m2df_export.check.process import failure, run_process
 from m2df_export.check.reference import Reference, VerifyOptions, run_reference
@@ -25,7 +25,6 @@ from m2df_export.check.stages import (
     compare_clips,
     compare_numbers,
     differing_fields,
-    gates_of,
 )
 from m2df_export.check.worker import INFO, read_answers, read_stage
 from m2df_runtime.backends.model import BACKENDS, ON_CPU, BackendName, probe_backend

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from m2df_export.check.compare import drift
 from m2df_export.tensorrt.build import DEFAULT_RANGES
 from m2df_runtime.backends.model import Model
 from m2df_runtime.backends.tensorrt.engine_files import Range
@@ -106,10 +107,8 @@ def _prototypes(session: Model, shots: list[Float], prompts: Float) -> Float:
 
 
 def _compared(graph: str, actual: Float, reference: Float) -> EngineParity:
-    a, b = actual.astype(np.float64), reference.astype(np.float64)
-    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
-    cosine = float(((a * b).sum(axis=-1) / np.maximum(norms, 1e-12)).min())
-    return EngineParity(graph, cosine, float(np.abs(a - b).max() / max(float(np.abs(b).max()), 1e-12)))
+    found = drift(actual, reference)
+    return EngineParity(graph, found.cosine, found.max_rel)
 
 
 def _worst(items: list[EngineParity]) -> EngineParity:

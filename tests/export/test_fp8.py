@@ -9,7 +9,7 @@ import onnx
 import pytest
 from tiny_bundle import FRAMES, SIZE, write_bundle
 
-from m2df_export.check.gates import GATES
+from m2df_export.check.compare import GATES
 from m2df_export.check.verify import engines
 from m2df_export.pipeline import ExportOptions, export_bundle
 from m2df_export.tensorrt.build import check_fp8

@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 from m2df_export.check.calibration_frames import CLIPS, PICTURES, calibration_frames, smooth_pictures
-from m2df_export.check.gates import GATES, Gates
+from m2df_export.check.compare import GATES, Gates
 from m2df_export.graphs.onnx import export_onnx
 from m2df_export.graphs.specs import graph_specs
 from m2df_export.pipeline import ExportOptions, export_bundle

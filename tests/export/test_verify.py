@@ -13,9 +13,9 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from m2df_export.check.gates import GATES
+from m2df_export.check.compare import GATES, drift, gates_of
 from m2df_export.check.reference import VerifyOptions, run_reference
-from m2df_export.check.stages import STAGES, compare_numbers, drift, gates_of
+from m2df_export.check.stages import STAGES, compare_numbers
 from m2df_export.check.verify import EngineResult, measure
 from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.shipped import demo_bundle, demo_support
@@ -193,9 +193,9 @@ def test_engine_that_is_asked_for_and_missing_exits_with_3(run_module, good):
 def test_differences_between_classes_count_and_not_what_they_share():
     """Three classes at 1000 + (0, 1, 2) against the reverse order: nearly parallel, and the opposite answer."""
     expected = np.array([[1000.0, 1001.0, 1002.0]])
-    assert drift("distances", expected[:, ::-1], expected).cosine == pytest.approx(-1.0)
-    assert drift("features", expected[:, ::-1], expected).cosine == pytest.approx(1.0, abs=1e-5)
-    assert drift("scores", expected + 5, expected).cosine == pytest.approx(1.0)
+    assert drift(expected[:, ::-1], expected, centred=True).cosine == pytest.approx(-1.0)
+    assert drift(expected[:, ::-1], expected).cosine == pytest.approx(1.0, abs=1e-5)
+    assert drift(expected + 5, expected, centred=True).cosine == pytest.approx(1.0)
 
 
 def test_numbers_that_are_not_finite_are_out_of_tolerance():
