@@ -7,7 +7,10 @@ or input, 3 something missing from the environment.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class M2dfError(Exception):
@@ -40,6 +43,16 @@ class ClipError(InputError):
         clip: The clip: its path as the user gave it, or its name.
         reason: What is wrong with it, without the clip's name.
         hint: What to do about it, if that is known.
+
+    Example:
+        >>> import m2df_runtime as m2df
+        >>> model = m2df.load()
+        >>> matcher = m2df.Matcher(model, m2df.SupportBank.of(model, "actions"))
+        >>> try:
+        ...     matcher.predict("gone.mp4")
+        ... except m2df.ClipError as error:
+        ...     print(error.clip, "|", error.reason, "|", error.hint)
+        gone.mp4 | no such file | check the path
     """
 
     def __init__(self, clip: Path | str, reason: str, hint: str | None = None) -> None:
@@ -72,3 +85,8 @@ def shortened(text: str, most: int = 300) -> str:
         return text
     kept = text[:most]
     return (kept.rpartition(" ")[0] or kept) + " …"
+
+
+def printable(text: str) -> str:
+    """The text with control characters as escapes, which names of files may hold and terminals would obey."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

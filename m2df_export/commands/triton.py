@@ -133,7 +133,7 @@ def publish(
         raise InputError(f"the {precision} graphs are for CPUs", "use --device cpu, or another --precision")
     if device == "cpu" and tensorrt:
         raise InputError("TensorRT runs on GPUs", "use --device gpu, or leave out --tensorrt")
-    bank, _ = SupportBank.update(support, Model(bundle), rules, calibrated=True, progress=progress)
+    bank = SupportBank.of(Model(bundle), support, rules, progress=progress)
     return write_repository(out, bundle, bank, Target(device, precision, max_batch, tensorrt))
 
 

@@ -11,6 +11,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -22,6 +23,7 @@ from m2df_runtime.backends.onnxruntime import OnnxRuntimeBackend, import_onnxrun
 from m2df_runtime.backends.tensorrt.engine_files import EngineUnusable
 from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.manifest import GRAPHS, GraphName, Precision
+from m2df_runtime.bundle.shipped import newest_bundle
 from m2df_runtime.bundle.tokenizer import Tokenizer
 from m2df_runtime.errors import CheckFailed, ClipError, EnvironmentMissing, InputError, M2dfError, first_line
 
@@ -285,6 +287,39 @@ class Model:
 
     def _where(self, name: GraphName) -> str:
         return f"{self.bundle.path}: the {self.precision} {name} graph"
+
+
+def load(
+    path: Path | str | None = None,
+    backend: BackendName = "auto",
+    precision: Precision | None = None,
+    threads: int | None = None,
+    *,
+    region: Literal["full", "motion"] | None = None,
+) -> Model:
+    """Open a bundle; where none is named the newest in `bundles/`, else the one shipped with m2df.
+
+    Args:
+        path: The bundle, a folder or its zip.
+        backend: As in `Model`.
+        precision: As in `Model`.
+        threads: As in `Model`.
+        region: Part of the picture to look at, all or what moves; None takes the bundle's.
+
+    Raises:
+        InputError: Not a bundle, or it lacks the precision.
+        EnvironmentMissing: The named backend is not on this machine, or has no engine that fits.
+
+    Example:
+        >>> import m2df_runtime as m2df
+        >>> model = m2df.load(backend="cpu", threads=2)
+        >>> model.backend, model.bundle.manifest.clip.frames
+        ('cpu', 8)
+    """
+    bundle = Bundle.open(path if path is not None else newest_bundle())
+    if region is not None:
+        bundle = bundle.with_clip(bundle.manifest.clip.model_copy(update={"region": region}))
+    return Model(bundle, backend=backend, precision=precision, threads=threads)
 
 
 def _other_backend(name: BackendName, threads: int | None) -> Backend:

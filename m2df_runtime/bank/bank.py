@@ -1,135 +1,71 @@
-"""The support bank: what a folder of support clips looks like to one bundle, kept between runs.
-
-Features are bound to the visual graph, the preprocessing and the pixel version, prototypes to the support graph,
-calibration to the query graph: only clips whose content changed are encoded again, heads of one encoder use the same
-features, and a change of one class touches no other.
-"""
+"""The support bank as users hold it: what a model knows of their actions, and the verbs that make it and change it."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
-from m2df_runtime.bank.calibration import Calibration, calibrate, can_calibrate
-from m2df_runtime.bank.file import BankIndex, BankKeys, CalibrationEntry, ClassEntry, ClipEntry, read_bank, write_bank
-from m2df_runtime.bank.folder import Stamp
-from m2df_runtime.bundle.labels import LabelRules
-from m2df_runtime.errors import CheckFailed, ClipError, InputError
+from m2df_runtime.backends.arrays import checked
+from m2df_runtime.bank.contents import BankClip, BankContents, embed, encode, keys_of, make_class, read_contents
+from m2df_runtime.bank.folder import SupportClip, clip_stamp
+from m2df_runtime.bank.update import folder_bank
+from m2df_runtime.bundle.labels import LabelRules, class_key
+from m2df_runtime.clips.folder_entries import natural_key
+from m2df_runtime.errors import ClipError, InputError
 from m2df_runtime.progress import Progress, silent
-from m2df_runtime.user_cache import cache_dir
 
 if TYPE_CHECKING:
     from m2df_runtime.backends.model import Model
-    from m2df_runtime.bundle.bundle import Bundle
-
-Float = NDArray[np.float32]
-
-BANK_FOLDER = ".m2df"
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class BankClip:
-    """One support clip: `class/clip` name, content hash, stamp, features [T, D]."""
-
-    name: str
-    digest: str
-    stamp: Stamp
-    features: Float
-
-
-@dataclass(frozen=True)
-class BankClass:
-    """One class: folder name, its text and prompt, prompt embedding [D], prototypes [V, T, D], clips."""
-
-    label: str
-    text: str
-    prompt: str
-    embedding: Float
-    prototypes: Float
-    clips: tuple[BankClip, ...]
-
-    @property
-    def features(self) -> Float:
-        """Features of all clips, [K, T, D]."""
-        return np.stack([clip.features for clip in self.clips])
-
-
-@dataclass(frozen=True)
-class BankReport:
-    """What an update did: clips encoded, re-used and removed, prompts embedded, prototypes computed, file written."""
-
-    encoded: int
-    reused: int
-    removed: int
-    prompts: int
-    prototypes: int
-    path: Path | None
-
-
-@dataclass(frozen=True)
-class SupportBank:
-    """Classes ready to be matched against.
+class SupportBank(BankContents):
+    """Classes ready to be matched against, from one to five clips each. A bank never changes: `add` gives the next.
 
     Attributes:
-        classes: In the natural order of their folder names.
+        classes: In the natural order of their names.
         keys: What the numbers were computed with.
         calibration: Rejection threshold; None where not calibrated.
+        model: What it was made with.
+        rules: Labels to prompts.
+
+    Example:
+        >>> import m2df_runtime as m2df
+        >>> bank = m2df.SupportBank.of(m2df.load(), "actions")
+        >>> bank.labels
+        ('clap', 'golf_swing', 'high_knees', 'punch_person', 'side_bend')
+        >>> bank.classes[1].prompt
+        'a photo of golf swing'
     """
 
-    classes: tuple[BankClass, ...]
-    keys: BankKeys
-    calibration: Calibration | None = None
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Class labels."""
-        return tuple(entry.label for entry in self.classes)
-
-    @property
-    def prompts(self) -> Float:
-        """Prompt embeddings [C, D]."""
-        return np.stack([entry.embedding for entry in self.classes])
-
-    @property
-    def prototypes(self) -> Float:
-        """Prototypes [C, V, T, D]."""
-        return np.stack([entry.prototypes for entry in self.classes])
+    model: Model = field(kw_only=True, repr=False, compare=False)
+    rules: LabelRules = field(kw_only=True, repr=False, compare=False)
 
     @classmethod
-    def build(cls, folder: Path | str, model: Model, rules: LabelRules | None = None) -> SupportBank:
-        """Encode a support folder without reading or writing a bank file. Raises InputError as `update` does."""
-        from m2df_runtime.bank.update import build_bank
-
-        return build_bank(Path(folder), model, rules or default_rules(model.bundle), None, silent)[0]
-
-    @classmethod
-    def update(
+    def of(
         cls,
-        folder: Path | str,
         model: Model,
+        folder: Path | str,
         rules: LabelRules | None = None,
         *,
-        calibrated: bool = False,
+        calibrated: bool = True,
         in_cache: bool = False,
         progress: Progress = silent,
-    ) -> tuple[SupportBank, BankReport]:
-        """The folder's bank, brought up to date and stored.
+    ) -> SupportBank:
+        """The bank of a support folder: kept beside it, and brought up to date where clips changed.
 
         Args:
-            folder: One sub-folder per class.
             model: The opened bundle.
-            rules: Folder names to prompts; None takes the bundle's.
+            folder: One sub-folder per class, named as the class is, with its clips.
+            rules: Labels to prompts; None takes the bundle's.
             calibrated: Also calibrate rejection, where the classes have enough clips.
             in_cache: Keep the file in the user's cache folder even where the support folder is writable.
             progress: Shows the encoding of clips.
@@ -137,104 +73,113 @@ class SupportBank:
         Raises:
             InputError: The folder holds no usable class, or the same clip in two classes.
         """
-        from m2df_runtime.bank.update import update_bank
-
-        rules = rules or default_rules(model.bundle)
-        return update_bank(Path(folder), model, rules, calibrated=calibrated, in_cache=in_cache, progress=progress)
+        rules = rules or _rules_of(model)
+        found = folder_bank(Path(folder), model, rules, calibrated=calibrated, in_cache=in_cache, progress=progress)
+        return cls(found.classes, found.keys, found.calibration, model=model, rules=rules)
 
     @classmethod
-    def load(cls, path: Path | str, bundle: Bundle) -> SupportBank:
-        """Read a bank made with this bundle.
+    def load(cls, model: Model, path: Path | str, rules: LabelRules | None = None) -> SupportBank:
+        """Read a bank that `save` wrote.
 
         Raises:
             InputError: Damaged, of another version, or made with another bundle.
         """
-        bank = load_for_features(Path(path), bundle)
-        if bank.keys != keys_of(bundle) or bank.prototypes.shape[1] != bundle.manifest.views:
-            raise InputError(f"{path}: this bank's prototypes were made with another bundle", "update it")
-        return bank
+        found = read_contents(Path(path), model.bundle)
+        if found.keys != keys_of(model.bundle) or found.prototypes.shape[1] != model.bundle.manifest.views:
+            raise InputError(f"{path}: this bank's prototypes were made with another bundle", "make it anew")
+        return cls(found.classes, found.keys, found.calibration, model=model, rules=rules or _rules_of(model))
 
     def save(self, path: Path | str) -> None:
-        """Write the bank atomically.
+        """Write the bank to one file, atomically; `load` reads it where its clips are not.
 
         Raises:
             OSError: The place cannot be written.
             InputError: A name that is not Unicode or is too long, or more clips than a bank holds.
+
+        Example:
+            >>> import m2df_runtime as m2df
+            >>> model = m2df.load()
+            >>> m2df.SupportBank.of(model, "actions").save("gate.bank")
+            >>> len(m2df.SupportBank.load(model, "gate.bank").labels)
+            5
         """
-        try:
-            index = BankIndex(
-                keys=self.keys,
-                classes=tuple(_class_entry(entry) for entry in self.classes),
-                calibration=CalibrationEntry(**vars(self.calibration)) if self.calibration else None,
-            )
-        except ValidationError as error:
-            first = error.errors()[0]
-            unicode = "a class or clip has a name that is not Unicode"
-            raise InputError(f"{path}: {unicode if first['type'] == 'string_unicode' else first['msg']}") from None
-        features = np.concatenate([entry.features for entry in self.classes])  # (M, T, D)
-        write_bank(Path(path), index, {"features": features, "prompts": self.prompts, "prototypes": self.prototypes})
+        self.write(Path(path))
 
-    def with_calibration(self, model: Model) -> SupportBank:
-        """The same bank with its rejection threshold, where the classes have enough clips."""
-        if self.calibration or not can_calibrate([len(entry.clips) for entry in self.classes]):
+    def add(self, label: str, clips: Path | str | Iterable[Path | str]) -> SupportBank:
+        """The next bank: these clips too show the action `label`, which may be new.
+
+        Only these clips are encoded, only their class is made anew, and rejection is calibrated from stored features;
+        the result equals that of a folder with the same clips. No folder is touched. A clip that is known already is
+        said and skipped.
+
+        Args:
+            label: The class; its prompt follows from the bank's rules.
+            clips: Paths of video files, frame folders or animated pictures.
+
+        Raises:
+            ClipError: A clip cannot be read.
+            InputError: No clip, no label, or the same clip in another class.
+            CheckFailed: What follows from the clips is not finite.
+
+        Example:
+            >>> import m2df_runtime as m2df
+            >>> bank = m2df.SupportBank.of(m2df.load(), "actions")
+            >>> taught = bank.add("wave", ["a.mp4", "b.mp4"])
+            >>> len(bank.labels), len(taught.labels), len(taught.classes[-1].clips)
+            (5, 6, 2)
+        """
+        if not label.strip():
+            raise InputError("a class needs a label")
+        own = next((entry for entry in self.classes if class_key(entry.label) == class_key(label)), None)
+        label = own.label if own else label
+        new = self._encoded(label, [Path(path) for path in ([clips] if isinstance(clips, str | Path) else clips)])
+        if not new and own:
             return self
-        try:
-            found = calibrate(model, [entry.features for entry in self.classes], self.prompts, self.prototypes)
-        except (CheckFailed, ClipError) as error:  # numbers that are not finite
-            _log.warning("rejection is not calibrated: %s", error.message)
-            return self
-        return SupportBank(self.classes, self.keys, found)
+        if not new:
+            raise InputError(f"class {label!r} is given no clip", "name at least one")
+        embeddings = embed([self.rules.prompt(label)], self.model, self)
+        members = sorted([*(own.clips if own else ()), *new], key=lambda clip: natural_key(clip.name))
+        made = make_class(label, members, self.model, self.rules, embeddings)
+        others = [entry for entry in self.classes if entry is not own]
+        classes = sorted([*others, made], key=lambda entry: natural_key(entry.label))
+        return replace(self, classes=tuple(classes), calibration=None).calibrated(self.model)
+
+    def _encoded(self, label: str, paths: Iterable[Path]) -> list[BankClip]:
+        """Clips that are new to the bank, with their features. Raises as `add`."""
+        classes = {clip.digest: entry.label for entry in self.classes for clip in entry.clips}
+        new: list[BankClip] = []
+        for path in paths:
+            try:
+                clip = SupportClip(path, f"{label}/{path.name}", clip_stamp(path))
+                digest = clip.digest()
+            except OSError as error:
+                raise ClipError(path, error.strerror or str(error), "check the path") from None
+            known = classes.setdefault(digest, label)
+            if known != label:
+                raise InputError(f"{path}: the same clip stands in class {known!r}", "teach it as one of the two")
+            if digest in self.clips or any(digest == other.digest for other in new):
+                _log.warning("%s: class %r has this clip already, used once", path, label)
+                continue
+            new.append(BankClip(clip.name, digest, clip.stamp, encode(path, self.model)))
+        return new
+
+    def nearest_clip(self, features: NDArray[np.float32], label: str) -> BankClip:
+        """The support clip of a class most like a query [T, D]: highest cosine between means over frames.
+
+        Raises:
+            InputError: The array has another type or shape, or the bank has no such class.
+        """
+        manifest = self.model.bundle.manifest
+        checked("features", features, "float32", T=manifest.clip.frames, D=manifest.dim)
+        if label not in self.labels:
+            raise InputError(f"the bank has no class {label!r}", f"it has {', '.join(self.labels)[:200]}")
+        entry = self.classes[self.labels.index(label)]
+        means = np.concatenate([entry.features, features[None]]).mean(axis=1)  # (K + 1, D)
+        means /= np.linalg.norm(means, axis=1, keepdims=True) + 1e-12
+        return entry.clips[int(np.argmax(means[:-1] @ means[-1]))]
 
 
-def keys_of(bundle: Bundle) -> BankKeys:
-    """The keys a bank of this bundle has."""
-    return BankKeys(
-        visual=bundle.key("visual"), text=bundle.key("text"), support=bundle.key("support"), query=bundle.key("query")
-    )
-
-
-def default_rules(bundle: Bundle) -> LabelRules:
+def _rules_of(model: Model) -> LabelRules:
     """Prompt template and label texts of the bundle."""
-    return LabelRules(bundle.manifest.text.prompt, bundle.manifest.text.labels)
-
-
-def bank_paths(folder: Path, bundle: Bundle, *, in_cache: bool = False) -> list[Path]:
-    """Where a folder's bank is kept, best place first: in the folder, else in the user's cache folder.
-
-    The name carries the visual key, so bundles that share encoder and preprocessing share features.
-    """
-    key = bundle.key("visual")[:16]
-    resolved = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
-    cached = cache_dir("banks") / f"{resolved}-{key}.bank"
-    return [cached] if in_cache else [folder / BANK_FOLDER / f"{key}.bank", cached]
-
-
-def load_for_features(path: Path, bundle: Bundle) -> SupportBank:
-    """Read a bank whose features fit this bundle; its prompts and prototypes may be of another head, of other views.
-
-    Raises:
-        InputError: Damaged, of another version, or made with another encoder or preprocessing.
-    """
-    index, tensors = read_bank(path, bundle.key("visual"), bundle.manifest.clip.frames, bundle.manifest.dim)
-    classes, row = [], 0
-    for number, entry in enumerate(index.classes):
-        rows = tensors["features"][row : row + len(entry.clips)]
-        row += len(entry.clips)
-        clips = tuple(
-            BankClip(clip.name, clip.digest, Stamp(clip.size, clip.mtime_ns, clip.ctime_ns, clip.inode), features)
-            for clip, features in zip(entry.clips, rows, strict=True)
-        )
-        prompt, prototypes = tensors["prompts"][number], tensors["prototypes"][number]
-        classes.append(BankClass(entry.label, entry.text, entry.prompt, prompt, prototypes, clips))
-    calibration = Calibration(**index.calibration.model_dump()) if index.calibration else None
-    return SupportBank(tuple(classes), index.keys, calibration)
-
-
-def _class_entry(entry: BankClass) -> ClassEntry:
-    clips = tuple(ClipEntry(name=c.name, digest=c.digest, **asdict(c.stamp)) for c in entry.clips)
-    return ClassEntry(label=entry.label, text=entry.text, prompt=entry.prompt, clips=clips)
-
-
-def features_by_digest(bank: SupportBank | None) -> Mapping[str, Float]:
-    """Content hash to features of every clip in a bank."""
-    return {clip.digest: clip.features for entry in bank.classes for clip in entry.clips} if bank else {}
+    text = model.bundle.manifest.text
+    return LabelRules(text.prompt, text.labels)

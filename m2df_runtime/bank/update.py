@@ -1,93 +1,91 @@
-"""Bringing a support bank up to date: encode what changed, keep the rest, store the result."""
+"""A folder's support bank brought up to date: encode what changed, keep the rest, store the result."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import stat
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from m2df_runtime.bank.bank import (
+from m2df_runtime.bank.contents import (
     BankClass,
     BankClip,
-    BankReport,
-    SupportBank,
-    bank_paths,
-    features_by_digest,
+    BankContents,
+    embed,
+    encode,
     keys_of,
-    load_for_features,
+    make_class,
+    read_contents,
 )
 from m2df_runtime.bank.folder import SupportClip, SupportFolder, read_support
-from m2df_runtime.clips.opening import open_source
 from m2df_runtime.errors import CheckFailed, ClipError, InputError
-from m2df_runtime.pixels.load import load_clip
-from m2df_runtime.progress import Progress
+from m2df_runtime.progress import Progress, silent
 from m2df_runtime.regular_files import irregular
+from m2df_runtime.user_cache import cache_dir
 
 if TYPE_CHECKING:
     from m2df_runtime.backends.model import Model
+    from m2df_runtime.bundle.bundle import Bundle
     from m2df_runtime.bundle.labels import LabelRules
 
 Float = NDArray[np.float32]
 
-PROMPT_BATCH = 64
+BANK_FOLDER = ".m2df"
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass
-class _Counts:
-    encoded: int = 0
-    reused: int = 0
-    prompts: int = 0
-    prototypes: int = 0
-    left_out: int = 0
-
-
-def update_bank(
-    folder: Path, model: Model, rules: LabelRules, *, calibrated: bool, in_cache: bool, progress: Progress
-) -> tuple[SupportBank, BankReport]:
-    """See `SupportBank.update`."""
+def folder_bank(
+    folder: Path,
+    model: Model,
+    rules: LabelRules,
+    *,
+    calibrated: bool = True,
+    in_cache: bool = False,
+    progress: Progress = silent,
+) -> BankContents:
+    """See `SupportBank.of`."""
     paths = _free(bank_paths(folder, model.bundle, in_cache=in_cache))
-    old, found = _load_first(paths, model)
-    bank, counts = build_bank(folder, model, rules, old, progress)
-    if calibrated:
-        bank = bank.with_calibration(model)
-    removed = len(features_by_digest(old).keys() - features_by_digest(bank).keys())
-    if old is None or not _same(old, bank):
-        found = _store(bank, paths)
-    return bank, BankReport(counts.encoded, counts.reused, removed, counts.prompts, counts.prototypes, found)
-
-
-def build_bank(
-    folder: Path, model: Model, rules: LabelRules, old: SupportBank | None, progress: Progress
-) -> tuple[SupportBank, _Counts]:
-    """Make the bank of a folder, taking from an old one what still holds.
-
-    Raises:
-        InputError: No class with a readable clip is left, or one clip stands in two classes.
-    """
+    old = _load_first(paths, model)
     support = read_support(folder)
     for warning in support.warnings:
         _log.warning("%s", warning)
-    counts = _Counts()
-    digests = _distinct(support, _digests(support, old, counts))
-    clips = _encoded(support, digests, model, features_by_digest(old), counts, progress)
-    if counts.left_out > 1:  # of one, its own line says it
-        total = sum(map(len, support.classes.values()))
-        _log.warning("%s: %d of %d clips are left out, for the reasons above", folder, counts.left_out, total)
-    classes = _with_prototypes(folder, clips, model, rules, old, counts)
-    bank = SupportBank(classes, keys_of(model.bundle))
-    if old and old.keys == bank.keys and _matched(old) == _matched(bank):
+    digests = _digests(support, old)
+    distinct = _distinct(support, digests)
+    features = _encoded(distinct, model, old, progress)
+    total = sum(map(len, support.classes.values()))
+    left_out = total - len(digests) + len(set(distinct.values()) - features.keys())
+    if left_out > 1:  # of one, its own line says it
+        _log.warning("%s: %d of %d clips are left out, for the reasons above", folder, left_out, total)
+    bank = BankContents(
+        _classes(_by_class(support, distinct, features), folder, model, rules, old), keys_of(model.bundle)
+    )
+    if old and old.keys == bank.keys and [c.made_from for c in old.classes] == [c.made_from for c in bank.classes]:
         bank = replace(bank, calibration=old.calibration)
-    return bank, counts
+    if calibrated:
+        bank = bank.calibrated(model)
+    if old is None or _described(old) != _described(bank):
+        _store(bank, paths)
+    return bank
+
+
+def bank_paths(folder: Path, bundle: Bundle, *, in_cache: bool = False) -> list[Path]:
+    """Where a folder's bank is kept, best place first: in the folder, else in the user's cache folder.
+
+    The name carries the visual key, so bundles that share encoder and preprocessing share features.
+    """
+    key = bundle.key("visual")[:16]
+    resolved = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
+    cached = cache_dir("banks") / f"{resolved}-{key}.bank"
+    return [cached] if in_cache else [folder / BANK_FOLDER / f"{key}.bank", cached]
 
 
 def _free(paths: Sequence[Path]) -> list[Path]:
@@ -115,7 +113,7 @@ def _in_the_way(path: Path) -> str | None:
     return None
 
 
-def _load_first(paths: Sequence[Path], model: Model) -> tuple[SupportBank | None, Path | None]:
+def _load_first(paths: Sequence[Path], model: Model) -> BankContents | None:
     """The newest usable bank file; one that cannot be used is named and built anew."""
     present = []
     for path in paths:
@@ -123,30 +121,29 @@ def _load_first(paths: Sequence[Path], model: Model) -> tuple[SupportBank | None
             present.append((path.stat().st_mtime_ns, path))
     for _, path in sorted(present, reverse=True):
         try:
-            return load_for_features(path, model.bundle), path
+            return read_contents(path, model.bundle)
         except InputError as error:
             _log.warning("%s; building it again", error.message)
-    return None, None
+    return None
 
 
-def _store(bank: SupportBank, paths: Sequence[Path]) -> Path | None:
+def _store(bank: BankContents, paths: Sequence[Path]) -> None:
     """Write to the first place that can be written; without any the bank lives for this run only."""
     problem = "nothing can be written where it would be"
     for path in paths:
         try:
-            bank.save(path)
+            bank.write(path)
         except OSError as error:
             problem = f"{path}: {error.strerror or error}"
         except InputError as error:
             problem = error.message
         else:
-            return path
+            return
         _log.debug("%s", problem)
     _log.warning("the support bank is not kept: %s", problem)
-    return None
 
 
-def _digests(support: SupportFolder, old: SupportBank | None, counts: _Counts) -> dict[str, str]:
+def _digests(support: SupportFolder, old: BankContents | None) -> dict[str, str]:
     """Content hash of every readable clip; hashed only where its stamp differs from the last visit."""
     known = {clip.name: clip for entry in old.classes for clip in entry.clips} if old else {}
     digests = {}
@@ -156,7 +153,6 @@ def _digests(support: SupportFolder, old: SupportBank | None, counts: _Counts) -
             digests[clip.name] = last.digest if last and last.stamp == clip.stamp else clip.digest()
         except OSError as error:
             _log.warning("%s: %s; not used", clip.path, error.strerror or error)
-            counts.left_out += 1
     return digests
 
 
@@ -182,32 +178,35 @@ def _distinct(support: SupportFolder, digests: Mapping[str, str]) -> dict[Suppor
 
 
 def _encoded(
-    support: SupportFolder,
-    digests: Mapping[SupportClip, str],
-    model: Model,
-    known: Mapping[str, Float],
-    counts: _Counts,
-    progress: Progress,
-) -> dict[str, tuple[BankClip, ...]]:
-    """Features of every clip, per class; clips that cannot be read are named and left out."""
-    features = {digest: known[digest] for digest in digests.values() if digest in known}
-    counts.reused = len(features)
-    new = [(clip, digest) for clip, digest in digests.items() if digest not in known]
+    clips: Mapping[SupportClip, str], model: Model, old: BankContents | None, progress: Progress
+) -> dict[str, Float]:
+    """Content hash to features; clips that cannot be read are named and left out."""
+    known = old.clips if old else {}
+    features = {digest: known[digest].features for digest in clips.values() if digest in known}
+    new = [(clip, digest) for clip, digest in clips.items() if digest not in known]
     with progress("encoding support clips", len(new)) as advance:
         for clip, digest in new:
-            encoded = _encode(clip, model)
-            if encoded is None:
-                counts.left_out += 1
-            else:
-                features[digest] = encoded
-                counts.encoded += 1
+            try:
+                features[digest] = encode(clip.path, model)
+            except ClipError as error:
+                _log.warning("%s; not used", error.message)
             advance(1)
+    return features
+
+
+def _by_class(
+    support: SupportFolder, digests: Mapping[SupportClip, str], features: Mapping[str, Float]
+) -> dict[str, tuple[BankClip, ...]]:
+    """The clips that have features, per class.
+
+    Raises:
+        InputError: There is none.
+    """
     classes: dict[str, tuple[BankClip, ...]] = {}
     for label, clips in support.classes.items():
         used = [clip for clip in clips if digests.get(clip) in features]
-        kept = tuple(BankClip(c.name, digests[c], c.stamp, features[digests[c]]) for c in used)
-        if kept:
-            classes[label] = kept
+        if used:
+            classes[label] = tuple(BankClip(c.name, digests[c], c.stamp, features[digests[c]]) for c in used)
         else:
             _log.warning("%s: no readable clip, class left out", support.path / label)
     if not classes:
@@ -215,67 +214,34 @@ def _encoded(
     return classes
 
 
-def _encode(clip: SupportClip, model: Model) -> Float | None:
-    try:
-        frames = load_clip(open_source(clip.path), model.bundle.manifest.clip)
-        features: Float = model.encode_clips(frames[None], [os.fspath(clip.path)])[0]
-    except ClipError as error:
-        _log.warning("%s; not used", error.message)
-        return None
-    return features
-
-
-def _with_prototypes(
-    folder: Path,
-    clips: Mapping[str, tuple[BankClip, ...]],
-    model: Model,
-    rules: LabelRules,
-    old: SupportBank | None,
-    counts: _Counts,
+def _classes(
+    clips: Mapping[str, tuple[BankClip, ...]], folder: Path, model: Model, rules: LabelRules, old: BankContents | None
 ) -> tuple[BankClass, ...]:
-    """Prompt embedding and prototypes of every class, computed where clips, prompt or graph changed."""
+    """Every class, with prompt embedding and prototypes computed where clips, prompt or graph changed.
+
+    Raises:
+        InputError: None can be used.
+    """
     keys = keys_of(model.bundle)
-    same_text = old is not None and old.keys.text == keys.text
-    embeddings = {c.prompt: c.embedding for c in old.classes} if old and same_text else {}
-    new = sorted({rules.prompt(label) for label in clips} - embeddings.keys())
-    for start in range(0, len(new), PROMPT_BATCH):
-        batch = new[start : start + PROMPT_BATCH]
-        embeddings.update(zip(batch, model.encode_texts(batch), strict=True))
-    counts.prompts = len(new)
-    same_head = old is not None and same_text and old.keys.support == keys.support
-    done = {_prototype_key(c.prompt, c.clips): c.prototypes for c in old.classes} if old and same_head else {}
+    embeddings = embed(map(rules.prompt, clips), model, old)
+    same = old is not None and (old.keys.text, old.keys.support) == (keys.text, keys.support)
+    done = {entry.made_from: entry for entry in old.classes} if old and same else {}
     classes = []
     for label, members in clips.items():
-        prompt = rules.prompt(label)
-        prototypes = done.get(_prototype_key(prompt, members))
-        if prototypes is None:
-            features = np.stack([clip.features for clip in members])  # (K, T, D)
-            try:
-                prototypes = model.prototypes(features, embeddings[prompt][None])
-            except CheckFailed as error:  # numbers that are not finite
-                _log.warning("%s: %s; class left out", folder / label, error.message)
-                continue
-            counts.prototypes += 1
-        classes.append(BankClass(label, rules.text(label), prompt, embeddings[prompt], prototypes, members))
+        found = done.get((rules.prompt(label), *(clip.digest for clip in members)))
+        if found is not None:
+            classes.append(replace(found, label=label, text=rules.text(label), clips=members))
+            continue
+        try:
+            classes.append(make_class(label, members, model, rules, embeddings))
+        except CheckFailed as error:  # numbers that are not finite
+            _log.warning("%s: %s; class left out", folder / label, error.message)
     if not classes:
         raise InputError(f"{folder}: no class in it can be used", "see the warnings above")
     return tuple(classes)
 
 
-def _prototype_key(prompt: str, clips: Sequence[BankClip]) -> tuple[str, ...]:
-    return (prompt, *(clip.digest for clip in clips))
-
-
-def _matched(bank: SupportBank) -> list[tuple[str, ...]]:
-    """What scores depend on: prompts and clips of all classes."""
-    return [_prototype_key(entry.prompt, entry.clips) for entry in bank.classes]
-
-
-def _same(old: SupportBank, new: SupportBank) -> bool:
-    """Whether a bank on disk needs no writing."""
-
-    def described(bank: SupportBank) -> list[object]:
-        clips = [(c.name, c.digest, c.stamp) for entry in bank.classes for c in entry.clips]
-        return [clips, [(entry.label, entry.text, entry.prompt) for entry in bank.classes], bank.keys, bank.calibration]
-
-    return described(old) == described(new)
+def _described(bank: BankContents) -> list[object]:
+    """What differs where a bank on disk needs to be written anew."""
+    clips = [(c.name, c.digest, c.stamp) for entry in bank.classes for c in entry.clips]
+    return [clips, [(entry.label, entry.text, entry.prompt) for entry in bank.classes], bank.keys, bank.calibration]

@@ -123,6 +123,12 @@ class LabelRules:
         template: Prompt with one `{}`.
         texts: Folder name to text, compared by `class_key`, of equal ones the last; folders not in it follow
             `text_from_folder`.
+
+    Example:
+        >>> import m2df_runtime as m2df
+        >>> rules = m2df.LabelRules("a video of {}", {"highfive": "two people giving a high five"})
+        >>> rules.prompt("hand_waving"), rules.prompt("highfive")
+        ('a video of hand waving', 'a video of two people giving a high five')
     """
 
     template: str = "a photo of {}"

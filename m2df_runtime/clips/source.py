@@ -48,6 +48,17 @@ class FrameSource(ABC):
         n_frames: Frames in the clip, at least 1.
         times: Presentation times in seconds from the first frame, float64 [n], ascending.
         fps: Mean frames per second.
+
+    Example:
+        >>> import numpy as np
+        >>> import m2df_runtime as m2df
+        >>> from m2df_runtime.clips.source import ArrayPicture
+        >>> class Fading(m2df.FrameSource):
+        ...     n_frames, times, fps = 50, np.arange(50) / 25, 25.0
+        ...     def pictures(self, indices):
+        ...         return (ArrayPicture(np.full((120, 160, 3), 5 * index, np.uint8)) for index in indices)
+        >>> Fading().read([0, 49]).shape
+        (2, 120, 160, 3)
     """
 
     name: str = "the clip"

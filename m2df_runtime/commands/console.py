@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import sys
 import time
 import warnings
@@ -21,14 +20,13 @@ import click
 
 from m2df_runtime import __version__
 from m2df_runtime.commands import entry
-from m2df_runtime.errors import M2dfError
+from m2df_runtime.errors import M2dfError, printable
 from m2df_runtime.progress import Advance, unseen
 
 DEBUG_VARIABLE = "M2DF_DEBUG"
 _OUTPUT = "standard output"
 _LONGEST_LINE = 2000  # characters of an error line; a path has at most 4,096 bytes, a line of standard input any number
 _LINE_EVERY = 30.0  # seconds between lines of progress where stderr is a file or a pipe
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class M2dfGroup(click.Group):
@@ -141,11 +139,6 @@ def say(line: str) -> None:
     """Write a line to stderr. Where that cannot be written, the work goes on: results are what counts."""
     with suppress(OSError, ValueError, RuntimeError):  # the last where a signal comes while another line is written
         click.echo(printable(line), err=True)
-
-
-def printable(text: str) -> str:
-    """The text with control characters as escapes, which names of files may hold and terminals would obey."""
-    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def emit(text: str) -> None:

@@ -8,20 +8,17 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 
 import click
 
-from m2df_runtime.commands.console import M2dfGroup, emit, emit_json, main_entry, printable, progress, report
+from m2df_runtime.commands.console import M2dfGroup, emit, emit_json, main_entry, progress, report
 from m2df_runtime.errors import CheckFailed, ClipError, InputError
 
 if TYPE_CHECKING:
-    from m2df_runtime.backends.model import Model
-    from m2df_runtime.bank.bank import SupportBank
-    from m2df_runtime.bundle.labels import LabelRules
-    from m2df_runtime.match.matcher import Matcher, Prediction
+    from m2df_runtime import Matcher, Prediction
     from m2df_runtime.pixels.spec import ClipSpec
 
 Reject = Literal["auto", "off"] | float
@@ -155,8 +152,9 @@ def run(options: RunOptions) -> None:
         InputError: Support folder, bundle or a single query cannot be used.
         CheckFailed: Some queries of a batch could not be read.
     """
-    from m2df_runtime.bundle.labels import LabelRules, read_labels, warn_unmatched
-    from m2df_runtime.bundle.shipped import demo_queries, demo_support
+    from m2df_runtime import LabelRules, Matcher, SupportBank, load
+    from m2df_runtime.bundle.labels import read_labels, warn_unmatched
+    from m2df_runtime.bundle.shipped import demo_bundle, demo_queries, demo_support
     from m2df_runtime.commands.queries import expand_queries
 
     demo = options.support is None
@@ -166,14 +164,17 @@ def run(options: RunOptions) -> None:
     queries = expand_queries(options.queries or (str(demo_queries()),), _lines(sys.stdin))
     if len(queries) == 1 and not (os.path.exists(queries[0]) or "%" in queries[0].name):
         raise InputError(f"{queries[0]}: no such file", "check the path given to --query")
-    model = _model(options, demo)
+    path = options.bundle or (demo_bundle() if demo else None)
+    region = options.roi if isinstance(options.roi, str) else None
+    model = load(path, options.backend, options.precision, options.threads, region=region)
     labels = read_labels(options.labels) if options.labels else {}
     text = model.bundle.manifest.text
     rules = LabelRules(options.prompt if options.prompt is not None else text.prompt, {**text.labels, **labels})
-    bank = _bank(support, model, rules, calibrated=options.reject == "auto", in_cache=demo)
+    calibrated = options.reject == "auto"
+    bank = SupportBank.of(model, support, rules, calibrated=calibrated, in_cache=demo, progress=progress)
     if options.labels:
         warn_unmatched(options.labels, labels, bank.labels)
-    _classify(queries, support, _matcher(model, bank, options), options)
+    _classify(queries, support, Matcher(model, bank, reject=options.reject), options)
 
 
 def _lines(stream: TextIO) -> Iterator[str]:
@@ -183,29 +184,6 @@ def _lines(stream: TextIO) -> Iterator[str]:
         while len(rest) == _LONGEST_PATH and not rest.endswith("\n"):
             rest = stream.readline(_LONGEST_PATH)
         yield line
-
-
-def _model(options: RunOptions, demo: bool) -> Model:
-    from m2df_runtime.backends.model import Model
-    from m2df_runtime.bundle.bundle import Bundle
-    from m2df_runtime.bundle.shipped import demo_bundle, newest_bundle
-
-    bundle = Bundle.open(options.bundle or (demo_bundle() if demo else newest_bundle()))
-    if isinstance(options.roi, str):
-        bundle = bundle.with_clip(bundle.manifest.clip.model_copy(update={"region": options.roi}))
-    return Model(bundle, backend=options.backend, precision=options.precision, threads=options.threads)
-
-
-def _bank(support: Path, model: Model, rules: LabelRules, *, calibrated: bool, in_cache: bool) -> SupportBank:
-    from m2df_runtime.bank.bank import SupportBank
-
-    return SupportBank.update(support, model, rules, calibrated=calibrated, in_cache=in_cache, progress=progress)[0]
-
-
-def _matcher(model: Model, bank: SupportBank, options: RunOptions) -> Matcher:
-    from m2df_runtime.match.matcher import Matcher
-
-    return Matcher(model, bank, reject=options.reject)
 
 
 def _classify(queries: Sequence[Path], support: Path, matcher: Matcher, options: RunOptions) -> None:
@@ -218,9 +196,10 @@ def _classify(queries: Sequence[Path], support: Path, matcher: Matcher, options:
     """
     failed = undrawn = 0
     look = _look(matcher) if options.picture else None
+    roi = None if isinstance(options.roi, str) else options.roi
     for number, query in enumerate(queries, 1):
         try:
-            prediction = matcher.predict_file(query, None if isinstance(options.roi, str) else options.roi, look=look)
+            prediction = matcher.predict(query, roi=roi, look=look)
         except ClipError as error:
             if len(queries) == 1:
                 raise
@@ -228,9 +207,9 @@ def _classify(queries: Sequence[Path], support: Path, matcher: Matcher, options:
             failed += 1
             continue
         if options.json:
-            emit_json(json_record(prediction, matcher.model.backend, options.topk))
+            emit_json(prediction.record(options.topk))
         else:
-            emit(human_text(prediction, options.topk))
+            emit(prediction.text(options.topk))
         if options.picture and look:
             try:
                 path = options.picture if len(queries) == 1 else _numbered(options.picture, number)
@@ -246,29 +225,6 @@ def _classify(queries: Sequence[Path], support: Path, matcher: Matcher, options:
         raise CheckFailed("; ".join(problems), "see the errors above")
 
 
-def json_record(prediction: Prediction, backend: str, topk: int) -> dict[str, object]:
-    """One query as the object `--json` prints."""
-    return {
-        "query": prediction.query,
-        "predictions": [asdict(score) for score in prediction.predictions[:topk]],
-        "rejected": prediction.rejected,
-        "backend": backend,
-        "timings_ms": {stage: round(ms, 3) for stage, ms in asdict(prediction.timings).items()},
-    }
-
-
-def human_text(prediction: Prediction, topk: int) -> str:
-    """One query as text: the answer, the ranked classes, the time per stage."""
-    best, shown = prediction.best, prediction.predictions[:topk]
-    answer = f"unknown (nearest: {best.label})" if prediction.rejected else best.label
-    lines = [f"{prediction.query}: {answer} {best.probability:.1%}"]
-    width = max(len(score.label) for score in shown)
-    lines += [f"  {s.label:<{width}}  {s.probability:>6.1%}  distance {s.distance:.4f}" for s in shown]
-    timings = asdict(prediction.timings)
-    lines.append("  " + ", ".join(f"{stage} {ms:.1f} ms" for stage, ms in timings.items()))
-    return "\n".join(map(printable, lines))
-
-
 def _look(matcher: Matcher) -> ClipSpec:
     from m2df_runtime.show.filmstrip import display_spec
 
@@ -281,7 +237,7 @@ def _draw(path: Path, support: Path, prediction: Prediction, matcher: Matcher, l
     from m2df_runtime.show.filmstrip import filmstrip, save_picture
 
     assert prediction.features is not None and prediction.frames is not None  # `look` asked for them
-    nearest = matcher.nearest_clip(prediction.features, prediction.best.label)
+    nearest = matcher.bank.nearest_clip(prediction.features, prediction.label)
     match = shown_frames(open_source(support / nearest.name), look)
     save_picture(path, filmstrip(prediction.frames, match, prediction, nearest.name))
 

@@ -5,92 +5,43 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Literal
+from typing import Literal, overload
 
 import av  # noqa: F401 - its 70 ms of loading are not decoding time
 import numpy as np
 from numpy.typing import NDArray
 
 from m2df_runtime.backends import Tensor
-from m2df_runtime.backends.arrays import checked
-from m2df_runtime.backends.model import Model
-from m2df_runtime.bank.bank import BankClass, BankClip, SupportBank, keys_of
+from m2df_runtime.backends.model import Model, QueryScores
+from m2df_runtime.bank.bank import SupportBank
+from m2df_runtime.bank.contents import keys_of
 from m2df_runtime.clips.opening import open_source
-from m2df_runtime.clips.source import CroppedSource, FrameSource, Picture, Rectangle
+from m2df_runtime.clips.source import ArraySource, CroppedSource, FrameSource, Picture, Rectangle
 from m2df_runtime.errors import ClipError, InputError
+from m2df_runtime.match.results import ClassScore, Prediction, Timings
 from m2df_runtime.pixels.load import load_clip
 from m2df_runtime.pixels.spec import ClipSpec
 from m2df_runtime.pixels.thumbnails import WatchedClip, shown_frames
 
 Float = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class ClassScore:
-    """One class for one query.
-
-    Attributes:
-        label: The class.
-        probability: Softmax of the logits over all classes.
-        distance: Distance summed over the views; small is similar. OTAM distances may be negative.
-    """
-
-    label: str
-    probability: float
-    distance: float
-
-
-@dataclass(frozen=True)
-class Timings:
-    """Milliseconds per stage. In a batch, `visual` and `query` are the batch's time divided by its clips."""
-
-    decode: float
-    preprocess: float
-    visual: float
-    query: float
-    total: float
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """Answer for one query.
-
-    Attributes:
-        query: The clip's path or name.
-        predictions: All classes, best first.
-        rejected: Whether it belongs to none of them.
-        timings: Time per stage.
-        features: What was matched, float32 [T, D]; None where that stayed on a GPU.
-        frames: Frames to look at, uint8 [T, S, S, 3]; None unless they were asked for.
-    """
-
-    query: str
-    predictions: tuple[ClassScore, ...]
-    rejected: bool
-    timings: Timings
-    features: Float | None = None
-    frames: NDArray[np.uint8] | None = None
-
-    @property
-    def best(self) -> ClassScore:
-        """The most probable class."""
-        return self.predictions[0]
+Clip = Path | str | FrameSource | NDArray[np.uint8]
+"""A path, something to read frames from, or all frames of a clip, uint8 [n, H, W, 3] RGB."""
+# Not Sequence[Clip], which a text is too.
+Clips = list[str] | list[Path] | list[FrameSource] | list[NDArray[np.uint8]] | list[Clip] | tuple[Clip, ...]
 
 
 class TimedSource(FrameSource):
-    """A clip that adds up the seconds spent decoding and converting its frames."""
+    """A clip that adds up the seconds spent opening it, decoding its frames and converting them."""
 
-    def __init__(self, path: Path) -> None:
-        start = perf_counter()
-        self._source = open_source(path)
-        self.name = self._source.name
-        self.n_frames = self._source.n_frames
-        self.times = self._source.times
-        self.fps = self._source.fps
-        self.seconds = perf_counter() - start
+    def __init__(self, clip: Path | str | FrameSource) -> None:
+        self.seconds = 0.0
+        with self._timed():
+            self._source = clip if isinstance(clip, FrameSource) else open_source(clip)
+        self.name, self.n_frames = self._source.name, self._source.n_frames
+        self.times, self.fps = self._source.times, self._source.fps
 
     def pictures(self, indices: NDArray[np.int64]) -> Iterator[Picture]:
         """See `FrameSource.pictures`."""
@@ -124,8 +75,28 @@ class _TimedPicture(Picture):
             return self._picture.grey(long_side)
 
 
+@dataclass(frozen=True)
+class _Query:
+    """A clip that was read: pixels [T, S, S, 3], milliseconds that took, frames [T, S', S', 3] to look at."""
+
+    name: str
+    pixels: NDArray[np.uint8]
+    decode: float
+    preprocess: float
+    frames: NDArray[np.uint8] | None
+
+
+@dataclass(frozen=True)
+class _Classes:
+    """A bank, and its tensors where the engine computes. One object: an answer never mixes two banks."""
+
+    bank: SupportBank
+    prompts: Tensor  # (C, D)
+    prototypes: Tensor  # (C, V, T, D)
+
+
 class Matcher:
-    """Classifies queries against a bank, from any number of threads at once.
+    """Recognises the classes of a bank in clips, from any number of threads at once.
 
     Args:
         model: The opened bundle.
@@ -135,151 +106,201 @@ class Matcher:
 
     Raises:
         InputError: The bank was made with another bundle, or the number is not in [0, 1].
+
+    Example:
+        >>> import m2df_runtime as m2df
+        >>> model = m2df.load()
+        >>> matcher = m2df.Matcher(model, m2df.SupportBank.of(model, "actions"))
+        >>> answer = matcher.predict("clip.mp4")
+        >>> answer.label, answer.rejected
+        ('clap', False)
     """
 
     def __init__(self, model: Model, bank: SupportBank, *, reject: Literal["auto", "off"] | float = "auto") -> None:
-        if bank.keys != keys_of(model.bundle):
-            raise InputError("the support bank was made with another bundle", "update it with SupportBank.update")
         if not isinstance(reject, str) and not 0 <= reject <= 1:
             raise InputError(f"rejection probability {reject} is not in [0, 1]")
         self.model = model
-        self.bank = bank
         self._reject = reject
-        self._prompts = model.resident(bank.prompts)
-        self._prototypes = model.resident(bank.prototypes)
+        self.swap(bank)
 
-    def predict(self, clip: NDArray[np.uint8], name: str = "") -> Prediction:
-        """Classify one clip, uint8 [T, S, S, 3] as `load_clip` gives it.
+    @property
+    def bank(self) -> SupportBank:
+        """The bank that the next answer is from."""
+        return self._classes.bank
 
-        Raises:
-            InputError: The array has another type or shape.
-            ClipError: The clip's features or scores are not finite.
-        """
-        spec = self.model.bundle.manifest.clip
-        checked("clip", clip, "uint8", T=spec.frames, height=spec.size, width=spec.size, channels=3)
-        return self.predict_many(clip[None], [name])[0]
+    def swap(self, bank: SupportBank) -> None:
+        """Answer from another bank of the same bundle from now on.
 
-    def predict_many(self, clips: NDArray[np.uint8], names: Sequence[str] | None = None) -> list[Prediction]:
-        """Classify clips uint8 [B, T, S, S, 3] in one run of each graph.
+        Every answer is from one bank as a whole: those begun before are still from the old one.
 
         Raises:
-            InputError: The array has another type or shape, or there is not a name for each clip.
-            ClipError: The features or scores of a clip are not finite; it has the clip's name.
-        """
-        return self._encoded(clips, names, self.model.encode_resident)
+            InputError: The bank was made with another bundle.
 
-    def _encoded(
+        Example:
+            >>> import m2df_runtime as m2df
+            >>> model = m2df.load()
+            >>> matcher = m2df.Matcher(model, m2df.SupportBank.of(model, "actions"))
+            >>> matcher.swap(matcher.bank.add("wave", ["a.mp4", "b.mp4"]))
+            >>> "wave" in matcher.bank.labels
+            True
+        """
+        if bank.keys != keys_of(self.model.bundle):
+            raise InputError("the support bank was made with another bundle", "make it anew with SupportBank.of")
+        self._classes = _Classes(bank, self.model.resident(bank.prompts), self.model.resident(bank.prototypes))
+
+    @overload
+    def predict(self, clips: Clip, *, roi: Rectangle | None = ..., look: ClipSpec | None = ...) -> Prediction: ...
+
+    @overload
+    def predict(
         self,
-        clips: NDArray[np.uint8],
-        names: Sequence[str] | None,
-        encode: Callable[[NDArray[np.uint8], Sequence[str] | None], Tensor],
-    ) -> list[Prediction]:
-        spec = self.model.bundle.manifest.clip
-        checked("clips", clips, "uint8", B=None, T=spec.frames, height=spec.size, width=spec.size, channels=3)
-        if names is not None and len(names) != len(clips):
-            raise InputError(f"{len(names)} names for {len(clips)} clips")
-        self.model.prepare("visual", "query")
-        start = perf_counter()
-        features = encode(clips, names)
-        encoded = perf_counter()
-        try:
-            predictions = self.predict_features(features, names)
-        except ClipError:
-            if not isinstance(features, np.ndarray):
-                self.model.encode_clips(clips, names)  # raises where the features themselves are at fault
-            raise
-        visual = 1000 * (encoded - start) / max(len(clips), 1)
-        return [replace(p, timings=_timings(visual=visual, query=p.timings.query)) for p in predictions]
+        clips: Clips,
+        *,
+        roi: Rectangle | None = ...,
+        look: ClipSpec | None = ...,
+        return_errors: Literal[False] = ...,
+    ) -> list[Prediction]: ...
 
-    def predict_features(self, features: Tensor, names: Sequence[str] | None = None) -> list[Prediction]:
-        """Classify clips whose features [B, T, D] are known.
+    @overload
+    def predict(
+        self,
+        clips: Clips,
+        *,
+        roi: Rectangle | None = ...,
+        look: ClipSpec | None = ...,
+        return_errors: Literal[True],
+    ) -> list[Prediction | ClipError]: ...
 
-        Raises:
-            InputError: The array has another type or shape, or there is not a name for each clip.
-            ClipError: The scores of a clip are not finite; it has the clip's name.
-        """
-        if names is not None and len(names) != len(features):
-            raise InputError(f"{len(names)} names for {len(features)} clips")
-        start = perf_counter()
-        scores = self.model.match(features, self._prompts, self._prototypes, names)
-        probabilities = softmax(scores.logits)  # (B, C)
-        distances = scores.distances.sum(axis=1)  # (B, V, C) -> (B, C)
-        ranked = [self._ranked(p, d) for p, d in zip(probabilities, distances, strict=True)]
-        query = 1000 * (perf_counter() - start) / max(len(features), 1)
-        timings = _timings(query=query)
-        labels = names if names is not None else [""] * len(features)
-        kept = features if isinstance(features, np.ndarray) else [None] * len(features)
-        return [
-            Prediction(name, scores, self._rejects(scores[0]), timings, own)
-            for name, scores, own in zip(labels, ranked, kept, strict=True)
-        ]
-
-    def predict_file(
-        self, path: Path | str, roi: Rectangle | None = None, *, look: ClipSpec | None = None
-    ) -> Prediction:
-        """Read and classify a clip: a video file, frame folder, pattern or animated picture.
+    def predict(
+        self,
+        clips: Clip | Clips,
+        *,
+        roi: Rectangle | None = None,
+        look: ClipSpec | None = None,
+        return_errors: bool = False,
+    ) -> Prediction | Sequence[Prediction | ClipError]:
+        """Classify a clip, or a list of clips in one run of the graphs.
 
         Args:
-            path: The clip.
+            clips: A path (video file, frame folder, pattern or animated picture), all frames of a clip (uint8
+                [n, H, W, 3] RGB, any size and number), a `FrameSource`, or a list of these. All are sampled, cropped
+                and resized alike.
             roi: x, y, width, height in pixels of the upright picture, cut out before the bundle's region applies.
-            look: How the answer's `frames` are to look, for example `render.display_spec` of the bundle's; None
-                for none. The clip is decoded once all the same, and the answer then has its features.
+            look: How the answers' `frames` are to look, for example `filmstrip.display_spec` of the bundle's; None
+                for none. A clip is decoded once all the same, and its answer then has its features.
+            return_errors: For a list: a clip that cannot be used has its ClipError in place of an answer, as
+                `asyncio.gather` does it, and the others are answered. Otherwise the first such error is raised.
+
+        Returns:
+            The answer; for a list, one for each clip in the order given.
 
         Raises:
-            ClipError: The clip cannot be read, or the rectangle lies outside it.
+            InputError: Something else than a clip, or an array of another type or shape.
+            ClipError: A clip cannot be read, the rectangle lies outside it, or its features are not finite.
+
+        Example:
+            >>> import numpy as np
+            >>> import m2df_runtime as m2df
+            >>> model = m2df.load()
+            >>> matcher = m2df.Matcher(model, m2df.SupportBank.of(model, "actions"))
+            >>> frames = np.zeros((20, 240, 320, 3), np.uint8)
+            >>> [answer.query for answer in matcher.predict(["clip.mp4", frames])]
+            ['clip.mp4', 'clip 2']
+            >>> matcher.predict(["clip.mp4", "gone.mp4"], return_errors=True)[1]
+            ClipError('gone.mp4: no such file')
         """
+        classes = self._classes
         self.model.prepare("visual", "query")
+        if not isinstance(clips, list | tuple):
+            return self._answered(classes, [self._read(clips, FrameSource.name, roi, look)])[0]
+        read: list[_Query | ClipError] = []
+        for number, clip in enumerate(clips, 1):
+            try:
+                read.append(self._read(clip, f"clip {number}", roi, look))
+            except ClipError as error:
+                if not return_errors:
+                    raise
+                read.append(error)
+        queries = [query for query in read if isinstance(query, _Query)]
+        answers = iter(self._each_answered(classes, queries) if return_errors else self._answered(classes, queries))
+        return [query if isinstance(query, ClipError) else next(answers) for query in read]
+
+    def _read(self, clip: Clip, name: str, roi: Rectangle | None, look: ClipSpec | None) -> _Query:
+        """A clip's pixels. `name` is what frames in memory are called."""
         start = perf_counter()
-        source = TimedSource(Path(path))
+        if isinstance(clip, np.ndarray):
+            clip = ArraySource(clip)
+            clip.name = name
+        elif not isinstance(clip, FrameSource | str | os.PathLike):
+            raise InputError(f"a clip is a path, frames uint8 [n, H, W, 3] or a FrameSource, not {type(clip).__name__}")
+        source = TimedSource(clip)
         seen = source if roi is None else CroppedSource(source, roi)
         watched = None if look is None else WatchedClip(seen, look)
-        clip = load_clip(watched or seen, self.model.bundle.manifest.clip)
+        pixels = load_clip(watched or seen, self.model.bundle.manifest.clip)
         decode, loaded = 1000 * source.seconds, 1000 * (perf_counter() - start)
-        encode = self.model.encode_resident if look is None else self.model.encode_clips
-        prediction = self._encoded(clip[None], [os.fspath(path)], encode)[0]
         frames = shown_frames(watched.small, look) if watched and look else None
-        stages = prediction.timings
-        return replace(
-            prediction, timings=_timings(decode, loaded - decode, stages.visual, stages.query), frames=frames
-        )
+        named = source.name if isinstance(clip, FrameSource) else os.fspath(clip)
+        return _Query(named, pixels, decode, loaded - decode, frames)
 
-    def nearest_clip(self, features: Float, label: str) -> BankClip:
-        """The support clip of a class most like a query [T, D]: highest cosine between means over frames.
+    def _each_answered(self, classes: _Classes, queries: Sequence[_Query]) -> list[Prediction | ClipError]:
+        """Like `_answered`, with the errors of clips whose numbers are not finite; those are not expected."""
+        try:
+            return [*self._answered(classes, queries)]
+        except ClipError as error:
+            if len(queries) == 1:
+                return [error]
+            return [answer for query in queries for answer in self._each_answered(classes, [query])]
+
+    def _answered(self, classes: _Classes, queries: Sequence[_Query]) -> list[Prediction]:
+        """Answers to clips that were read, in one run of each graph.
 
         Raises:
-            InputError: The array has another type or shape, or the bank has no such class.
+            ClipError: The features or scores of a clip are not finite.
         """
-        manifest = self.model.bundle.manifest
-        checked("features", features, "float32", T=manifest.clip.frames, D=manifest.dim)
-        entry = self._class(label)
-        means = np.concatenate([entry.features, features[None]]).mean(axis=1)  # (K + 1, D)
-        means /= np.linalg.norm(means, axis=1, keepdims=True) + 1e-12
-        return entry.clips[int(np.argmax(means[:-1] @ means[-1]))]
+        if not queries:
+            return []
+        pixels, names = np.stack([query.pixels for query in queries]), [query.name for query in queries]
+        watched = any(query.frames is not None for query in queries)
+        start = perf_counter()
+        features = (self.model.encode_clips if watched else self.model.encode_resident)(pixels, names)  # (B, T, D)
+        encoded = perf_counter()
+        try:
+            scores = self.model.match(features, classes.prompts, classes.prototypes, names)
+        except ClipError:
+            if not isinstance(features, np.ndarray):
+                self.model.encode_clips(pixels, names)  # raises where the features themselves are at fault
+            raise
+        ranked = _ranked(scores, classes.bank.labels)
+        visual = 1000 * (encoded - start) / len(queries)
+        query_ms = 1000 * (perf_counter() - encoded) / len(queries)
+        kept = features if isinstance(features, np.ndarray) else [None] * len(queries)
+        return [
+            Prediction(
+                query=query.name,
+                classes=found,
+                rejected=self._rejects(classes.bank, found[0]),
+                backend=self.model.backend,
+                timings=Timings(query.decode, query.preprocess, visual, query_ms),
+                features=own,
+                frames=query.frames,
+            )
+            for query, found, own in zip(queries, ranked, kept, strict=True)
+        ]
 
-    def _class(self, label: str) -> BankClass:
-        if label not in self.bank.labels:
-            raise InputError(f"the bank has no class {label!r}", f"it has {', '.join(self.bank.labels)[:200]}")
-        return self.bank.classes[self.bank.labels.index(label)]
-
-    def _ranked(self, probabilities: Float, distances: Float) -> tuple[ClassScore, ...]:
-        order = np.argsort(-probabilities, kind="stable")
-        labels = self.bank.labels
-        return tuple(ClassScore(labels[c], float(probabilities[c]), float(distances[c])) for c in order)
-
-    def _rejects(self, best: ClassScore) -> bool:
+    def _rejects(self, bank: SupportBank, best: ClassScore) -> bool:
         if self._reject == "off":
             return False
         if self._reject == "auto":
-            return self.bank.calibration is not None and best.distance > self.bank.calibration.threshold
+            return bank.calibration is not None and best.distance > bank.calibration.threshold
         return best.probability < float(self._reject)
 
 
-def softmax(logits: Float) -> Float:
-    """Probabilities along the last axis."""
-    exponents = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    probabilities: Float = exponents / exponents.sum(axis=-1, keepdims=True)
-    return probabilities
-
-
-def _timings(decode: float = 0.0, preprocess: float = 0.0, visual: float = 0.0, query: float = 0.0) -> Timings:
-    return Timings(decode, preprocess, visual, query, decode + preprocess + visual + query)
+def _ranked(scores: QueryScores, labels: Sequence[str]) -> list[tuple[ClassScore, ...]]:
+    """Per query its classes, best first."""
+    exponents = np.exp(scores.logits - scores.logits.max(axis=1, keepdims=True))
+    probabilities = exponents / exponents.sum(axis=1, keepdims=True)  # (B, C)
+    distances = scores.distances.sum(axis=1)  # (B, V, C) -> (B, C)
+    return [
+        tuple(ClassScore(labels[c], float(row[c]), float(far[c])) for c in np.argsort(-row, kind="stable"))
+        for row, far in zip(probabilities, distances, strict=True)
+    ]

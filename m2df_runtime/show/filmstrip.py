@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from m2df_runtime.files import atomic_write
 
 if TYPE_CHECKING:
-    from m2df_runtime.match.matcher import Prediction
+    from m2df_runtime.match.results import Prediction
     from m2df_runtime.pixels.spec import ClipSpec
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -61,7 +61,7 @@ def filmstrip(
     frames, height, width = query.shape[:3]
     strip = frames * (width + GAP) - GAP
     page = max(strip, 560) + 2 * MARGIN
-    bars = min(BARS, len(prediction.predictions))
+    bars = min(BARS, len(prediction.classes))
     header = max(76, bars * BAR_HEIGHT) + 16
     image = Image.new("RGB", (page, 2 * MARGIN + header + 2 * (ROW_TITLE + height) + GAP * 2), BACKGROUND)
     draw = ImageDraw.Draw(image)
@@ -84,19 +84,17 @@ def save_picture(path: Path, image: Image.Image) -> None:
 
 
 def _header(draw: ImageDraw.ImageDraw, prediction: Prediction, page: int) -> None:
-    best = prediction.best
     width = page // 2 - 2 * MARGIN
     _text(draw, (MARGIN, MARGIN - 2), Path(prediction.query).name, 13, FAINT, width)
-    label = f"unknown (nearest: {best.label})" if prediction.rejected else best.label
-    _text(draw, (MARGIN, MARGIN + 16), label, 28, REJECTED if prediction.rejected else INK, width)
-    _text(draw, (MARGIN, MARGIN + 52), f"{best.probability:.1%}", 16, FAINT, width)
+    _text(draw, (MARGIN, MARGIN + 16), prediction.answer, 28, REJECTED if prediction.rejected else INK, width)
+    _text(draw, (MARGIN, MARGIN + 52), f"{prediction.probability:.1%}", 16, FAINT, width)
 
 
 def _bars(draw: ImageDraw.ImageDraw, prediction: Prediction, page: int) -> None:
     """The most probable classes as bars, right of the header."""
     left, right = page // 2, page - MARGIN
     bar_left, bar_right = left + (right - left) * 2 // 5, right - 52
-    for rank, score in enumerate(prediction.predictions[:BARS]):
+    for rank, score in enumerate(prediction.classes[:BARS]):
         y = MARGIN + rank * BAR_HEIGHT
         colour = OTHER if rank else REJECTED if prediction.rejected else ACCENT
         _text(draw, (left, y), score.label, 12, INK if rank == 0 else FAINT, bar_left - left - 8)

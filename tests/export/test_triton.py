@@ -145,7 +145,7 @@ def test_pipeline_answers_as_m2df_run_does(server, support):
 
 def test_query_model_takes_a_bank_of_the_clients_own(server, support):
     bundle = Bundle.open(demo_bundle())
-    bank = SupportBank.update(support, Model(bundle, backend="cpu"))[0]
+    bank = SupportBank.of(Model(bundle, backend="cpu"), support)
     clips = query_clips(server)
     features = server.infer("visual", {"frames": clips})["features"]
     own = server.infer("query", {"features": features, "prompts": bank.prompts[:3], "prototypes": bank.prototypes[:3]})
@@ -235,7 +235,7 @@ def tiny(tmp_path_factory):
     def make(*colours, weight=0.01):
         bundle = Bundle.open(write_bundle(folder / f"bundle-{weight}", support_weight=weight))
         clips = write_support(folder / "-".join(colours), colours)
-        return bundle, SupportBank.build(clips, Model(bundle, backend="cpu"))
+        return bundle, SupportBank.of(Model(bundle, backend="cpu"), clips, calibrated=False)
 
     return make
 
@@ -264,7 +264,7 @@ def test_another_bundle_of_the_same_shape_versions_what_differs(tiny, tmp_path):
 def test_interrupted_export_leaves_the_served_state(tiny, tmp_path, monkeypatch):
     models = tmp_path / "models"
     write_repository(models, *tiny("red", "green"), TINY)
-    before = content(models)
+    before, larger = content(models), tiny("red", "green", "blue")
     real = os.fsync
     for moment in range(1, 10):  # the disk is full at the first, second, ... file
         calls = iter(range(1, 100))
@@ -276,7 +276,7 @@ def test_interrupted_export_leaves_the_served_state(tiny, tmp_path, monkeypatch)
 
         monkeypatch.setattr(os, "fsync", full)
         try:
-            write_repository(models, *tiny("red", "green", "blue"), TINY)
+            write_repository(models, *larger, TINY)
             break
         except OSError:
             after = content(models)
@@ -333,7 +333,7 @@ def test_class_names_of_any_script_come_back(tiny, tmp_path):
     bundle, bank = tiny("red", "green")
     names = ('say "hi"', "挥手 👋")
     renamed = tuple(replace(entry, label=name) for entry, name in zip(bank.classes, names, strict=True))
-    write_repository(tmp_path, bundle, SupportBank(renamed, bank.keys), TINY)
+    write_repository(tmp_path, bundle, replace(bank, classes=renamed), TINY)
     server = Server(tmp_path)
     outputs = server.infer("m2df", {"frames": np.zeros((2, 4, 32, 32, 3), np.uint8)})
     assert outputs["classes"].tolist() == [list(names)] * 2

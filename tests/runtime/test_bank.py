@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import tracemalloc
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -22,68 +23,111 @@ from test_files import file_size_limit
 from tiny_bundle import DIM, FRAMES, write_bundle, write_clip
 
 from m2df_runtime.backends.model import Model
-from m2df_runtime.bank.bank import BankReport, SupportBank, bank_paths
+from m2df_runtime.bank.bank import SupportBank
+from m2df_runtime.bank.update import bank_paths
 from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.labels import LabelRules
-from m2df_runtime.errors import InputError
-from m2df_runtime.user_cache import cache_dir
+from m2df_runtime.errors import ClipError, InputError
 
 ROOT = Path(__file__).parents[2]
 
 
+class Counting(Model):
+    """Counts the clips it encodes, the prompts it embeds and the prototypes it makes."""
+
+    def __init__(self, bundle: Path) -> None:
+        super().__init__(Bundle.open(bundle), backend="cpu", threads=1)
+        self.counts = Counter[str]()
+
+    def encode_clips(self, clips: np.ndarray, names: object = None) -> np.ndarray:
+        self.counts["clips"] += len(clips)
+        return super().encode_clips(clips, names)
+
+    def encode_texts(self, texts: list[str]) -> np.ndarray:
+        self.counts["prompts"] += len(texts)
+        return super().encode_texts(texts)
+
+    def prototypes(self, features: np.ndarray, prompt: np.ndarray) -> np.ndarray:
+        self.counts["prototypes"] += 1
+        return super().prototypes(features, prompt)
+
+    def taken(self) -> tuple[int, int, int]:
+        """Clips encoded, prompts embedded and prototypes made since the last call."""
+        found = self.counts["clips"], self.counts["prompts"], self.counts["prototypes"]
+        self.counts.clear()
+        return found
+
+
 @pytest.fixture(scope="module")
-def model(tiny_bundle: Path) -> Model:
-    return Model(Bundle.open(tiny_bundle), backend="cpu", threads=1)
+def model(tiny_bundle: Path) -> Counting:
+    return Counting(tiny_bundle)
 
 
-def update(folder: Path, model: Model, **options) -> BankReport:
-    return SupportBank.update(folder, model, **options)[1]
+def of(folder: Path, model: Model, *rules: LabelRules) -> SupportBank:
+    """The folder's bank without calibration, which makes prototypes of its own."""
+    return SupportBank.of(model, folder, *rules, calibrated=False)
 
 
-def counts(report: BankReport) -> tuple[int, ...]:
-    return report.encoded, report.reused, report.removed, report.prompts, report.prototypes
+def update(folder: Path, model: Counting, *rules: LabelRules) -> tuple[int, int, int]:
+    """Clips encoded, prompts embedded and prototypes made to bring the folder's bank up to date."""
+    model.taken()
+    of(folder, model, *rules)
+    return model.taken()
 
 
-def test_first_use_encodes_and_the_second_does_nothing(support_dir: Path, model: Model) -> None:
-    bank, report = SupportBank.update(support_dir, model)
-    assert counts(report) == (6, 0, 0, 3, 3)
+def anew(folder: Path, model: Model, place: Path) -> SupportBank:
+    """The bank of a copy of the folder that was never seen."""
+    copy = shutil.copytree(folder, place, ignore=shutil.ignore_patterns(".m2df"))
+    return of(copy, model)
+
+
+def only_file(folder: Path) -> Path:
+    (path,) = (folder / ".m2df").iterdir()
+    return path
+
+
+def test_first_use_encodes_and_the_second_does_nothing(support_dir: Path, model: Counting) -> None:
+    model.taken()
+    bank = of(support_dir, model)
+    assert model.taken() == (6, 3, 3)
     assert bank.labels == ("blue", "green", "red")
     assert bank.prototypes.shape == (3, 2, FRAMES, DIM)
-    assert report.path is not None
-    assert report.path.parent == support_dir / ".m2df"
-    written = report.path.stat().st_mtime_ns
-    again, report = SupportBank.update(support_dir, model)
-    assert counts(report) == (0, 6, 0, 0, 0)
-    assert report.path.stat().st_mtime_ns == written
+    written = only_file(support_dir).stat().st_mtime_ns
+    again = of(support_dir, model)
+    assert model.taken() == (0, 0, 0)
+    assert only_file(support_dir).stat().st_mtime_ns == written
     np.testing.assert_array_equal(again.prototypes, bank.prototypes)
     np.testing.assert_array_equal(again.prompts, bank.prompts)
 
 
-def test_only_changed_clips_are_encoded_and_only_their_class_is_rebuilt(support_dir: Path, model: Model) -> None:
-    before = SupportBank.update(support_dir, model)[0]
+def test_only_changed_clips_are_encoded_and_only_their_class_is_rebuilt(
+    support_dir: Path, model: Counting, tmp_path: Path
+) -> None:
+    before = of(support_dir, model)
     write_clip(support_dir / "red" / "0.mp4", "red", seed=77)
-    after, report = SupportBank.update(support_dir, model)
-    assert counts(report) == (1, 5, 1, 0, 1)
+    model.taken()
+    after = of(support_dir, model)
+    assert model.taken() == (1, 0, 1)
     np.testing.assert_array_equal(after.prototypes[:2], before.prototypes[:2])
     assert not np.array_equal(after.prototypes[2], before.prototypes[2])
-    np.testing.assert_array_equal(after.prototypes, SupportBank.build(support_dir, model).prototypes)
+    np.testing.assert_array_equal(after.prototypes, anew(support_dir, model, tmp_path / "anew").prototypes)
 
 
-def test_new_time_with_the_same_content_is_not_encoded_again(support_dir: Path, model: Model) -> None:
+def test_new_time_with_the_same_content_is_not_encoded_again(support_dir: Path, model: Counting) -> None:
     update(support_dir, model)
     os.utime(support_dir / "red" / "0.mp4", (1, 1))
-    assert counts(update(support_dir, model)) == (0, 6, 0, 0, 0)
+    assert update(support_dir, model) == (0, 0, 0)
 
 
-def test_content_changed_behind_size_and_time_is_noticed(support_dir: Path, model: Model) -> None:
+def test_content_changed_behind_size_and_time_is_noticed(support_dir: Path, model: Counting) -> None:
     clip, other = support_dir / "red" / "0.mp4", support_dir / "green" / "0.mp4"
-    before = SupportBank.update(support_dir, model)[0]
+    before = of(support_dir, model)
     times = clip.stat()
     data = bytearray(clip.read_bytes())
     data[-1] ^= 1  # the last byte of the index: the same pictures in another file
     clip.write_bytes(data)
     os.utime(clip, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert SupportBank.update(support_dir, model)[1].encoded == 1
+    assert update(support_dir, model)[0] == 1
     for path in (clip, other):  # two clips of one size and time change places
         path.write_bytes(path.read_bytes().ljust(1 << 16, b"\0"))
         os.utime(path, ns=(0, 0))
@@ -91,73 +135,62 @@ def test_content_changed_behind_size_and_time_is_noticed(support_dir: Path, mode
     clip.rename(support_dir / "third")
     other.rename(clip)
     (support_dir / "third").rename(other)
-    after, report = SupportBank.update(support_dir, model)
-    assert counts(report)[:3] == (0, 6, 0)
-    assert report.prototypes == 2
+    model.taken()
+    after = of(support_dir, model)
+    assert model.taken() == (0, 0, 2)
     digests = {clip.name: clip.digest for entry in after.classes for clip in entry.clips}
     assert digests["red/0.mp4"] == hashlib.sha256(clip.read_bytes()).hexdigest()
     assert before.labels == after.labels
 
 
-def test_classes_are_added_removed_and_renamed_without_encoding_the_others(support_dir: Path, model: Model) -> None:
+def test_classes_are_added_removed_and_renamed_without_encoding_the_others(support_dir: Path, model: Counting) -> None:
     update(support_dir, model)
     write_clip(support_dir / "white" / "a.mp4", "white")
-    assert counts(update(support_dir, model)) == (1, 6, 0, 1, 1)
+    assert update(support_dir, model) == (1, 1, 1)
     shutil.rmtree(support_dir / "green")
-    assert counts(update(support_dir, model)) == (0, 5, 2, 0, 0)
+    assert update(support_dir, model) == (0, 0, 0)
     (support_dir / "red").rename(support_dir / "crimson_tide")
-    bank, report = SupportBank.update(support_dir, model)
-    assert counts(report) == (0, 5, 0, 1, 1)
+    model.taken()
+    bank = of(support_dir, model)
+    assert model.taken() == (0, 1, 1)
     assert bank.labels == ("blue", "crimson_tide", "white")
     assert bank.classes[1].prompt == "a photo of crimson tide"
 
 
-def test_new_prompt_recomputes_no_features(support_dir: Path, model: Model) -> None:
+def test_new_prompt_recomputes_no_features(support_dir: Path, model: Counting) -> None:
     update(support_dir, model)
     rules = LabelRules("a clip of {}", {"red": "something red"})
-    bank, report = SupportBank.update(support_dir, model, rules)
-    assert counts(report) == (0, 6, 0, 3, 3)
+    model.taken()
+    bank = of(support_dir, model, rules)
+    assert model.taken() == (0, 3, 3)
     assert [entry.prompt for entry in bank.classes] == ["a clip of blue", "a clip of green", "a clip of something red"]
 
 
-def test_new_head_reuses_the_features(support_dir: Path, model: Model, tmp_path: Path) -> None:
-    before = SupportBank.update(support_dir, model)[0]
-    head = Model(Bundle.open(write_bundle(tmp_path / "head", support_weight=0.5)), backend="cpu")
-    bank, report = SupportBank.update(support_dir, head)
-    assert counts(report) == (0, 6, 0, 0, 3)
+def test_new_head_reuses_the_features(support_dir: Path, model: Counting, tmp_path: Path) -> None:
+    before = of(support_dir, model)
+    head = Counting(write_bundle(tmp_path / "head", support_weight=0.5))
+    bank = of(support_dir, head)
+    assert head.taken() == (0, 0, 3)
     assert not np.array_equal(bank.prototypes, before.prototypes)
-
-
-class Counting(Model):
-    """Counts the clips it encodes."""
-
-    def __init__(self, bundle: Path) -> None:
-        super().__init__(Bundle.open(bundle), backend="cpu", threads=1)
-        self.encoded = 0
-
-    def encode_clips(self, clips: np.ndarray, names: object = None) -> np.ndarray:
-        self.encoded += len(clips)
-        return super().encode_clips(clips, names)
 
 
 def test_heads_of_one_encoder_share_a_folder_whatever_their_views(support_dir: Path, tmp_path: Path) -> None:
     heads = [Counting(write_bundle(tmp_path / str(views), views=views, support_weight=views)) for views in (1, 2)]
-    alone = [SupportBank.build(support_dir, head) for head in heads]
+    alone = [anew(support_dir, head, tmp_path / f"anew {number}") for number, head in enumerate(heads)]
     assert [bank.prototypes.shape[1] for bank in alone] == [1, 2]
     for head in heads:
-        head.encoded = 0
+        head.taken()
     for round_ in range(2):
         for head, expected in zip(heads, alone, strict=True):
-            bank, report = SupportBank.update(support_dir, head, calibrated=True)
+            bank = SupportBank.of(head, support_dir)
             np.testing.assert_array_equal(bank.prototypes, expected.prototypes)
-            assert bank.calibration is not None and report.encoded == (6 if head is heads[0] and round_ == 0 else 0)
-            assert SupportBank.load(report.path, head.bundle).keys == bank.keys
-            other = heads[head is heads[0]].bundle
+            assert bank.calibration is not None and head.taken()[0] == (6 if head is heads[0] and round_ == 0 else 0)
+            assert SupportBank.load(head, only_file(support_dir)).keys == bank.keys
+            other = heads[head is heads[0]]
             with pytest.raises(InputError, match="prototypes were made with another bundle"):
-                SupportBank.load(report.path, other)
+                SupportBank.load(other, only_file(support_dir))
     write_clip(support_dir / "red" / "new.mp4", "red", seed=5)
-    assert [SupportBank.update(support_dir, head)[1].encoded for head in heads] == [1, 0]
-    assert [head.encoded for head in heads] == [7, 0]
+    assert [update(support_dir, head)[0] for head in heads] == [1, 0]
 
 
 TOGETHER = """
@@ -172,8 +205,8 @@ model.prepare("visual", "text", "support")
 print("ready", flush=True)
 sys.stdin.readline()
 for _ in range(5):
-    bank, report = SupportBank.update(Path(sys.argv[1]), model)
-    print(*bank.labels, report.path.name, len(bank.classes[0].clips), flush=True)
+    bank = SupportBank.of(model, sys.argv[1], calibrated=False)
+    print(*bank.labels, len(bank.classes[0].clips), flush=True)
 """
 
 
@@ -188,10 +221,10 @@ def test_processes_of_two_heads_update_one_folder_at_once(support_dir: Path, tmp
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
     found = [process.communicate("go\n") for process in processes]
     assert [process.returncode for process in processes] == [0, 0] and [err for _, err in found] == ["", ""]
-    (path,) = (support_dir / ".m2df").iterdir()
-    assert {line for out, _ in found for line in out.splitlines()} == {f"blue green red {path.name} 2"}
+    assert only_file(support_dir)
+    assert {line for out, _ in found for line in out.splitlines()} == {"blue green red 2"}
     for bundle in bundles:
-        assert counts(update(support_dir, Model(Bundle.open(bundle), backend="cpu")))[:2] == (0, 6)
+        assert update(support_dir, Counting(bundle))[0] == 0
 
 
 def test_a_clip_with_features_that_are_not_finite_is_left_out(
@@ -200,7 +233,7 @@ def test_a_clip_with_features_that_are_not_finite_is_left_out(
     model = Counting(write_bundle(tmp_path / "bundle", blue=float("nan")))
     write_clip(support_dir / "red" / "blue one.mp4", "blue", seed=3)
     (support_dir / "green" / "broken.mp4").write_bytes(b"no video")
-    bank = SupportBank.update(support_dir, model)[0]
+    bank = of(support_dir, model)
     assert [(entry.label, len(entry.clips)) for entry in bank.classes] == [("green", 2), ("red", 2)]
     assert np.isfinite(bank.prototypes).all()
     text = warned(caplog)
@@ -210,7 +243,7 @@ def test_a_clip_with_features_that_are_not_finite_is_left_out(
     shutil.rmtree(support_dir / "green")
     shutil.rmtree(support_dir / "red")
     with pytest.raises(InputError, match="no clip in it can be read"):
-        SupportBank.update(support_dir, model)
+        of(support_dir, model)
 
 
 def test_a_class_without_finite_prototypes_is_left_out(
@@ -218,31 +251,76 @@ def test_a_class_without_finite_prototypes_is_left_out(
 ) -> None:
     """Features that are finite, and whose sum is not."""
     model = Counting(write_bundle(tmp_path / "bundle", blue=3e38))
-    bank = SupportBank.update(support_dir, model, calibrated=True)[0]
+    bank = SupportBank.of(model, support_dir)
     assert bank.labels == ("green", "red") and np.isfinite(bank.prototypes).all()
     assert f"{support_dir / 'blue'}: " in warned(caplog) and "class left out" in warned(caplog)
     for label in ("green", "red"):
         shutil.rmtree(support_dir / label)
     with pytest.raises(InputError, match="no class in it can be used"):
-        SupportBank.update(support_dir, model)
+        of(support_dir, model)
 
 
-def test_other_preprocessing_has_a_bank_of_its_own(support_dir: Path, model: Model) -> None:
-    first = update(support_dir, model)
+def test_adding_clips_encodes_them_alone_and_gives_what_the_folder_would(
+    support_dir: Path, model: Counting, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    white = [write_clip(tmp_path / "new" / f"{seed}.mp4", "white", seed=seed) for seed in (1, 2)]
+    red = write_clip(tmp_path / "new" / "9.mp4", "red", seed=9)
+    bank, before = SupportBank.of(model, support_dir), sorted(support_dir.rglob("*"))
+    model.taken()
+    taught = bank.add("white", [str(white[0]), white[1]]).add("red", red)
+    assert model.taken()[:2] == (3, 1)
+    assert bank.labels == ("blue", "green", "red") and sorted(support_dir.rglob("*")) == before
+    for path, label in ((white[0], "white"), (white[1], "white"), (red, "red")):
+        (support_dir / label).mkdir(exist_ok=True)
+        shutil.copy(path, support_dir / label)
+    model.taken()
+    folder = SupportBank.of(model, support_dir)
+    assert model.taken()[0] == 3  # the folder's own bank knew nothing of them
+    assert taught.labels == folder.labels == ("blue", "green", "red", "white")
+    np.testing.assert_array_equal(taught.prototypes, folder.prototypes)
+    np.testing.assert_array_equal(taught.prompts, folder.prompts)
+    assert taught.calibration == folder.calibration and taught.calibration.queries == 9
+    assert taught.calibration != bank.calibration
+
+    again = taught.add("red", [red, red])
+    assert again is taught and model.taken()[0] == 0
+    assert f"{red}: class 'red' has this clip already" in warned(caplog)
+    taught.save(tmp_path / "taught.bank")
+    assert SupportBank.load(model, tmp_path / "taught.bank").add("white", white[0]).labels == taught.labels
+
+
+def test_what_cannot_be_added_is_refused_and_the_bank_stays(support_dir: Path, model: Counting, tmp_path: Path) -> None:
+    bank = of(support_dir, model)
+    with pytest.raises(ClipError, match=r"gone\.mp4: No such file"):
+        bank.add("red", tmp_path / "gone.mp4")
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    with pytest.raises(ClipError, match=r"bad\.mp4"):
+        bank.add("red", [tmp_path / "bad.mp4"])
+    with pytest.raises(InputError, match="the same clip stands in class 'blue'"):
+        bank.add("red", support_dir / "blue" / "0.mp4")
+    with pytest.raises(InputError, match="class 'new' is given no clip"):
+        bank.add("new", [])
+    with pytest.raises(InputError, match="needs a label"):
+        bank.add(" ", support_dir / "blue" / "0.mp4")
+    assert bank.labels == ("blue", "green", "red")
+
+
+def test_other_preprocessing_has_a_bank_of_its_own(support_dir: Path, model: Counting) -> None:
+    update(support_dir, model)
     clip = model.bundle.manifest.clip.model_copy(update={"region": (0, 0, 32, 32)})
-    cropped = Model(model.bundle.with_clip(clip), backend="cpu")
+    cropped = Counting(model.bundle.path)
+    cropped.bundle = model.bundle.with_clip(clip)
     second = update(support_dir, cropped)
-    assert counts(second) == (6, 0, 0, 3, 3)
-    assert first.path != second.path
-    assert counts(update(support_dir, model)) == (0, 6, 0, 0, 0)
+    assert second == (6, 3, 3)
+    assert len(list((support_dir / ".m2df").iterdir())) == 2
+    assert update(support_dir, model) == (0, 0, 0)
 
 
-def test_folder_that_cannot_be_written_keeps_its_bank_in_the_cache(support_dir: Path, model: Model) -> None:
+def test_folder_that_cannot_be_written_keeps_its_bank_in_the_cache(support_dir: Path, model: Counting) -> None:
     (support_dir / ".m2df").write_text("in the way")
-    report = update(support_dir, model)
-    assert report.path is not None
-    assert report.path.is_relative_to(cache_dir())
-    assert counts(update(support_dir, model)) == (0, 6, 0, 0, 0)
+    update(support_dir, model)
+    assert bank_paths(support_dir, model.bundle)[1].is_file()
+    assert update(support_dir, model) == (0, 0, 0)
 
 
 def put_folder(place: Path) -> None:
@@ -265,7 +343,7 @@ NONE = [("file", "bank"), ("folder", "its folder")]
 
 @pytest.mark.parametrize(("kind", "level"), [place for place in OBSTACLES if place not in NONE])
 def test_what_stands_where_the_bank_would_be_is_named_and_left(
-    kind: str, level: str, support_dir: Path, model: Model, caplog: pytest.LogCaptureFixture
+    kind: str, level: str, support_dir: Path, model: Counting, caplog: pytest.LogCaptureFixture
 ) -> None:
     place = bank_paths(support_dir, model.bundle)[0]
     if level == "its folder":
@@ -276,44 +354,42 @@ def test_what_stands_where_the_bank_would_be_is_named_and_left(
     before = place.lstat()
     for encoded in (6, 0):
         caplog.clear()
-        bank, report = SupportBank.update(support_dir, model)
-        assert len(bank.classes) == 3 and report.encoded == encoded
-        assert report.path is not None and report.path.is_relative_to(cache_dir())
+        assert update(support_dir, model)[0] == encoded
+        assert bank_paths(support_dir, model.bundle)[1].is_file()
         (record,) = [record for record in caplog.records if str(place) in record.getMessage()]
         assert f"{place}: {name}" in record.getMessage()
     assert (place.lstat().st_mode, place.lstat().st_ino) == (before.st_mode, before.st_ino)
 
 
-def test_a_bank_behind_a_link_is_used_and_the_link_stays(support_dir: Path, model: Model, tmp_path: Path) -> None:
-    path = update(support_dir, model).path
-    assert path is not None
+def test_a_bank_behind_a_link_is_used_and_the_link_stays(support_dir: Path, model: Counting, tmp_path: Path) -> None:
+    update(support_dir, model)
+    path = only_file(support_dir)
     path.rename(tmp_path / "elsewhere.bank")
     path.symlink_to(tmp_path / "elsewhere.bank")
     shutil.rmtree(support_dir / "red")
-    assert counts(update(support_dir, model)) == (0, 4, 2, 0, 0)
-    assert path.is_symlink() and SupportBank.load(tmp_path / "elsewhere.bank", model.bundle).labels == (
+    assert update(support_dir, model) == (0, 0, 0)
+    assert path.is_symlink() and SupportBank.load(model, tmp_path / "elsewhere.bank").labels == (
         "blue",
         "green",
     )
 
 
 def test_a_full_disk_costs_the_bank_and_not_the_answer(
-    support_dir: Path, model: Model, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+    support_dir: Path, model: Counting, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # `capsys` takes output in memory; a file for it would meet the limit too.
     with file_size_limit(1000):
-        bank, report = SupportBank.update(support_dir, model)
-    assert report.path is None and len(bank.classes) == 3
+        assert len(of(support_dir, model).classes) == 3
     (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert record.getMessage().endswith(".bank: File too large")
     for path in bank_paths(support_dir, model.bundle):
         assert not list(path.parent.glob("*" if path.parent.name == ".m2df" else path.name))
-    assert counts(update(support_dir, model)) == (6, 0, 0, 3, 3)
+    assert update(support_dir, model) == (6, 3, 3)
 
 
 def test_without_any_place_to_write_the_bank_lives_for_the_run(
     support_dir: Path,
-    model: Model,
+    model: Counting,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -321,53 +397,51 @@ def test_without_any_place_to_write_the_bank_lives_for_the_run(
     (support_dir / ".m2df").write_text("in the way")
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    bank, report = SupportBank.update(support_dir, model)
-    assert report.path is None
-    assert len(bank.classes) == 3
+    assert len(of(support_dir, model).classes) == 3
     assert "the support bank is not kept" in caplog.text
 
 
-def test_frame_folders_unicode_and_spaces(tmp_path: Path, model: Model) -> None:
+def test_frame_folders_unicode_and_spaces(tmp_path: Path, model: Counting) -> None:
     folder = tmp_path / "mes actions"
     write_clip(folder / "跳ぶ" / "a clip é.mp4", "red")
     frames = folder / "two words" / "clip 1"
     frames.mkdir(parents=True)
     for t in range(5):
         Image.new("RGB", (40, 40), (0, 50 * t, 0)).save(frames / f"{t}.png")
-    bank, report = SupportBank.update(folder, model)
-    assert set(bank.labels) == {"跳ぶ", "two words"}
-    assert report.encoded == 2
-    assert counts(update(folder, model)) == (0, 2, 0, 0, 0)
+    model.taken()
+    assert set(of(folder, model).labels) == {"跳ぶ", "two words"}
+    assert model.taken()[0] == 2
+    assert update(folder, model) == (0, 0, 0)
     Image.new("RGB", (40, 40), (255, 0, 0)).save(frames / "4.png")
-    assert counts(update(folder, model))[:3] == (1, 1, 1)
+    assert update(folder, model)[0] == 1
     (frames / "0.png").rename(frames / "9.png")  # another order: neither sizes nor times of the frames change
-    assert counts(update(folder, model))[:3] == (1, 1, 1)
+    assert update(folder, model)[0] == 1
 
 
 def test_names_that_are_not_unicode_work_without_a_file(
-    support_dir: Path, model: Model, caplog: pytest.LogCaptureFixture
+    support_dir: Path, model: Counting, caplog: pytest.LogCaptureFixture
 ) -> None:
     label = os.fsdecode(b"\xe9lan")
     try:
         (support_dir / "red").rename(support_dir / label)
     except OSError:
         pytest.skip("this file system takes Unicode names only")
-    bank, report = SupportBank.update(support_dir, model)
-    assert label in bank.labels
-    assert report.path is None
+    assert label in of(support_dir, model).labels
+    assert not list((support_dir / ".m2df").glob("*"))
     assert "a class or clip has a name that is not Unicode" in caplog.text
 
 
-def test_thousand_classes(tmp_path: Path, model: Model) -> None:
+def test_thousand_classes(tmp_path: Path, model: Counting) -> None:
     master = write_clip(tmp_path / "master.mp4", "red", frames=2, size=(32, 32)).read_bytes()
     for number in range(1000):
         path = tmp_path / "support" / f"class {number}" / "a.mp4"
         path.parent.mkdir(parents=True)
         path.write_bytes(master + struct.pack("<II", number, 0))  # trailing bytes make another content
-    bank, report = SupportBank.update(tmp_path / "support", model)
-    assert counts(report) == (1000, 0, 0, 1000, 1000)
+    model.taken()
+    bank = of(tmp_path / "support", model)
+    assert model.taken() == (1000, 1000, 1000)
     assert bank.labels[:3] == ("class 0", "class 1", "class 2")
-    assert counts(update(tmp_path / "support", model)) == (0, 1000, 0, 0, 0)
+    assert update(tmp_path / "support", model) == (0, 0, 0)
 
 
 def warned(caplog: pytest.LogCaptureFixture) -> str:
@@ -375,7 +449,7 @@ def warned(caplog: pytest.LogCaptureFixture) -> str:
 
 
 def test_oddities_get_a_warning_that_names_them(
-    support_dir: Path, model: Model, caplog: pytest.LogCaptureFixture
+    support_dir: Path, model: Counting, caplog: pytest.LogCaptureFixture
 ) -> None:
     (support_dir / "empty").mkdir()
     (support_dir / "red" / "notes.txt").write_text("x")
@@ -385,9 +459,9 @@ def test_oddities_get_a_warning_that_names_them(
     (support_dir / "green" / "gone.mp4").symlink_to("nowhere.mp4")
     shutil.copy(support_dir / "blue" / "0.mp4", support_dir / "blue" / "copy.mp4")
     shutil.copy(support_dir / "blue" / "0.mp4", support_dir / "loose.mp4")
-    bank, report = SupportBank.update(support_dir, model)
-    assert bank.labels == ("blue", "green", "red")
-    assert report.encoded == 6
+    model.taken()
+    assert of(support_dir, model).labels == ("blue", "green", "red")
+    assert model.taken()[0] == 6
     text = warned(caplog)
     for part in (
         "empty: no clips",
@@ -401,14 +475,14 @@ def test_oddities_get_a_warning_that_names_them(
         assert part in text
 
 
-def test_one_class_works_with_a_warning(support_dir: Path, model: Model, caplog: pytest.LogCaptureFixture) -> None:
+def test_one_class_works_with_a_warning(support_dir: Path, model: Counting, caplog: pytest.LogCaptureFixture) -> None:
     for label in ("red", "green"):
         shutil.rmtree(support_dir / label)
-    assert SupportBank.update(support_dir, model)[0].labels == ("blue",)
+    assert of(support_dir, model).labels == ("blue",)
     assert "only one class (blue)" in warned(caplog)
 
 
-def test_same_clip_in_two_classes_is_an_error_that_names_both(support_dir: Path, model: Model) -> None:
+def test_same_clip_in_two_classes_is_an_error_that_names_both(support_dir: Path, model: Counting) -> None:
     shutil.copy(support_dir / "blue" / "0.mp4", support_dir / "red" / "x.mp4")
     with pytest.raises(InputError, match="the same clip") as caught:
         update(support_dir, model)
@@ -416,7 +490,7 @@ def test_same_clip_in_two_classes_is_an_error_that_names_both(support_dir: Path,
     assert str(support_dir / "blue" / "0.mp4") in caught.value.message
 
 
-def test_folders_without_a_class_are_errors_that_name_them(tmp_path: Path, model: Model) -> None:
+def test_folders_without_a_class_are_errors_that_name_them(tmp_path: Path, model: Counting) -> None:
     with pytest.raises(InputError, match="no such folder"):
         update(tmp_path / "none", model)
     clip = write_clip(tmp_path / "clips" / "a.mp4")
@@ -439,38 +513,35 @@ def test_folders_without_a_class_are_errors_that_name_them(tmp_path: Path, model
         update(tmp_path / "empty", model)
 
 
-def test_calibration_is_stored_and_forgotten_when_classes_change(support_dir: Path, model: Model) -> None:
-    assert SupportBank.update(support_dir, model)[0].calibration is None
-    calibrated, report = SupportBank.update(support_dir, model, calibrated=True)
+def test_calibration_is_stored_and_forgotten_when_classes_change(support_dir: Path, model: Counting) -> None:
+    assert of(support_dir, model).calibration is None
+    calibrated = SupportBank.of(model, support_dir)
     assert calibrated.calibration is not None
     assert calibrated.calibration.queries == 6
-    assert report.path is not None
-    assert SupportBank.load(report.path, model.bundle).calibration == calibrated.calibration
-    assert SupportBank.update(support_dir, model)[0].calibration == calibrated.calibration
+    assert SupportBank.load(model, only_file(support_dir)).calibration == calibrated.calibration
+    assert of(support_dir, model).calibration == calibrated.calibration
     shutil.rmtree(support_dir / "red")
-    assert SupportBank.update(support_dir, model, calibrated=True)[0].calibration is None
+    assert SupportBank.of(model, support_dir).calibration is None
 
 
 def test_calibration_is_forgotten_when_the_query_graph_changes(
-    support_dir: Path, model: Model, bundle_copy: Path
+    support_dir: Path, model: Counting, bundle_copy: Path
 ) -> None:
-    assert SupportBank.update(support_dir, model, calibrated=True)[0].calibration is not None
+    assert SupportBank.of(model, support_dir).calibration is not None
     query = (bundle_copy / "query.onnx").read_bytes() + b"\x32\x05other"  # another doc_string, hence another hash
     (bundle_copy / "query.onnx").write_bytes(query)
     manifest = json.loads((bundle_copy / "manifest.json").read_text())
     manifest["graphs"]["query"]["files"]["fp32"].update(sha256=hashlib.sha256(query).hexdigest(), bytes=len(query))
     (bundle_copy / "manifest.json").write_text(json.dumps(manifest))
-    other = Model(Bundle.open(bundle_copy), backend="cpu")
-    bank, report = SupportBank.update(support_dir, other)
-    assert counts(report) == (0, 6, 0, 0, 0)
-    assert bank.calibration is None
+    other = Counting(bundle_copy)
+    assert of(support_dir, other).calibration is None
+    assert other.taken() == (0, 0, 0)
 
 
 @pytest.fixture
-def bank_file(support_dir: Path, model: Model) -> Path:
-    path = update(support_dir, model).path
-    assert path is not None
-    return path
+def bank_file(support_dir: Path, model: Counting) -> Path:
+    of(support_dir, model)
+    return only_file(support_dir)
 
 
 Header = dict
@@ -515,11 +586,11 @@ def edit_bank(path: Path, edit: Callable[[Header, Header], object]) -> None:
     ],
 )
 def test_bank_that_does_not_fit_is_refused(
-    bank_file: Path, model: Model, edit: Callable[[Header, Header], object], message: str
+    bank_file: Path, model: Counting, edit: Callable[[Header, Header], object], message: str
 ) -> None:
     edit_bank(bank_file, edit)
     with pytest.raises(InputError, match=message) as caught:
-        SupportBank.load(bank_file, model.bundle)
+        SupportBank.load(model, bank_file)
     assert str(bank_file) in caught.value.message
 
 
@@ -537,7 +608,7 @@ def test_bank_that_does_not_fit_is_refused(
 )
 def test_damaged_bank_is_refused_and_built_again(
     bank_file: Path,
-    model: Model,
+    model: Counting,
     support_dir: Path,
     damage: Callable[[bytes], bytes],
     caplog: pytest.LogCaptureFixture,
@@ -545,8 +616,8 @@ def test_damaged_bank_is_refused_and_built_again(
     good = bank_file.read_bytes()
     bank_file.write_bytes(damage(good))
     with pytest.raises(InputError, match=str(bank_file)):
-        SupportBank.load(bank_file, model.bundle)
-    assert counts(update(support_dir, model)) == (6, 0, 0, 3, 3)
+        SupportBank.load(model, bank_file)
+    assert update(support_dir, model) == (6, 3, 3)
     assert "building it again" in warned(caplog)
     assert bank_file.read_bytes() == good
 
@@ -575,7 +646,7 @@ def indexed(**index: object) -> bytes:
     ],
 )
 def test_a_bank_is_refused_before_it_costs_memory(
-    tmp_path: Path, model: Model, write: Callable[[BinaryIO], object]
+    tmp_path: Path, model: Counting, write: Callable[[BinaryIO], object]
 ) -> None:
     path = tmp_path / "large.bank"
     with path.open("wb") as file:
@@ -583,18 +654,18 @@ def test_a_bank_is_refused_before_it_costs_memory(
     tracemalloc.start()
     try:
         with pytest.raises(InputError, match=r"not a support bank|index is wrong"):
-            SupportBank.load(path, model.bundle)
+            SupportBank.load(model, path)
         assert tracemalloc.get_traced_memory()[1] < 100 << 20
     finally:
         tracemalloc.stop()
 
 
-def test_a_sparse_tail_is_refused_by_its_size(bank_file: Path, model: Model) -> None:
+def test_a_sparse_tail_is_refused_by_its_size(bank_file: Path, model: Counting) -> None:
     os.truncate(bank_file, 3 << 30)
     tracemalloc.start()
     try:
         with pytest.raises(InputError, match=r"damaged bank: 3\d+ bytes of numbers, \d+ expected"):
-            SupportBank.load(bank_file, model.bundle)
+            SupportBank.load(model, bank_file)
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()
@@ -602,10 +673,10 @@ def test_a_sparse_tail_is_refused_by_its_size(bank_file: Path, model: Model) -> 
 
 def test_load_refuses_prototypes_of_another_head(bank_file: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="prototypes were made with another bundle"):
-        SupportBank.load(bank_file, Bundle.open(write_bundle(tmp_path / "head", support_weight=0.5)))
+        SupportBank.load(Counting(write_bundle(tmp_path / "head", support_weight=0.5)), bank_file)
 
 
-def test_bank_paths_are_hidden_and_differ_by_folder(tmp_path: Path, model: Model) -> None:
+def test_bank_paths_are_hidden_and_differ_by_folder(tmp_path: Path, model: Counting) -> None:
     beside, cached = bank_paths(tmp_path / "a", model.bundle)
     assert beside.parent == tmp_path / "a" / ".m2df"
     assert cached != bank_paths(tmp_path / "b", model.bundle)[1]

@@ -18,7 +18,8 @@ from tiny_bundle import DIM, FRAMES, LOGIT_SCALE, SIZE, VIEWS
 
 from m2df_runtime.backends.model import Model, default_precision, probe_backend
 from m2df_runtime.backends.onnxruntime import BoundGraph
-from m2df_runtime.bank.bank import SupportBank, keys_of
+from m2df_runtime.bank.bank import SupportBank
+from m2df_runtime.bank.contents import keys_of
 from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.manifest import PRECISIONS, Precision, PrecisionParity
 from m2df_runtime.errors import CheckFailed, ClipError, EnvironmentMissing, InputError
@@ -169,7 +170,7 @@ def test_numbers_that_are_not_finite_are_a_failure_of_the_clip_that_gives_them(
     bundle_copy: Path, support_dir: Path, on_device: bool
 ) -> None:
     """Also where features stay on a device, and are seen in the scores only."""
-    bank = SupportBank.build(support_dir, Model(Bundle.open(bundle_copy), backend="cpu", threads=1))
+    bank = SupportBank.of(Model(Bundle.open(bundle_copy), backend="cpu", threads=1), support_dir)
     with_logarithm(bundle_copy, "visual", "features")
     session = Model(Bundle.open(bundle_copy), backend="cpu", threads=1)
     if on_device:
@@ -178,11 +179,14 @@ def test_numbers_that_are_not_finite_are_a_failure_of_the_clip_that_gives_them(
             session._graphs[name] = BoundGraph(session._graphs[name]._session, "cpu")
     matcher = Matcher(session, replace(bank, keys=keys_of(session.bundle)), reject="off")
     clips = np.full((3, FRAMES, SIZE, SIZE, 3), 9, np.uint8)
-    assert len(matcher.predict_many(clips, ["a", "b", "c"])) == 3
+    assert len(matcher.predict([*clips])) == 3
     clips[1, 2] = 0
     with pytest.raises(ClipError, match="the fp32 visual graph gives numbers that are not finite") as caught:
-        matcher.predict_many(clips, ["a", "b.mp4", "c"])
-    assert (caught.value.clip, caught.value.hint) == ("b.mp4", "leave this clip out")
+        matcher.predict([*clips])
+    assert (caught.value.clip, caught.value.hint) == ("clip 2", "leave this clip out")
+    each = matcher.predict([*clips], return_errors=True)
+    assert [type(answer).__name__ for answer in each] == ["Prediction", "ClipError", "Prediction"]
+    assert each[1].clip == "clip 2"
     with pytest.raises(ClipError, match=r"^clip 2: "):
         session.encode_clips(clips)
     black = bundle_copy / "black"
@@ -190,7 +194,7 @@ def test_numbers_that_are_not_finite_are_a_failure_of_the_clip_that_gives_them(
     for number in range(FRAMES):
         Image.new("RGB", (48, 48)).save(black / f"{number}.png")
     with pytest.raises(ClipError) as caught:
-        matcher.predict_file(str(black))
+        matcher.predict(str(black))
     assert caught.value.clip == str(black)
 
 
@@ -214,20 +218,20 @@ def test_threads_load_each_graph_once_and_answer_alike(tiny_bundle: Path, suppor
     loaded: list[str] = []
     load = session._backend.open
     session._backend.open = lambda bundle, graph, precision: (loaded.append(graph), load(bundle, graph, precision))[1]
-    bank = SupportBank.build(support_dir, Model(session.bundle, backend="cpu"))
+    bank = SupportBank.of(Model(session.bundle, backend="cpu"), support_dir)
     matcher = Matcher(session, bank)
     clips = np.random.default_rng(0).integers(0, 256, (8, FRAMES, SIZE, SIZE, 3)).astype(np.uint8)
     start = threading.Barrier(8)
 
     def answer(clip: np.ndarray) -> tuple[object, bytes]:
         start.wait()
-        return matcher.predict(clip).predictions, session.encode_texts(["jump"]).tobytes()
+        return matcher.predict(clip).classes, session.encode_texts(["jump"]).tobytes()
 
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(answer, clips))
     assert sorted(loaded) == ["query", "text", "visual"]
     alone = Matcher(Model(session.bundle, backend="cpu"), bank)
-    assert [predictions for predictions, _ in together] == [alone.predict(clip).predictions for clip in clips]
+    assert [classes for classes, _ in together] == [alone.predict(clip).classes for clip in clips]
     assert len({text for _, text in together}) == 1
 
 

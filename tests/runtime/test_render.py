@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from m2df_runtime.match.matcher import ClassScore, Prediction, Timings
+from m2df_runtime.match.results import ClassScore, Prediction, Timings
 from m2df_runtime.pixels.spec import ClipSpec
 from m2df_runtime.show.filmstrip import display_spec, filmstrip, save_picture
 
-NO_TIME = Timings(0, 0, 0, 0, 0)
+NO_TIME = Timings(0, 0, 0, 0)
 
 
 def prediction(labels: list[str], query: str = "dir/query.mp4", rejected: bool = False) -> Prediction:
     share = 1 / len(labels)
-    return Prediction(query, tuple(ClassScore(label, share, 1.0) for label in labels), rejected, NO_TIME)
+    return Prediction(query, tuple(ClassScore(label, share, 1.0) for label in labels), rejected, "cpu", NO_TIME)
 
 
 def clip(colour: tuple[int, int, int], frames: int = 8, side: int = 112) -> np.ndarray:

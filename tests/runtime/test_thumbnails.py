@@ -70,14 +70,14 @@ def test_a_prediction_keeps_what_drawing_needs(
     tiny_bundle: Path, support_dir: Path, query_dir: Path, monkeypatch: pytest.MonkeyPatch
 ):
     model = Model(Bundle.open(tiny_bundle), backend="cpu", threads=1)
-    matcher = Matcher(model, SupportBank.build(support_dir, model))
+    matcher = Matcher(model, SupportBank.of(model, support_dir))
     spec, query = model.bundle.manifest.clip, query_dir / "red.mp4"
     look = display_spec(spec)
     opened = []
     monkeypatch.setattr(matcher_module, "open_source", lambda path: opened.append(path) or open_source(path))
-    plain, drawn = matcher.predict_file(query), matcher.predict_file(query, look=look)
+    plain, drawn = matcher.predict(query), matcher.predict(query, look=look)
     assert opened == [query, query]
-    assert drawn.predictions == plain.predictions
+    assert drawn == plain
     features = model.encode_clips(load_clip(open_source(query), spec)[None])[0]
     assert plain.frames is None
     assert (plain.features == features).all()
