@@ -30,7 +30,7 @@ from m2df_runtime.pixels.spec import ClipSpec
 from m2df_train.data.clips import LabelledClip, folder_clips, generated_clips
 from m2df_train.data.episodes import EpisodeSampler
 from m2df_train.evaluation.bundle_scorer import BundleScorer
-from m2df_train.evaluation.episode_run import Answers, Float, Int, episode_answers
+from m2df_train.evaluation.episode_run import Answers, EncodedClips, EpisodePlan, Float, Int, episode_answers
 from m2df_train.evaluation.evaluate import encode
 from m2df_train.evaluation.scorer import EpisodeScorer
 
@@ -156,9 +156,11 @@ def measure(
         watch = Watch()
         with progress(f"{shot}-shot", episodes) as advance:
             answers: Answers = episode_answers(
-                subject.scorer, features, labels, prompts,
-                way=way, shot=shot, query=query, episodes=episodes, advance=advance,
-            )  # fmt: skip
+                subject.scorer,
+                EncodedClips(features, labels, prompts),
+                EpisodePlan(way, shot, query, episodes),
+                advance=advance,
+            )
         run = watch.read()
         once = Seconds(encoding.wall * len(clips) / count, encoding.cpu * len(clips) / count)
         records.append(

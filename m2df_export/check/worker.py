@@ -28,7 +28,7 @@ from m2df_runtime.errors import ClipError, InputError
 from m2df_runtime.pixels.load import load_clip
 from m2df_runtime.pixels.spec import ClipSpec
 from m2df_train.evaluation.bundle_scorer import BundleScorer
-from m2df_train.evaluation.episode_run import Answers, episode_answers
+from m2df_train.evaluation.episode_run import Answers, EncodedClips, EpisodePlan, episode_answers
 from m2df_train.evaluation.scorer import EpisodeScorer
 
 Float = NDArray[np.float32]
@@ -201,9 +201,8 @@ class _Walk:
         if isinstance(model.stages, Model):
             session = model.stages
             scorer = BundleScorer(session.bundle, request.backend, session.precision)  # type: ignore[arg-type]
-        answers = episode_answers(
-            scorer, features, labels, prompts, way=request.way, shot=1, episodes=request.episodes, seed=request.seed
-        )
+        plan = EpisodePlan(request.way, 1, episodes=request.episodes, seed=request.seed)
+        answers = episode_answers(scorer, EncodedClips(features, labels, prompts), plan)
         columns = {"classes": answers.classes, "query": answers.query, "predicted": answers.predicted}
         _write(self._folder / ANSWERS, {"names": np.array(answers.names), "shot": np.array(answers.shot), **columns})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,9 @@ from m2df_runtime.commands.console import M2dfGroup, emit, emit_json, main_entry
 from m2df_train.public_benchmarks import BENCHMARKS, BenchmarkName
 
 if TYPE_CHECKING:
+    from m2df_runtime.backends.model import BackendName
+
+    from m2df_runtime.bundle.manifest import Precision
     from m2df_train.cache.features import FeatureCache
     from m2df_train.evaluation.clips import EpisodeOptions, SplitClips
     from m2df_train.evaluation.episode_run import Answers
@@ -114,119 +118,130 @@ def _splits(_ctx: click.Context, _parameter: click.Parameter, value: Sequence[st
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per split and shot value, with everything.")
 def cli(**options: Any) -> None:  # noqa: ANN401 - click passes every option by name
     """Measure episode accuracy with its 95 % confidence interval, without PyTorch for a bundle."""
-    named = [name for name in ("bundle", "checkpoint", "compare") if options[name]]
-    if len(named) > 1:
-        raise click.UsageError(f"{' and '.join(f'--{name}' for name in named)} exclude each other")
-    if options["dataset"] and not options["data"]:
-        raise click.UsageError("--dataset needs --data, the folder of its videos")
-    if options["split_files"] and not options["dataset"]:
-        raise click.UsageError("--split-files needs --dataset")
-    if options["splits"] and not (options["dataset"] or options["checkpoint"]):
-        raise click.UsageError("--split needs --dataset, or the --checkpoint of a training run")
-    if options["report"] and len(options["splits"]) > 1:
-        raise click.UsageError("--report is about one split: name one with --split")
-    if options["cache"] and options["no_cache"]:
-        raise click.UsageError("--cache and --no-cache exclude each other")
-    run(**options)
+    run(Options(**options))
 
 
-def run(
-    *,
-    bundle: Path | None,
-    checkpoint: Path | None,
-    compare: tuple[Path, Path] | None,
-    data: Path | None,
-    dataset: BenchmarkName | None,
-    splits: Sequence[str],
-    split_files: Path | None,
-    way: int,
-    shots: tuple[int, ...],
-    query: int,
-    episodes: int,
-    seed: int,
-    classes: Sequence[str] | None,
-    labels: Path | None,
-    groups: str | None,
-    backend: Any,  # noqa: ANN401 - click checked the choices
-    precision: Any,  # noqa: ANN401
-    cache: Path | None,
-    no_cache: bool,
-    per_class: bool,
-    confusion: bool,
-    report: Path | None,
-    as_json: bool,
-) -> None:
+@dataclass(frozen=True)
+class Options:
+    """What the command line says, by the names of its options.
+
+    Raises:
+        UsageError: Two options do not go together.
+    """
+
+    bundle: Path | None
+    checkpoint: Path | None
+    compare: tuple[Path, Path] | None
+    data: Path | None
+    dataset: BenchmarkName | None
+    splits: tuple[str, ...]
+    split_files: Path | None
+    way: int
+    shots: tuple[int, ...]
+    query: int
+    episodes: int
+    seed: int
+    classes: tuple[str, ...] | None
+    labels: Path | None
+    groups: str | None
+    backend: BackendName
+    precision: Precision | None
+    cache: Path | None
+    no_cache: bool
+    per_class: bool
+    confusion: bool
+    report: Path | None
+    as_json: bool
+
+    def __post_init__(self) -> None:
+        named = [name for name in ("bundle", "checkpoint", "compare") if getattr(self, name)]
+        if len(named) > 1:
+            raise click.UsageError(f"{' and '.join(f'--{name}' for name in named)} exclude each other")
+        if self.dataset and not self.data:
+            raise click.UsageError("--dataset needs --data, the folder of its videos")
+        if self.split_files and not self.dataset:
+            raise click.UsageError("--split-files needs --dataset")
+        if self.splits and not (self.dataset or self.checkpoint):
+            raise click.UsageError("--split needs --dataset, or the --checkpoint of a training run")
+        if self.report and len(self.splits) > 1:
+            raise click.UsageError("--report is about one split: name one with --split")
+        if self.cache and self.no_cache:
+            raise click.UsageError("--cache and --no-cache exclude each other")
+
+
+def run(options: Options) -> None:
     """Encode the clips of every split once, then report on every number of shots."""
     from m2df_runtime.bundle.labels import read_labels, warn_unmatched
-    from m2df_train.evaluation.clips import EpisodeOptions, benchmark_sets, folder_sets, run_sets
+    from m2df_train.evaluation.clips import EpisodeOptions
     from m2df_train.evaluation.evaluated import encode_for_all
 
-    if report:
+    if options.report:
         from m2df_train.report.check import check_report
 
-        check_report(report)
-    options = EpisodeOptions(way, shots, query, episodes, seed, groups)
-    texts = {} if labels is None else read_labels(labels)
-    if data and dataset:
-        sets = benchmark_sets(data, dataset, splits or ("test",), split_files, classes)
-    elif checkpoint and splits:
-        sets = run_sets(checkpoint, data, splits, classes)
-    else:
-        sets = folder_sets(data, classes)
-    if labels:
-        warn_unmatched(labels, texts, (clip.label for chosen in sets for clip in chosen.clips))
+        check_report(options.report)
+    episodes = EpisodeOptions(options.way, options.shots, options.query, options.episodes, options.seed, options.groups)
+    texts = {} if options.labels is None else read_labels(options.labels)
+    sets = _sets(options)
+    if options.labels:
+        warn_unmatched(options.labels, texts, (clip.label for chosen in sets for clip in chosen.clips))
     for chosen in sets:
-        options.check([clip.label for clip in chosen.clips], [clip.name for clip in chosen.clips])
-    subjects = _subjects(bundle, checkpoint, compare, backend, precision, texts)
-    features = _cache(cache, no_cache)
+        episodes.check([clip.label for clip in chosen.clips], [clip.name for clip in chosen.clips])
+    subjects = _subjects(options, texts)
+    features = _cache(options)
     for chosen in sets:
         encoded = encode_for_all(subjects, chosen.clips, chosen.texts, features)
         answers = []
-        for shot in shots:
-            results = [_measure(item, chosen, options, shot) for item in encoded]
-            _report(results, as_json=as_json, per_class=per_class, confusion=confusion)
+        for shot in options.shots:
+            results = [_measure(item, chosen, episodes, shot) for item in encoded]
+            _report(results, options)
             answers.append([found for _, found in results])
-        if report:
+        if options.report:
             from m2df_train.report.page import report_on
 
-            report_on(report, dataset or data, chosen, options, encoded, answers)
-            if not as_json:
-                emit(f"report: {report}")
+            report_on(options.report, options.dataset or options.data, chosen, episodes, encoded, answers)
+            if not options.as_json:
+                emit(f"report: {options.report}")
 
 
-def _cache(folder: Path | None, unused: bool) -> FeatureCache:
+def _sets(options: Options) -> list[SplitClips]:
+    """The clips, split by split."""
+    from m2df_train.evaluation.clips import benchmark_sets, folder_sets, run_sets
+
+    splits, classes = options.splits, options.classes
+    if options.data and options.dataset:
+        return benchmark_sets(options.data, options.dataset, splits or ("test",), options.split_files, classes)
+    if options.checkpoint and splits:
+        return run_sets(options.checkpoint, options.data, splits, classes)
+    return folder_sets(options.data, classes)
+
+
+def _cache(options: Options) -> FeatureCache:
     """The cache of features that training uses too."""
     from m2df_runtime.user_cache import cache_dir
     from m2df_train.cache.features import FeatureCache
 
-    if unused:
+    if options.no_cache:
         return FeatureCache(None, 0)
-    return FeatureCache(folder or cache_dir("features"), CACHE_BYTES, f"the {CACHE_BYTES >> 30} GiB of a cache")
+    return FeatureCache(options.cache or cache_dir("features"), CACHE_BYTES, f"the {CACHE_BYTES >> 30} GiB of a cache")
 
 
-def _subjects(
-    bundle: Path | None,
-    checkpoint: Path | None,
-    compare: tuple[Path, Path] | None,
-    backend: Any,  # noqa: ANN401
-    precision: Any,  # noqa: ANN401
-    texts: dict[str, str],
-) -> list[Subject]:
+def _subjects(options: Options, texts: dict[str, str]) -> list[Subject]:
     """Open what is evaluated: one model, or the two that are compared."""
     from m2df_train.evaluation.evaluated import is_bundle, open_bundle, open_checkpoint
 
-    kinds = {path: is_bundle(path) for path in compare or ()}
-    if checkpoint:
-        kinds = {checkpoint: False}
+    backend, precision = options.backend, options.precision
+    kinds = {path: is_bundle(path) for path in options.compare or ()}
+    if options.checkpoint:
+        kinds = {options.checkpoint: False}
     if kinds and not any(kinds.values()):
         wanted = "tensorrt" if backend == "tensorrt" else precision
         if wanted not in (None, "fp32"):
             raise click.UsageError(f"a checkpoint runs in PyTorch and fp32; export it to measure {wanted}")
     if not kinds:
-        return [open_bundle(bundle, backend, precision, texts)]
+        return [open_bundle(options.bundle, backend, precision, texts)]
     return [
         open_bundle(path, backend, precision, texts) if kinds[path] else open_checkpoint(path, backend, texts)
-        for path in compare or kinds
+        for path in options.compare or kinds
     ]
 
 
@@ -235,25 +250,12 @@ def _measure(encoded: Encoded, clips: SplitClips, options: EpisodeOptions, shot:
     from m2df_train.evaluation.evaluate import summary
     from m2df_train.evaluation.tables import Measured
 
-    features = encoded.features
     with progress(f"{encoded.subject.path.name}, {options.way}-way {shot}-shot", options.episodes) as advance:
-        answers = episode_answers(
-            encoded.subject.scorer,
-            features.values,
-            features.labels,
-            encoded.prompts,
-            way=options.way,
-            shot=shot,
-            query=options.query,
-            episodes=options.episodes,
-            seed=options.seed,
-            groups=options.groups_of(features.names),
-            advance=advance,
-        )
+        answers = episode_answers(encoded.subject.scorer, encoded.clips(options), options.plan(shot), advance=advance)
     return Measured(clips.split, encoded, summary(answers), answers.excluded, options), answers
 
 
-def _report(results: Sequence[tuple[Measured, Answers]], *, as_json: bool, per_class: bool, confusion: bool) -> None:
+def _report(results: Sequence[tuple[Measured, Answers]], options: Options) -> None:
     """Print one result, or two with what lies between them."""
     from m2df_train.evaluation.compare import compare
     from m2df_train.evaluation.tables import comparison_lines, comparison_record, lines, record
@@ -263,11 +265,11 @@ def _report(results: Sequence[tuple[Measured, Answers]], *, as_json: bool, per_c
         second, other_answers = others[0]
         found = compare(answers, other_answers, first.encoded.features.names, seed=first.options.seed)
         as_record = comparison_record(first, second, found)
-        as_lines = comparison_lines(first, second, found, confusion=confusion)
+        as_lines = comparison_lines(first, second, found, confusion=options.confusion)
     else:
         as_record = record(first)
-        as_lines = lines(first, per_class=per_class, confusion=confusion)
-    if as_json:
+        as_lines = lines(first, per_class=options.per_class, confusion=options.confusion)
+    if options.as_json:
         emit_json(as_record)
     else:
         for line in as_lines:

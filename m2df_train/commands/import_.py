@@ -44,31 +44,19 @@ The result is exported like any run: m2df-export --checkpoint runs/NAME
 )
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Over the preset; repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report, with every key, as one JSON object.")
-def import_command(
-    file: Path,
-    preset: str | None,
-    dataset: str,
-    shot: str,
-    out: Path | None,
-    text_model: str | None,
-    text_pretrained: str,
-    settings: tuple[str, ...],
-    as_json: bool,
-) -> None:
+def import_command(out: Path | None, as_json: bool, shot: str, **request: Any) -> None:  # noqa: ANN401 - click's
     """Import a checkpoint of the CLIP-MDMF or the CLIP-FSAR repository.
 
     Such a file holds the image tower and the head. The text tower is that of the CLIP it was trained
     from; pixels, frame sampling, matching and labels are those of the repository.
     """
-    folder = _folder(out, dataset)
+    folder = _folder(out, request["dataset"])
     with progress("loading PyTorch", 3) as advance:
         from m2df_train.importing.importer import ImportRequest, import_official
         from m2df_train.model.checkpoint import BEST, save_checkpoint
 
         advance(1)
-        checkpoint, report = import_official(
-            ImportRequest(file, dataset, 1 if shot == "1" else 5, preset, text_model, text_pretrained, settings)  # type: ignore[arg-type]  # choices
-        )
+        checkpoint, report = import_official(ImportRequest(shot=1 if shot == "1" else 5, **request))
         advance(1)
         save_checkpoint(folder / BEST, checkpoint)
         advance(1)

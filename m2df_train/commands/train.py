@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -42,41 +43,48 @@ Examples:
 @click.option("--resume", is_flag=True, help="Go on with the run in --out, or with the recipe's newest run.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 @click.pass_context
-def cli(
-    context: click.Context,
-    recipe: str | None,
-    data: Path | None,
-    dataset: str | None,
-    split_files: Path | None,
-    out: Path | None,
-    seed: int | None,
-    settings: tuple[str, ...],
-    resume: bool,
-    as_json: bool,
-) -> None:
+def cli(context: click.Context, **options: Any) -> None:  # noqa: ANN401 - click passes every option by name
     """Train a few-shot head on episodes, and the image tower under it as the recipe says.
 
     Prints episode accuracy with its 95 % confidence interval on classes that were in no training,
     beside the training-free head and chance. Ctrl-C stops at a point from which --resume goes on.
     """
-    if context.invoked_subcommand is not None:
-        return
+    if context.invoked_subcommand is None:
+        run(Options(**options))
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says, by the names of its options."""
+
+    recipe: str | None
+    data: Path | None
+    dataset: str | None
+    split_files: Path | None
+    out: Path | None
+    seed: int | None
+    settings: tuple[str, ...]
+    resume: bool
+    as_json: bool
+
+
+def run(options: Options) -> None:
+    """Train, and print the result in the main process."""
     from m2df_train.recipe.recipe import load_recipe
     from m2df_train.training.processes import Processes
     from m2df_train.training.run_report import lines, measured
     from m2df_train.training.trainer import train
 
-    over = _settings(data, dataset, split_files)
-    resolved = load_recipe(recipe or ("custom" if data else "demo"), (*over, *settings))
-    if seed is not None:
-        resolved = resolved.model_copy(update={"seed": seed})
+    resolved = load_recipe(options.recipe or ("custom" if options.data else "demo"), _settings(options))
+    if options.seed is not None:
+        resolved = resolved.model_copy(update={"seed": options.seed})
     processes = Processes(resolved.train.precision)
-    folder = processes.same(_run_folder(resolved, out, resume) if processes.is_main else Path())
+    folder = processes.same(_run_folder(resolved, options.out, options.resume) if processes.is_main else Path())
     result = train(resolved, folder, stages, processes)
     processes.close()
     if result is None:
         return
-    if as_json:
+    if options.as_json:
         found = {"checkpoint": str(result.checkpoint), "seconds": round(result.seconds, 1)}
         emit_json({**found, **measured(result.splits)})
     else:
@@ -87,14 +95,11 @@ cli.add_command(import_command)
 cli.add_command(prepare_command)
 
 
-def _settings(data: Path | None, dataset: str | None, split_files: Path | None) -> list[str]:
-    """The data options as settings."""
-    values = {
-        "data.root": data and str(data),
-        "data.dataset": dataset,
-        "data.split_files": split_files and str(split_files),
-    }
-    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items() if value is not None]
+def _settings(options: Options) -> tuple[str, ...]:
+    """All settings over the recipe: those of the data options, and over these what --set says."""
+    values = {"root": options.data, "dataset": options.dataset, "split_files": options.split_files}
+    data = (f"data.{key}={json.dumps(str(value), ensure_ascii=False)}" for key, value in values.items() if value)
+    return (*data, *options.settings)
 
 
 def _run_folder(recipe: Recipe, out: Path | None, resume: bool) -> Path:

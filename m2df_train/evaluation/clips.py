@@ -11,7 +11,7 @@ from m2df_runtime.commands.console import progress
 from m2df_runtime.errors import InputError
 from m2df_train.data.clips import LabelledClip, chosen_classes, clip_groups, folder_clips, generated_clips
 from m2df_train.data.datasets import find_clips
-from m2df_train.data.episodes import EpisodeSampler
+from m2df_train.evaluation.episode_run import EpisodePlan
 from m2df_train.public_benchmarks import BenchmarkName, Split, benchmark
 
 SPLIT_NAMES: dict[str, Split] = {"train": "train", "validation": "val", "test": "test"}
@@ -40,6 +40,10 @@ class EpisodeOptions:
     seed: int
     groups: str | None
 
+    def plan(self, shot: int, episodes: int | None = None) -> EpisodePlan:
+        """The episodes of this number of support clips; so many instead of all."""
+        return EpisodePlan(self.way, shot, self.query, self.episodes if episodes is None else episodes, self.seed)
+
     def groups_of(self, names: Sequence[str]) -> list[str] | None:
         """Group of every clip. Raises InputError where the expression does not fit."""
         return None if self.groups is None else clip_groups(names, self.groups)
@@ -52,7 +56,7 @@ class EpisodeOptions:
         """
         groups = self.groups_of(names)
         for shot in self.shots:
-            sampler = EpisodeSampler(labels, groups=groups, way=self.way, shot=shot, query=self.query)
+            sampler = self.plan(shot).sampler(labels, groups)
             if sampler.excluded:
                 few = ", ".join(f"{name} ({count})" for name, count in sampler.excluded.items())
                 _log.warning("%d-shot: classes with too few clips are not drawn: %s", shot, few)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2df_runtime.errors import CheckFailed, InputError
+from m2df_runtime.progress import unseen
 from m2df_train.data.episodes import EpisodeIndices, EpisodeSampler
 from m2df_train.evaluation.scorer import EpisodeHead
 
@@ -29,6 +30,38 @@ _EPISODES = 32
 _QUERIES = 256
 _CLIPS = 32  # clips per call where each is a support set of its own
 _PARTS_BYTES = 1 << 30  # what may be kept of all clips for their use as queries
+
+
+@dataclass(frozen=True)
+class EncodedClips:
+    """What episodes are drawn from.
+
+    Attributes:
+        features: float32 [n, T, D].
+        labels: Class of every clip.
+        prompts: Prompt embedding of every class in order of first appearance in `labels`, float32 [C, D].
+        groups: Group of every clip that must not be support and query of one episode, or None.
+    """
+
+    features: Float
+    labels: Sequence[str]
+    prompts: Float
+    groups: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
+class EpisodePlan:
+    """Which episodes are drawn: how many, of `way` classes with `shot` support and `query` query clips each."""
+
+    way: int
+    shot: int
+    query: int = 1
+    episodes: int = 10_000
+    seed: int = 0
+
+    def sampler(self, labels: Sequence[str], groups: Sequence[str] | None = None) -> EpisodeSampler:
+        """What draws them from clips of these labels. Raises InputError as it does."""
+        return EpisodeSampler(labels, groups=groups, way=self.way, shot=self.shot, query=self.query, seed=self.seed)
 
 
 @dataclass(frozen=True)
@@ -61,18 +94,11 @@ class Answers:
 
 def episode_answers(
     scorer: EpisodeHead,
-    features: Float,
-    labels: Sequence[str],
-    prompts: Float,
+    clips: EncodedClips,
+    plan: EpisodePlan,
     *,
-    way: int,
-    shot: int,
-    query: int = 1,
-    episodes: int = 10_000,
-    seed: int = 0,
-    groups: Sequence[str] | None = None,
     workers: int | None = None,
-    advance: Callable[[int], None] = lambda _: None,
+    advance: Callable[[int], None] = unseen,
 ) -> Answers:
     """Draw episodes from encoded clips and let a model answer them.
 
@@ -81,15 +107,8 @@ def episode_answers(
 
     Args:
         scorer: The model.
-        features: Encoded clips, float32 [n, T, D].
-        labels: Class of every clip.
-        prompts: Prompt embedding of every class in order of first appearance in `labels`, float32 [C, D].
-        way: Classes per episode.
-        shot: Support clips per class.
-        query: Query clips per class.
-        episodes: How many.
-        seed: Seed of the episodes.
-        groups: Group of every clip that must not be support and query of one episode, or None.
+        clips: The clips.
+        plan: The episodes.
         workers: Threads; None for as many as the model wants.
         advance: Called with the number of episodes done.
 
@@ -97,16 +116,17 @@ def episode_answers(
         InputError: Options or data from which no episode can be drawn.
         CheckFailed: The model gives scores that are not finite.
     """
+    episodes = plan.episodes
     if episodes < 1:
         raise InputError(f"episodes must be at least 1, not {episodes}")
-    sampler = EpisodeSampler(labels, groups=groups, way=way, shot=shot, query=query, seed=seed)
+    sampler = plan.sampler(clips.labels, clips.groups)
     start = time.perf_counter()
-    size = max(1, min(_EPISODES, _QUERIES // (way * query)))
+    size = max(1, min(_EPISODES, _QUERIES // (plan.way * plan.query)))
     chunks = [range(first, min(first + size, episodes)) for first in range(0, episodes, size)]
     drawn: list[EpisodeIndices] = []
     predicted: list[Int] = []
     with scorer.parallel() as wanted, _threads(wanted if workers is None else workers) as each:
-        run = _EpisodeRun(scorer, features, labels, prompts, sampler, each)
+        run = _EpisodeRun(scorer, clips, sampler, each)
         for part, answers in each(run.chunk, chunks):
             drawn += part
             predicted.append(answers)
@@ -116,7 +136,7 @@ def episode_answers(
         classes=np.stack([episode.classes for episode in drawn]),
         query=np.stack([episode.query for episode in drawn]),
         predicted=np.concatenate(predicted),
-        shot=shot,
+        shot=plan.shot,
         excluded=sampler.excluded,
         seconds=time.perf_counter() - start,
     )
@@ -130,21 +150,13 @@ class _EpisodeRun:
     What of a query depends on it alone is computed once per clip too, unless that takes too much memory.
     """
 
-    def __init__(
-        self,
-        scorer: EpisodeHead,
-        features: Float,
-        labels: Sequence[str],
-        prompts: Float,
-        sampler: EpisodeSampler,
-        each: Map,
-    ) -> None:
+    def __init__(self, scorer: EpisodeHead, clips: EncodedClips, sampler: EpisodeSampler, each: Map) -> None:
         self._scorer = scorer
-        self._features = features
-        self._prompts = prompts
+        self._features = features = clips.features
+        self._prompts = clips.prompts
         self._sampler = sampler
         place = {name: position for position, name in enumerate(sampler.classes)}
-        self._owner = np.array([place[label] for label in labels])  # (n,)
+        self._owner = np.array([place[label] for label in clips.labels])  # (n,)
         self._of_clip: Float | None = None
         self._parts: Float | None = None
         chunks = [slice(first, first + _CLIPS) for first in range(0, len(features), _CLIPS)]

@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2df_runtime.pixels.spec import ClipSpec
+from m2df_runtime.progress import unseen
 from m2df_train.cache.features import Encoding, FeatureCache
 from m2df_train.data.augment import DeployedLoader
 from m2df_train.data.clips import LabelledClip
-from m2df_train.evaluation.episode_run import Answers, episode_answers
-from m2df_train.evaluation.scorer import EpisodeHead, Scorer
+from m2df_train.evaluation.episode_run import Answers
+from m2df_train.evaluation.scorer import Scorer
 
 Float = NDArray[np.float32]
 
@@ -77,7 +78,7 @@ def encode(
     cache: FeatureCache = _NO_CACHE,
     identity: str = "",
     workers: int = 0,
-    advance: Callable[[int], None] = lambda _: None,
+    advance: Callable[[int], None] = unseen,
 ) -> Features:
     """Read, preprocess and encode every clip once; clips that cannot be read are reported and left out.
 
@@ -103,39 +104,6 @@ def encode(
         skipped=tuple(clip.name for place, clip in enumerate(clips) if place not in kept),
         seconds=encoded.seconds,
     )
-
-
-def episode_accuracy(
-    scorer: EpisodeHead,
-    features: Float,
-    labels: Sequence[str],
-    prompts: Float,
-    *,
-    way: int,
-    shot: int,
-    query: int = 1,
-    episodes: int = 10_000,
-    seed: int = 0,
-    groups: Sequence[str] | None = None,
-    workers: int | None = None,
-    advance: Callable[[int], None] = lambda _: None,
-) -> Accuracy:
-    """Accuracy over episodes drawn from encoded clips; arguments and errors are those of `episode_answers`."""
-    answers = episode_answers(
-        scorer,
-        features,
-        labels,
-        prompts,
-        way=way,
-        shot=shot,
-        query=query,
-        episodes=episodes,
-        seed=seed,
-        groups=groups,
-        workers=workers,
-        advance=advance,
-    )
-    return summary(answers)
 
 
 def summary(answers: Answers) -> Accuracy:

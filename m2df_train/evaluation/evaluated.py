@@ -22,6 +22,8 @@ from m2df_train.cache.features import FeatureCache, identity_of
 from m2df_train.data.clips import LabelledClip
 from m2df_train.data.workers import worker_count
 from m2df_train.evaluation.bundle_scorer import BundleScorer
+from m2df_train.evaluation.clips import EpisodeOptions
+from m2df_train.evaluation.episode_run import EncodedClips
 from m2df_train.evaluation.evaluate import Features, encode
 from m2df_train.evaluation.scorer import EpisodeScorer
 
@@ -65,6 +67,11 @@ class Encoded:
     subject: Subject
     features: Features
     prompts: NDArray[np.float32]
+
+    def clips(self, options: EpisodeOptions) -> EncodedClips:
+        """What episodes are drawn from."""
+        features = self.features
+        return EncodedClips(features.values, features.labels, self.prompts, options.groups_of(features.names))
 
 
 def open_bundle(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from m2df_runtime.progress import unseen
 from m2df_train.data.clips import LabelledClip
 from m2df_train.data.episodes import EpisodeSampler
 from m2df_train.evaluation.clips import EpisodeOptions
@@ -41,9 +42,7 @@ class Drawn:
 
     def sampler(self, shot: int) -> EpisodeSampler:
         """What draws the episodes of this number of support clips."""
-        o = self.options
-        groups = o.groups_of(self.names)
-        return EpisodeSampler(self.labels, way=o.way, shot=shot, query=o.query, seed=o.seed, groups=groups)
+        return self.options.plan(shot).sampler(self.labels, self.options.groups_of(self.names))
 
 
 @dataclass(frozen=True)
@@ -74,20 +73,8 @@ def answers_of(
     shot: int,
     *,
     episodes: int,
-    advance: Callable[[int], None] = lambda _: None,
+    advance: Callable[[int], None] = unseen,
 ) -> Answers:
     """What another head answers to the first of the measured episodes, on the same features."""
-    o, features = drawn.options, encoded.features
-    return episode_answers(
-        head,
-        features.values,
-        features.labels,
-        encoded.prompts,
-        way=o.way,
-        shot=shot,
-        query=o.query,
-        episodes=episodes,
-        seed=o.seed,
-        groups=o.groups_of(features.names),
-        advance=advance,
-    )
+    options = drawn.options
+    return episode_answers(head, encoded.clips(options), options.plan(shot, episodes), advance=advance)

@@ -9,6 +9,7 @@ from m2df_train.cache.encoding import FeaturePool, feature_cache, frame_cache, p
 from m2df_train.cache.features import FeatureCache
 from m2df_train.data.splits import ClipSet
 from m2df_train.evaluation.evaluate import Accuracy
+from m2df_train.evaluation.torch_scorer import HeadScorer
 from m2df_train.interrupt import Interrupted, Stop
 from m2df_train.model.backbone import Backbone
 from m2df_train.model.heads import Head
@@ -63,20 +64,19 @@ class Pools:
     def measure(
         self, head: Head, pool: FeaturePool, split: str, *, episodes: int, seed: int, stop: Stop | None = None
     ) -> list[Accuracy]:
-        """Accuracy of a head on a split, for every number of shots.
+        """Accuracy of a head on a split, for every number of shots; it is in evaluation mode afterwards.
 
         Raises:
             CheckFailed: The head gives scores that are not finite.
             Interrupted: `stop` was requested.
         """
         return accuracies(
-            head,
+            HeadScorer(head, self._device),
             pool,
             self._recipe.evaluation,
             split=split,
             episodes=episodes,
             seed=seed,
-            device=self._device,
             advance=lambda count: _leave_if(stop),
         )
 

@@ -8,12 +8,11 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-import torch
-
+from m2df_runtime.progress import unseen
 from m2df_train.cache.encoding import FeaturePool
-from m2df_train.evaluation.evaluate import Accuracy, episode_accuracy
+from m2df_train.evaluation.episode_run import EncodedClips, EpisodePlan, episode_answers
+from m2df_train.evaluation.evaluate import Accuracy, summary
 from m2df_train.evaluation.torch_scorer import HeadScorer
-from m2df_train.model.heads import Head
 
 if TYPE_CHECKING:
     from m2df_train.recipe.sections import Evaluation
@@ -22,48 +21,38 @@ _log = logging.getLogger(__name__)
 
 
 def accuracies(
-    head: Head,
+    scorer: HeadScorer,
     pool: FeaturePool,
     evaluation: Evaluation,
     *,
     split: str,
     episodes: int,
     seed: int,
-    device: torch.device,
-    advance: Callable[[int], None] = lambda count: None,
+    advance: Callable[[int], None] = unseen,
 ) -> list[Accuracy]:
-    """Accuracy for every number of shots; the head is in evaluation mode afterwards.
+    """Accuracy for every number of shots.
 
     Args:
-        head: The head.
+        scorer: Runs the head.
         pool: Clips with one view each.
         evaluation: Way, shots and queries.
         split: Its name, for the warning where it has fewer classes than `way`.
         episodes: Episodes per number of shots.
         seed: Of the episodes.
-        device: Where the head runs.
         advance: Called with the number of episodes done since the last call.
 
     Raises:
         InputError: Fewer than two classes have clips enough.
         CheckFailed: The head gives scores that are not finite.
     """
-    scorer = HeadScorer(head, device)
-    return [
-        episode_accuracy(
-            scorer,
-            pool.features[:, 0].numpy(),
-            pool.labels,
-            pool.texts.numpy(),
-            way=possible_way(pool.labels, evaluation.way, shot, evaluation.queries, split),
-            shot=shot,
-            query=evaluation.queries,
-            episodes=episodes,
-            seed=seed,
-            advance=advance,
+    clips, queries = EncodedClips(pool.features[:, 0].numpy(), pool.labels, pool.texts.numpy()), evaluation.queries
+    found = []
+    for shot in evaluation.shots:
+        way = possible_way(pool.labels, evaluation.way, shot, queries, split)
+        found.append(
+            summary(episode_answers(scorer, clips, EpisodePlan(way, shot, queries, episodes, seed), advance=advance))
         )
-        for shot in evaluation.shots
-    ]
+    return found
 
 
 def possible_way(labels: Sequence[str], way: int, shot: int, queries: int, split: str) -> int:

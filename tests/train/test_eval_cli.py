@@ -73,7 +73,7 @@ def test_features_belong_to_the_file_of_the_precision_in_use(colours, bundle_cop
     np.testing.assert_allclose(features(510.0, "int8"), first / 2, rtol=1e-5)
     np.testing.assert_array_equal(features(255.0, "int8"), first)
     np.testing.assert_array_equal(features(510.0, "fp32"), first)
-    assert len(list((tmp_path / "cache").rglob("*.rows"))) == 2  # one for each file, and fp32's is that of the first
+    assert len(list((tmp_path / "cache").rglob("*.npy"))) == 2  # one for each file, and fp32's is that of the first
 
 
 def test_the_command_on_a_bundle(colours, tiny_bundle, run_module):

@@ -14,7 +14,7 @@ from m2df_runtime.pixels.spec import ClipSpec
 from m2df_train.data.episodes import EpisodeSampler
 from m2df_train.evaluation import episode_run
 from m2df_train.evaluation.bundle_scorer import BundleScorer
-from m2df_train.evaluation.episode_run import episode_answers
+from m2df_train.evaluation.episode_run import EncodedClips, EpisodePlan, episode_answers
 from m2df_train.evaluation.torch_scorer import CheckpointScorer
 from m2df_train.model.backbone import load_backbone
 from m2df_train.model.checkpoint import Checkpoint
@@ -76,10 +76,13 @@ def test_batches_answer_as_single_episodes_do(name, checkpoint, monkeypatch):
     threads = torch.get_num_threads()
     for options in ({"way": 5, "shot": 1, "query": 1}, {"way": 3, "shot": 5, "query": 2, "seed": 4}):
         expected = plain_loop(scorer, *data, episodes=100, **options)
-        answers = [episode_answers(scorer, *data, episodes=100, **options, workers=w) for w in (1, 3)]
+        answers = [
+            episode_answers(scorer, EncodedClips(*data), EpisodePlan(episodes=100, **options), workers=w)
+            for w in (1, 3)
+        ]
         with monkeypatch.context() as patch:
             patch.setattr(episode_run, "_PARTS_BYTES", 0)  # nothing of the queries is kept
-            answers.append(episode_answers(scorer, *data, episodes=100, **options))
+            answers.append(episode_answers(scorer, EncodedClips(*data), EpisodePlan(episodes=100, **options)))
         for found in answers:
             np.testing.assert_array_equal(found.predicted, expected)
         assert 0.3 < answers[0].right.mean() < 0.999
@@ -107,5 +110,5 @@ def test_a_bundle_answers_as_its_graphs_do(merges_after, bundle_copy):
     options = {"way": 4, "shot": 5, "query": 2}
     expected = plain_loop(scorer, *data, episodes=200, **options)
     for workers in (1, 3):
-        found = episode_answers(scorer, *data, episodes=200, **options, workers=workers)
+        found = episode_answers(scorer, EncodedClips(*data), EpisodePlan(episodes=200, **options), workers=workers)
         np.testing.assert_array_equal(found.predicted, expected)

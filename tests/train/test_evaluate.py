@@ -16,7 +16,8 @@ from m2df_runtime.errors import CheckFailed, InputError
 from m2df_runtime.pixels.spec import ClipSpec
 from m2df_train.data.clips import clip_groups, folder_clips, generated_clips
 from m2df_train.data.episodes import EpisodeSampler
-from m2df_train.evaluation.evaluate import Accuracy, encode, episode_accuracy
+from m2df_train.evaluation.episode_run import EncodedClips, EpisodePlan, episode_answers
+from m2df_train.evaluation.evaluate import Accuracy, encode, summary
 
 Float = NDArray[np.float32]
 T, D = 4, 6
@@ -77,6 +78,20 @@ def make_features(classes: int, clips: int, spread: float, seed: int = 0) -> tup
 
 def without_time(result: Accuracy) -> Accuracy:
     return replace(result, seconds=0.0)
+
+
+def episode_accuracy(
+    scorer: Nearest,
+    features: Float,
+    labels: Sequence[str],
+    prompts: Float,
+    *,
+    groups: Sequence[str] | None = None,
+    workers: int | None = None,
+    **plan: int,
+) -> Accuracy:
+    clips = EncodedClips(features, labels, prompts, groups)
+    return summary(episode_answers(scorer, clips, EpisodePlan(**plan), workers=workers))
 
 
 def test_separable_classes_are_always_right():

@@ -21,6 +21,7 @@ from m2df_runtime.progress import silent
 from m2df_train.cache.encoding import FeaturePool
 from m2df_train.data.episodes import EpisodeSampler
 from m2df_train.data.generated import ContrastiveBatches, pool_actions
+from m2df_train.evaluation.torch_scorer import HeadScorer
 from m2df_train.interrupt import Interrupted, Stop
 from m2df_train.model.backbone import Backbone, load_backbone, normalised_pixels
 from m2df_train.model.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint, save_checkpoint
@@ -231,9 +232,8 @@ def test_the_episodic_stage_learns(tmp_path: Path, backbone: Backbone, precision
 
     def validate(stop: Stop) -> dict[int, float]:
         evaluation = Evaluation(shots=(1,))
-        results = accuracies(
-            model.head, validation, evaluation, split="validation", episodes=60, seed=1, device=processes.device
-        )
+        scorer = HeadScorer(model.head, processes.device)
+        results = accuracies(scorer, validation, evaluation, split="validation", episodes=60, seed=1)
         return {result.shot: result.accuracy / 100 for result in results}
 
     saved: list[str] = []
