@@ -243,7 +243,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("documented")
     queries = sorted(demo_queries().iterdir())
     shutil.copytree(demo_support(), place / "actions")
-    shutil.copy(queries[0], place / "clip.mp4")
+    for clip, query in zip(("clip.mp4", "a.mp4", "b.mp4"), queries, strict=False):
+        shutil.copy(query, place / clip)
     for folder in ("new", "cam3"):
         (place / folder).mkdir()
         for query in queries[:2]:
@@ -286,7 +287,12 @@ def write_copy(clip: Path, target: Path, *, mirrored: bool) -> None:
         container.mux(stream.encode())
 
 
-@pytest.mark.parametrize("block", [b for b in SHELL if b.reason is None], ids=name)
+# python.md has a test of its own, in which its blocks follow one another.
+PYTHON = [block for block in BLOCKS if block.language == "python" and block.page.name != "python.md"]
+RUN = [block for block in [*SHELL, *PYTHON] if block.reason is None]
+
+
+@pytest.mark.parametrize("block", RUN, ids=name)
 def test_a_documented_command_runs(block: Block, workspace: Path) -> None:
     environment = {
         **os.environ,
@@ -294,8 +300,9 @@ def test_a_documented_command_runs(block: Block, workspace: Path) -> None:
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         "XDG_CACHE_HOME": str(workspace / "cache"),
     }
+    shell = ["bash", "-e", "-o", "pipefail", "-c", block.text]
     done = subprocess.run(
-        ["bash", "-e", "-o", "pipefail", "-c", block.text],
+        shell if block.language == "sh" else [sys.executable, "-c", block.text],
         cwd=workspace, env=environment, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
