@@ -14,7 +14,6 @@ from m2df_train.public_benchmarks import BENCHMARKS, BenchmarkName
 
 if TYPE_CHECKING:
     from m2df_runtime.backends.model import BackendName
-
     from m2df_runtime.bundle.manifest import Precision
     from m2df_train.cache.features import FeatureCache
     from m2df_train.evaluation.clips import EpisodeOptions, SplitClips
