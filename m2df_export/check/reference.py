@@ -16,7 +16,7 @@ from m2df_runtime.backends.model import BackendName
 from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.manifest import Precision
 from m2df_runtime.errors import CheckFailed, InputError
-from m2df_train.evaluation.evaluated import is_bundle
+from m2df_train.evaluation.models import is_bundle
 
 logger = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ from m2df_runtime.errors import ClipError, InputError
 from m2df_runtime.pixels.spec import PIXELS_VERSION
 from m2df_runtime.progress import unseen
 from m2df_train.cache.store import Float, Rows
+from m2df_train.data.cache_keys import digest
 from m2df_train.data.clips import LabelledClip
-from m2df_train.data.version import digest
 from m2df_train.data.workers import ordered_map
 
 _log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from m2df_train.cache.features import FeatureCache
     from m2df_train.evaluation.clips import EpisodeOptions, SplitClips
     from m2df_train.evaluation.episode_run import Answers
-    from m2df_train.evaluation.evaluated import Encoded, Subject
+    from m2df_train.evaluation.models import Encoded, Subject
     from m2df_train.evaluation.tables import Measured
 
 EXAMPLES = """
@@ -172,7 +172,7 @@ def run(options: Options) -> None:
     """Encode the clips of every split once, then report on every number of shots."""
     from m2df_runtime.bundle.labels import read_labels, warn_unmatched
     from m2df_train.evaluation.clips import EpisodeOptions
-    from m2df_train.evaluation.evaluated import encode_for_all
+    from m2df_train.evaluation.models import encode_for_all
 
     if options.report:
         from m2df_train.report.check import check_report
@@ -226,7 +226,7 @@ def _cache(options: Options) -> FeatureCache:
 
 def _subjects(options: Options, texts: dict[str, str]) -> list[Subject]:
     """Open what is evaluated: one model, or the two that are compared."""
-    from m2df_train.evaluation.evaluated import is_bundle, open_bundle, open_checkpoint
+    from m2df_train.evaluation.models import is_bundle, open_bundle, open_checkpoint
 
     backend, precision = options.backend, options.precision
     kinds = {path: is_bundle(path) for path in options.compare or ()}

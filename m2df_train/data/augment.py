@@ -19,9 +19,9 @@ from m2df_runtime.errors import InputError
 from m2df_runtime.pixels.load import load_clip, load_uncropped
 from m2df_runtime.pixels.resize import centred
 from m2df_runtime.pixels.spec import ClipSpec
+from m2df_train.data.cache_keys import digest
 from m2df_train.data.clips import LabelledClip
 from m2df_train.data.frame_cache import FrameCache, StoredFrames
-from m2df_train.data.version import digest
 
 if TYPE_CHECKING:
     from m2df_train.recipe.recipe import Recipe

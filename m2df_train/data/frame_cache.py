@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from m2df_runtime.files import atomic_write, sweep_dead
 from m2df_runtime.pixels.spec import PIXELS_VERSION
-from m2df_train.data.version import digest
+from m2df_train.data.cache_keys import digest
 
 _log = logging.getLogger(__name__)
 

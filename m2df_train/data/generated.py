@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from m2df_runtime.pixels.load import load_clip
 from m2df_runtime.pixels.spec import ClipSpec
+from m2df_train.data.cache_keys import generator_version
 from m2df_train.data.clips import LabelledClip
-from m2df_train.data.version import generator_version
 from m2df_train.synthetic import (
     Action,
     SyntheticClip,

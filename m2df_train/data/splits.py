@@ -16,8 +16,8 @@ from m2df_runtime.clips.folder_entries import entries
 from m2df_runtime.clips.listing import list_clips
 from m2df_runtime.errors import InputError
 from m2df_runtime.files import atomic_write
+from m2df_train.data.benchmark_clips import split_clips
 from m2df_train.data.clips import LabelledClip, folder_clips, generated_clips
-from m2df_train.data.datasets import split_clips
 from m2df_train.data.folder import DatasetFolder
 from m2df_train.public_benchmarks import SPLITS, Split, benchmark
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from m2df_runtime.commands.console import progress
 from m2df_runtime.errors import InputError
+from m2df_train.data.benchmark_clips import find_clips
 from m2df_train.data.clips import LabelledClip, chosen_classes, clip_groups, folder_clips, generated_clips
-from m2df_train.data.datasets import find_clips
 from m2df_train.evaluation.episode_run import EpisodePlan
 from m2df_train.public_benchmarks import BenchmarkName, Split, benchmark
 

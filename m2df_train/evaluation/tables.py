@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from m2df_train.evaluation.clips import EpisodeOptions
 from m2df_train.evaluation.compare import RESAMPLES, Comparison
 from m2df_train.evaluation.evaluate import Accuracy
-from m2df_train.evaluation.evaluated import Encoded
+from m2df_train.evaluation.models import Encoded
 
 _CLIPS_SHOWN = 10
 

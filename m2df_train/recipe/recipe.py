@@ -21,6 +21,7 @@ from m2df_runtime.errors import InputError
 from m2df_train.model.heads import HEAD_OPTIONS
 from m2df_train.public_benchmarks import BENCHMARKS
 from m2df_train.recipe.overrides import merged, nested_problem, override, problems
+from m2df_train.recipe.places import Model, Weights
 from m2df_train.recipe.presets import CROP, PresetName, find_preset, recipe_defaults
 from m2df_train.recipe.sections import (
     ClipRecipe,
@@ -33,7 +34,6 @@ from m2df_train.recipe.sections import (
     TuningRecipe,
     check_clips,
 )
-from m2df_train.recipe.weights import Model, Weights
 
 RECIPES = Path(__file__).parent / "shipped"
 _PRESET_ALONE = re.compile(r"^\s*preset=(?!\s*\{)")

@@ -12,7 +12,7 @@ from m2df_runtime.pixels.spec import CLIP_MEAN, CLIP_STD, ClipSpec
 from m2df_train.model.heads import HeadName, head_options
 from m2df_train.public_benchmarks import BenchmarkName
 from m2df_train.recipe.overrides import nested_problems
-from m2df_train.recipe.weights import Labels, Place
+from m2df_train.recipe.places import Labels, Place
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Rate = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]

@@ -9,7 +9,7 @@ import torch
 from m2df_train.evaluation.episode_run import Answers
 from m2df_train.evaluation.torch_scorer import HeadScorer
 from m2df_train.model.heads import TrainingFreeHead
-from m2df_train.report.evaluated import Drawn, Tested, answers_of
+from m2df_train.report.tested import Drawn, Tested, answers_of
 
 
 def training_free_answers(

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from m2df_runtime.pixels.load import load_clip
 from m2df_runtime.show.filmstrip import display_spec
-from m2df_train.report.evaluated import Drawn, Tested
+from m2df_train.report.tested import Drawn, Tested
 
 Float = NDArray[np.float32]
 

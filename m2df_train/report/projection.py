@@ -12,7 +12,7 @@ from sklearn.metrics import silhouette_score
 from threadpoolctl import threadpool_limits
 
 from m2df_train.model.heads import ClipFsarHead, Head, M2dfHead, deterministic_head
-from m2df_train.report.evaluated import Drawn, Tested
+from m2df_train.report.tested import Drawn, Tested
 
 Float = NDArray[np.float32]
 

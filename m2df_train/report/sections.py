@@ -14,12 +14,12 @@ from m2df_train.model.heads import ClipFsarHead, M2dfHead
 from m2df_train.report import figures
 from m2df_train.report.attention import fusion_attention
 from m2df_train.report.baseline import training_free_answers
-from m2df_train.report.evaluated import Drawn, Tested
 from m2df_train.report.examples import Example, choose_examples
 from m2df_train.report.occlusion import occlusion
 from m2df_train.report.projection import project
 from m2df_train.report.sweep import settings, sweep
 from m2df_train.report.tables import facts
+from m2df_train.report.tested import Drawn, Tested
 
 BUNDLE = "{} needs the modules of the model; a bundle holds exported graphs. Name its checkpoint with --checkpoint."
 NO_FUSION = "the head of this model encodes nothing, it matches the features of the image tower as they are."

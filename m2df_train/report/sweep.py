@@ -21,7 +21,7 @@ from m2df_train.model.heads import (
     deterministic_head,
 )
 from m2df_train.model.options import MatchOptions
-from m2df_train.report.evaluated import Drawn, Tested, answers_of
+from m2df_train.report.tested import Drawn, Tested, answers_of
 
 Options = TypeVar("Options", bound=BaseModel)
 

@@ -13,7 +13,7 @@ from m2df_train.evaluation.bundle_scorer import BundleScorer
 from m2df_train.evaluation.compare import Comparison, compare
 from m2df_train.evaluation.episode_run import Answers
 from m2df_train.evaluation.evaluate import Accuracy, summary
-from m2df_train.evaluation.evaluated import Subject
+from m2df_train.evaluation.models import Subject
 from m2df_train.evaluation.torch_scorer import CheckpointScorer
 
 CONFUSION_CLASSES = 40  # a larger matrix is not read, its largest confusions are

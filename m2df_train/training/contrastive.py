@@ -22,9 +22,9 @@ from m2df_train.data.generated import Batch, ContrastiveBatches, worker_options
 from m2df_train.interrupt import Interrupted, deaf_children, stoppable
 from m2df_train.model.backbone import Backbone, import_open_clip
 from m2df_train.recipe.sections import Schedule
+from m2df_train.training.batch_augment import PHASES, look_at, vary
 from m2df_train.training.schedule import rate_factor, set_rate
 from m2df_train.training.state import Part, load_state, save_state
-from m2df_train.training.varied_views import PHASES, look_at, vary
 
 if TYPE_CHECKING:
     from m2df_train.recipe.recipe import Recipe

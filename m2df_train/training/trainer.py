@@ -31,17 +31,17 @@ from m2df_train.model.backbone import Backbone, load_backbone
 from m2df_train.model.checkpoint import BEST, Checkpoint, load_checkpoint, save_checkpoint
 from m2df_train.model.heads import build_head
 from m2df_train.public_benchmarks import Spelling
+from m2df_train.recipe.places import model_name, weights_name
 from m2df_train.recipe.recipe import Recipe, dump_recipe
-from m2df_train.recipe.weights import model_name, weights_name
 from m2df_train.synthetic import split_actions
 from m2df_train.training.contrastive import train_contrastive
 from m2df_train.training.episode_source import EpisodeSource, FeatureEpisodes, PixelEpisodes
 from m2df_train.training.episodic import EpisodicStage, Hooks, Update, Validation
-from m2df_train.training.feature_pools import Pools
+from m2df_train.training.run_features import Pools
 from m2df_train.training.run_log import RunLog
 from m2df_train.training.run_report import Result, SplitResult, measured
+from m2df_train.training.split_accuracy import possible_way
 from m2df_train.training.tuning import TrainedModel, TunedBackbone
-from m2df_train.training.validation import possible_way
 
 if TYPE_CHECKING:
     from m2df_train.training.processes import Processes

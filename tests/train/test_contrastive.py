@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from m2df_train.data.generated import Batch
+from m2df_train.training.batch_augment import PHASES, look_at, vary
 from m2df_train.training.contrastive import SHARPNESS, partner_similarities
-from m2df_train.training.varied_views import PHASES, look_at, vary
 
 
 def test_partner_similarities_equal_a_plain_loop() -> None:

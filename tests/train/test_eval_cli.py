@@ -20,7 +20,7 @@ from m2df_runtime.files import sha256_bytes
 from m2df_train.cache.features import FeatureCache
 from m2df_train.commands.evaluate import cli
 from m2df_train.data.clips import folder_clips
-from m2df_train.evaluation.evaluated import encode_for_all, open_bundle
+from m2df_train.evaluation.models import encode_for_all, open_bundle
 
 KEYS = [
     "model", "accuracy", "ci95", "per_class", "confusion", "backend", "precision", "encode_seconds", "episode_seconds",

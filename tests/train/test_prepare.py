@@ -17,9 +17,9 @@ from tiny_bundle import write_clip
 
 from m2df_runtime.bundle.labels import LabelRules
 from m2df_runtime.errors import InputError
+from m2df_train.data.benchmark_clips import find_clips
 from m2df_train.data.completeness import check_download
-from m2df_train.data.datasets import find_clips
-from m2df_train.evaluation.evaluated import over_texts
+from m2df_train.evaluation.models import over_texts
 from m2df_train.public_benchmarks import SPLITS, benchmark
 
 # Two classes of every split of UCF101, two videos each.

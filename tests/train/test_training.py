@@ -33,8 +33,8 @@ from m2df_train.training.contrastive import supervised_contrastive, train_contra
 from m2df_train.training.episode_source import FeatureEpisodes, texts_of_episode
 from m2df_train.training.episodic import EpisodicStage, Hooks, Update
 from m2df_train.training.processes import Processes
+from m2df_train.training.split_accuracy import accuracies
 from m2df_train.training.tuning import TrainedModel, TunedBackbone
-from m2df_train.training.validation import accuracies
 
 
 def small_recipe(**contrastive: int) -> Recipe:

@@ -10,7 +10,7 @@ from m2df_train.data.clips import LabelledClip
 from m2df_train.data.episodes import EpisodeSampler
 from m2df_train.evaluation.clips import EpisodeOptions
 from m2df_train.evaluation.episode_run import Answers, episode_answers
-from m2df_train.evaluation.evaluated import Encoded
+from m2df_train.evaluation.models import Encoded
 from m2df_train.evaluation.scorer import EpisodeHead
 from m2df_train.evaluation.torch_scorer import CheckpointScorer
 from m2df_train.model.checkpoint import Checkpoint

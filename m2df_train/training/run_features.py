@@ -13,7 +13,7 @@ from m2df_train.evaluation.torch_scorer import HeadScorer
 from m2df_train.interrupt import Interrupted, Stop
 from m2df_train.model.backbone import Backbone
 from m2df_train.model.heads import Head
-from m2df_train.training.validation import accuracies
+from m2df_train.training.split_accuracy import accuracies
 
 if TYPE_CHECKING:
     import torch
