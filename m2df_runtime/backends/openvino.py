@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2df_runtime.backends import Graph, Tensor, Tensors
-from m2df_runtime.bundle.onnx_file import graph_model, read_onnx
+from m2df_runtime.bundle.onnx_file import graph_model
 from m2df_runtime.cpus import thread_count
 from m2df_runtime.errors import EnvironmentMissing, InputError, first_line
 
@@ -67,12 +67,10 @@ class OpenVINOGraph:
 
     Args:
         compiled: The model.
-        unread: Inputs of the graph that the model has not: OpenVINO drops those that nothing in it reads.
     """
 
-    def __init__(self, compiled: Any, unread: frozenset[str]) -> None:  # noqa: ANN401
+    def __init__(self, compiled: Any) -> None:  # noqa: ANN401
         self._compiled = compiled
-        self._unread = unread
         self._outputs = [output.get_any_name() for output in compiled.outputs]
         self._local = threading.local()
 
@@ -80,7 +78,7 @@ class OpenVINOGraph:
         """See `Graph.run`."""
         if not hasattr(self._local, "request"):
             self._local.request = self._compiled.create_infer_request()
-        contiguous = {name: np.ascontiguousarray(value) for name, value in inputs.items() if name not in self._unread}
+        contiguous = {name: np.ascontiguousarray(value) for name, value in inputs.items()}
         results = self._local.request.infer(contiguous, share_inputs=True)
         return {name: results[name] for name in self._outputs}
 
@@ -132,9 +130,8 @@ class OpenVINOBackend:
             InputError: OpenVINO refuses the graph.
         """
         try:
-            declared = frozenset(tensor.name for tensor in read_onnx(model).inputs)
             read = self._core.read_model(model if isinstance(model, bytes) else os.fspath(model))
             compiled = self._core.compile_model(read, DEVICE, self._options)
         except Exception as error:  # its errors are RuntimeError mostly, and not by contract
             raise InputError(f"{label}: OpenVINO cannot load the graph: {first_line(error)}") from None
-        return OpenVINOGraph(compiled, declared - {name for each in compiled.inputs for name in each.get_names()})
+        return OpenVINOGraph(compiled)

@@ -41,9 +41,9 @@ def test_demo_bundle_gives_what_onnx_runtime_does() -> None:
         close(actual.selected, expected.selected, 1e-3)
 
 
-def test_an_input_that_no_node_reads_is_left_out(tmp_path: Path) -> None:
-    """OpenVINO drops `prompt` of a training-free head; what no graph declares is refused all the same."""
-    bundle = Bundle.open(write_bundle(tmp_path / "free", support_weight=None))
+def test_a_prompt_that_changes_nothing_is_an_input_all_the_same(tmp_path: Path) -> None:
+    """OpenVINO drops inputs that nothing reads; a training-free head reads `prompt` and multiplies it by 0."""
+    bundle = Bundle.open(write_bundle(tmp_path / "free", support_weight=0.0))
     ours, other = (Model(bundle, backend=name, threads=1) for name in ("openvino", "cpu"))
     rng = np.random.default_rng(0)
     features, prompt = (rng.normal(size=shape).astype(np.float32) for shape in ((2, FRAMES, DIM), (1, DIM)))

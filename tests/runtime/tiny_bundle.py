@@ -92,11 +92,9 @@ def _text(graph: _Graph) -> None:
     graph.add("ReduceMean", words, graph.constant(np.array([1])), keepdims=0, output="embeddings")
 
 
-def _support(graph: _Graph, weight: float | None, views: int) -> None:
+def _support(graph: _Graph, weight: float, views: int) -> None:
     mean = graph.add("ReduceMean", "features", graph.constant(np.array([0])), keepdims=1)  # (1, T, D)
-    prompted = mean
-    if weight is not None:
-        prompted = graph.add("Add", mean, graph.add("Mul", "prompt", graph.constant(np.float32(weight))))
+    prompted = graph.add("Add", mean, graph.add("Mul", "prompt", graph.constant(np.float32(weight))))
     graph.add("Concat", *(prompted, mean)[:views], axis=0, output="prototypes")
 
 
@@ -123,9 +121,7 @@ def signature(name: str, views: int = VIEWS) -> list[list[tuple]]:
     ]
 
 
-def graph_bytes(
-    name: str, support_weight: float | None = 0.01, *, views: int = VIEWS, blue: float | None = None
-) -> bytes:
+def graph_bytes(name: str, support_weight: float = 0.01, *, views: int = VIEWS, blue: float | None = None) -> bytes:
     """One graph of the bundle, serialised; options are those of `write_bundle`."""
     graph = _Graph()
     if name == "support":
@@ -148,7 +144,7 @@ def write_bundle(
     folder: Path,
     *,
     name: str = "tiny",
-    support_weight: float | None = 0.01,
+    support_weight: float = 0.01,
     region: str = "full",
     short_side: int | None = None,
     views: int = VIEWS,
@@ -156,8 +152,8 @@ def write_bundle(
 ) -> Path:
     """Write the bundle directory and return it.
 
-    `support_weight` and `views` (1 or 2) make other heads of the same encoder, a weight of None one that reads no
-    prompt, as the training-free head does; `blue` is what every feature of a blue picture is, such as NaN.
+    `support_weight` and `views` (1 or 2) make other heads of the same encoder, a weight of 0 one that the prompt
+    changes nothing for, as the training-free head is; `blue` is what every feature of a blue picture is, such as NaN.
     """
     folder.mkdir(parents=True, exist_ok=True)
     graphs = {}
