@@ -130,7 +130,15 @@ class ArraySource(FrameSource):
             yield ArrayPicture(self._frames[index])
 
 
-class CroppedSource(FrameSource):
+class SeenThrough(FrameSource):
+    """Another clip seen through something: it has that clip's name and times."""
+
+    def __init__(self, source: FrameSource) -> None:
+        self._source = source
+        self.name, self.n_frames, self.times, self.fps = source.name, source.n_frames, source.times, source.fps
+
+
+class CroppedSource(SeenThrough):
     """A clip seen through a rectangle, which is cut to the picture where it overhangs.
 
     Args:
@@ -139,10 +147,8 @@ class CroppedSource(FrameSource):
     """
 
     def __init__(self, source: FrameSource, rectangle: Rectangle) -> None:
-        self._source = source
+        super().__init__(source)
         self._rectangle = rectangle
-        self.name = source.name
-        self.n_frames, self.times, self.fps = source.n_frames, source.times, source.fps
 
     def pictures(self, indices: NDArray[np.int64]) -> Iterator[Picture]:
         """See `FrameSource.pictures`. Raises ClipError where the rectangle lies outside the picture."""

@@ -20,7 +20,7 @@ from m2df_runtime.backends.model import Model, QueryScores
 from m2df_runtime.bank.bank import SupportBank
 from m2df_runtime.bank.contents import keys_of
 from m2df_runtime.clips.opening import open_source
-from m2df_runtime.clips.source import ArraySource, CroppedSource, FrameSource, Picture, Rectangle
+from m2df_runtime.clips.source import ArraySource, CroppedSource, FrameSource, Picture, Rectangle, SeenThrough
 from m2df_runtime.cpus import available_cpus
 from m2df_runtime.errors import ClipError, InputError
 from m2df_runtime.match.results import ClassScore, Prediction, Timings
@@ -35,15 +35,14 @@ Clip = Path | str | FrameSource | NDArray[np.uint8]
 Clips = list[str] | list[Path] | list[FrameSource] | list[NDArray[np.uint8]] | list[Clip] | tuple[Clip, ...]
 
 
-class TimedSource(FrameSource):
+class TimedSource(SeenThrough):
     """A clip that adds up the seconds spent opening it, decoding its frames and converting them."""
 
     def __init__(self, clip: Path | str | FrameSource) -> None:
         self.seconds = 0.0
         with self._timed():
-            self._source = clip if isinstance(clip, FrameSource) else open_source(clip)
-        self.name, self.n_frames = self._source.name, self._source.n_frames
-        self.times, self.fps = self._source.times, self._source.fps
+            source = clip if isinstance(clip, FrameSource) else open_source(clip)
+        super().__init__(source)
 
     def pictures(self, indices: NDArray[np.int64]) -> Iterator[Picture]:
         """See `FrameSource.pictures`."""

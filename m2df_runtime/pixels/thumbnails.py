@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2df_runtime.clips.sampling import sample_indices
-from m2df_runtime.clips.source import FrameSource, Picture, grey_of, reduced, reduced_size
+from m2df_runtime.clips.source import FrameSource, Picture, SeenThrough, grey_of, reduced, reduced_size
 from m2df_runtime.pixels.load import load_uncropped
 from m2df_runtime.pixels.resize import centred
 from m2df_runtime.pixels.spec import ClipSpec
@@ -21,7 +21,7 @@ def shown_frames(source: FrameSource, look: ClipSpec) -> NDArray[np.uint8]:
     return centred(load_uncropped(source, look, _chosen(source, look)), look.size)
 
 
-class WatchedClip(FrameSource):
+class WatchedClip(SeenThrough):
     """A clip of which small frames are kept while it is read.
 
     Args:
@@ -30,10 +30,9 @@ class WatchedClip(FrameSource):
     """
 
     def __init__(self, source: FrameSource, look: ClipSpec) -> None:
-        self._source = source
+        super().__init__(source)
         self._drawn = set(_chosen(source, look).tolist())
         self._kept: dict[int, _SmallPicture] = {}
-        self.name, self.n_frames, self.times, self.fps = source.name, source.n_frames, source.times, source.fps
 
     def pictures(self, indices: NDArray[np.int64]) -> Iterator[Picture]:
         """See `FrameSource.pictures`."""
@@ -48,10 +47,10 @@ class WatchedClip(FrameSource):
         return _SmallClip(self, self._kept)
 
 
-class _SmallClip(FrameSource):
+class _SmallClip(SeenThrough):
     def __init__(self, clip: WatchedClip, kept: dict[int, _SmallPicture]) -> None:
+        super().__init__(clip)
         self._kept = kept
-        self.name, self.n_frames, self.times, self.fps = clip.name, clip.n_frames, clip.times, clip.fps
 
     def pictures(self, indices: NDArray[np.int64]) -> Iterator[Picture]:
         return (self._kept[index] for index in indices.tolist())
