@@ -81,6 +81,11 @@ class SupportBank(BankContents):
     def load(cls, model: Model, path: Path | str, rules: LabelRules | None = None) -> SupportBank:
         """Read a bank that `save` wrote.
 
+        Args:
+            model: The opened bundle.
+            path: The file.
+            rules: Prompts of classes that are added to it; None takes the bundle's.
+
         Raises:
             InputError: Damaged, of another version, or made with another bundle.
         """
@@ -113,7 +118,7 @@ class SupportBank(BankContents):
         said and skipped.
 
         Args:
-            label: The class; its prompt follows from the bank's rules.
+            label: The class; of a new one the prompt follows from the bank's rules.
             clips: Paths of video files, frame folders or animated pictures.
 
         Raises:
@@ -137,9 +142,10 @@ class SupportBank(BankContents):
             return self
         if not new:
             raise InputError(f"class {label!r} is given no clip", "name at least one")
-        embeddings = embed([self.rules.prompt(label)], self.model, self)
         members = sorted([*(own.clips if own else ()), *new], key=lambda clip: natural_key(clip.name))
-        made = make_class(label, members, self.model, self.rules, embeddings)
+        text, prompt = (own.text, own.prompt) if own else (self.rules.text(label), self.rules.prompt(label))
+        embedding = embed([prompt], self.model, self)[prompt]
+        made = make_class(label, text, prompt, embedding, members, self.model)
         others = [entry for entry in self.classes if entry is not own]
         classes = sorted([*others, made], key=lambda entry: natural_key(entry.label))
         return replace(self, classes=tuple(classes), calibration=None).calibrated(self.model)

@@ -28,7 +28,6 @@ from m2df_runtime.pixels.load import load_clip
 if TYPE_CHECKING:
     from m2df_runtime.backends.model import Model
     from m2df_runtime.bundle.bundle import Bundle
-    from m2df_runtime.bundle.labels import LabelRules
 
 Float = NDArray[np.float32]
 
@@ -190,14 +189,13 @@ def embed(prompts: Iterable[str], model: Model, old: BankContents | None) -> dic
 
 
 def make_class(
-    label: str, clips: Sequence[BankClip], model: Model, rules: LabelRules, embeddings: dict[str, Float]
+    label: str, text: str, prompt: str, embedding: Float, clips: Sequence[BankClip], model: Model
 ) -> BankClass:
-    """A class from its clips' features; `embeddings` has that of its prompt.
+    """A class from its prompt's embedding [D] and its clips' features.
 
     Raises:
         CheckFailed: Its prototypes are not finite.
     """
-    prompt = rules.prompt(label)
     features = np.stack([clip.features for clip in clips])  # (K, T, D)
-    prototypes = model.prototypes(features, embeddings[prompt][None])
-    return BankClass(label, rules.text(label), prompt, embeddings[prompt], prototypes, tuple(clips))
+    prototypes = model.prototypes(features, embedding[None])
+    return BankClass(label, text, prompt, embedding, prototypes, tuple(clips))

@@ -228,12 +228,13 @@ def _classes(
     done = {entry.made_from: entry for entry in old.classes} if old and same else {}
     classes = []
     for label, members in clips.items():
-        found = done.get((rules.prompt(label), *(clip.digest for clip in members)))
+        text, prompt = rules.text(label), rules.prompt(label)
+        found = done.get((prompt, *(clip.digest for clip in members)))
         if found is not None:
-            classes.append(replace(found, label=label, text=rules.text(label), clips=members))
+            classes.append(replace(found, label=label, text=text, clips=members))
             continue
         try:
-            classes.append(make_class(label, members, model, rules, embeddings))
+            classes.append(make_class(label, text, prompt, embeddings[prompt], members, model))
         except CheckFailed as error:  # numbers that are not finite
             _log.warning("%s: %s; class left out", folder / label, error.message)
     if not classes:

@@ -289,6 +289,17 @@ def test_adding_clips_encodes_them_alone_and_gives_what_the_folder_would(
     assert SupportBank.load(model, tmp_path / "taught.bank").add("white", white[0]).labels == taught.labels
 
 
+def test_a_class_keeps_its_prompt_when_clips_are_added(support_dir: Path, model: Counting, tmp_path: Path) -> None:
+    of(support_dir, model, LabelRules("a clip of {}", {"red": "something red"})).save(tmp_path / "a.bank")
+    bank = SupportBank.load(model, tmp_path / "a.bank")
+    model.taken()
+    taught = bank.add("red", write_clip(tmp_path / "9.mp4", "red", seed=9))
+    assert model.taken()[:2] == (1, 0)
+    assert [entry.prompt for entry in taught.classes] == [entry.prompt for entry in bank.classes]
+    assert taught.classes[2].text == "something red" and len(taught.classes[2].clips) == 3
+    assert taught.add("white", write_clip(tmp_path / "w.mp4", "white")).classes[3].prompt == "a photo of white"
+
+
 def test_what_cannot_be_added_is_refused_and_the_bank_stays(support_dir: Path, model: Counting, tmp_path: Path) -> None:
     bank = of(support_dir, model)
     with pytest.raises(ClipError, match=r"gone\.mp4: No such file"):
