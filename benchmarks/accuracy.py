@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from benchmarks.record import RESULTS, Machine, bundle_hash, write
 from m2df_runtime.backends.model import Model
 from m2df_runtime.bundle.bundle import Bundle
-from m2df_runtime.bundle.labels import LabelRules, read_labels
+from m2df_runtime.bundle.labels import read_labels
 from m2df_runtime.bundle.shipped import newest_bundle
 from m2df_runtime.commands.console import main_entry, progress
 from m2df_runtime.errors import InputError
@@ -39,8 +39,7 @@ MODEL = "bundle"
 
 def bundle_answers(session: Model, clips: Sequence[LabelledClip], texts: dict[str, str]) -> Answer:
     """Encode the clips with a bundle and answer by its support and query graphs."""
-    spec, text = session.bundle.manifest.clip, session.bundle.manifest.text
-    rules = LabelRules(text.prompt, {**text.labels, **texts})
+    spec, rules = session.bundle.manifest.clip, session.bundle.manifest.text.rules.over(texts)
     names = list(dict.fromkeys(clip.label for clip in clips))
     prompts = session.encode_texts([rules.prompt(name) for name in names])
     with progress("encoding", len(clips)) as advance:

@@ -73,7 +73,7 @@ def bundle_subject(path: Path | None) -> Subject:
     """A bundle on the CPU."""
     bundle = Bundle.open(path or newest_bundle())
     scorer = BundleScorer(bundle, "cpu")
-    rules = LabelRules(bundle.manifest.text.prompt, bundle.manifest.text.labels)
+    rules = bundle.manifest.text.rules
     name = f"{bundle.manifest.name}, ONNX Runtime {scorer.precision}"
     return Subject(name, bundle_hash(bundle), scorer, bundle.manifest.clip, rules)
 

@@ -28,7 +28,6 @@ from m2df_export.precision.optional_packages import nncf_missing
 from m2df_runtime.backends.model import Model
 from m2df_runtime.bank.folder import read_support
 from m2df_runtime.bundle.bundle import Bundle
-from m2df_runtime.bundle.labels import LabelRules
 from m2df_runtime.bundle.manifest import Precision
 from m2df_runtime.bundle.shipped import demo_queries, demo_support, newest_bundle
 from m2df_runtime.clips.listing import list_clips
@@ -53,7 +52,7 @@ def work_of(bundle: Bundle, query: Path | None, support: Path, way: int, shot: i
     clips = tuple(tuple(clip.path for clip in found[:shot]) for _, found in classes)
     if len(clips) < way or min(map(len, clips)) < shot:
         raise InputError(f"{support}: less than {way} classes of {shot} clips", "take a smaller --way or --shot")
-    rules = LabelRules(bundle.manifest.text.prompt, bundle.manifest.text.labels)
+    rules = bundle.manifest.text.rules
     prompts = Model(bundle, backend="cpu").encode_texts([rules.prompt(label) for label, _ in classes])
     return Work(query or list_clips(demo_queries()).clips[0], clips, bundle.manifest.clip), prompts
 

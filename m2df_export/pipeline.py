@@ -28,7 +28,6 @@ from m2df_export.precision.files import file_name, write_precision
 from m2df_export.precision.half import graph_to_half
 from m2df_export.precision.static_int8 import LEADING, Calibration
 from m2df_runtime import __version__
-from m2df_runtime.bundle.labels import LabelRules
 from m2df_runtime.bundle.manifest import (
     GRAPHS,
     SCHEMA_VERSION,
@@ -232,8 +231,7 @@ def _verify(
     advance(0, "parity: PyTorch")
     episodes = None
     if not _source(checkpoint).random_weights:
-        rules = LabelRules(checkpoint.prompt, checkpoint.labels)
-        episodes = episode_set(checkpoint.clip, rules, tokenizer, options.data)
+        episodes = episode_set(checkpoint.clip, checkpoint.rules, tokenizer, options.data)
     tokens = tokenizer.encode([checkpoint.prompt.replace("{}", text) for text in NUMERIC_PROMPTS[:NUMERIC_CLASSES]])
     parity = Parity(checkpoint, specs, tokens, episodes)
     reports: dict[Precision, PrecisionReport] = {}

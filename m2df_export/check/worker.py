@@ -140,12 +140,11 @@ class _Walk:
             from m2df_train.model.checkpoint import load_checkpoint
 
             checkpoint = load_checkpoint(Path(request.path))
-            rules = LabelRules(checkpoint.prompt, checkpoint.labels)
-            return _Model(CheckpointScorer(checkpoint, "cpu"), f"PyTorch {torch.__version__}", checkpoint.clip, rules)
+            scorer = CheckpointScorer(checkpoint, "cpu")
+            return _Model(scorer, f"PyTorch {torch.__version__}", checkpoint.clip, checkpoint.rules)
         session = Model(Bundle.open(request.path), backend=request.backend, precision=request.precision)  # type: ignore[arg-type]
         manifest = session.bundle.manifest
-        rules = LabelRules(manifest.text.prompt, manifest.text.labels)
-        return _Model(session, session.description, manifest.clip, rules)
+        return _Model(session, session.description, manifest.clip, manifest.text.rules)
 
     def _read(self, spec: ClipSpec) -> tuple[list[str], list[NDArray[np.uint8]], list[tuple[str, str, str]]]:
         """Digests of the decoded frames, the pixels, and the clips that could be read."""

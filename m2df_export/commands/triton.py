@@ -62,12 +62,12 @@ def triton(
 ) -> None:
     """Write a bundle and the bank of a support folder as a model repository of Triton Inference Server."""
     from m2df_runtime.bundle.bundle import Bundle
-    from m2df_runtime.bundle.labels import LabelRules, read_labels, warn_unmatched
+    from m2df_runtime.bundle.labels import read_labels, warn_unmatched
     from m2df_runtime.bundle.shipped import newest_bundle
 
     support = check_inputs(out, support)
     bundle = Bundle.open(path or newest_bundle())
-    text, texts = bundle.manifest.text, read_labels(labels) if labels else {}
+    texts = read_labels(labels) if labels else {}
     result = publish(
         bundle,
         support,
@@ -76,7 +76,7 @@ def triton(
         precision=precision,
         max_batch=max_batch,
         tensorrt=tensorrt,
-        rules=LabelRules(prompt if prompt is not None else text.prompt, {**text.labels, **texts}),
+        rules=bundle.manifest.text.rules.over(texts, prompt),
     )
     if labels:
         warn_unmatched(labels, texts, result.classes)

@@ -73,7 +73,7 @@ class SupportBank(BankContents):
         Raises:
             InputError: The folder holds no usable class, or the same clip in two classes.
         """
-        rules = rules or _rules_of(model)
+        rules = rules or model.bundle.manifest.text.rules
         found = folder_bank(Path(folder), model, rules, calibrated=calibrated, in_cache=in_cache, progress=progress)
         return cls(found.classes, found.keys, found.calibration, model=model, rules=rules)
 
@@ -92,7 +92,9 @@ class SupportBank(BankContents):
         found = read_contents(Path(path), model.bundle)
         if found.keys != keys_of(model.bundle) or found.prototypes.shape[1] != model.bundle.manifest.views:
             raise InputError(f"{path}: this bank's prototypes were made with another bundle", "make it anew")
-        return cls(found.classes, found.keys, found.calibration, model=model, rules=rules or _rules_of(model))
+        return cls(
+            found.classes, found.keys, found.calibration, model=model, rules=rules or model.bundle.manifest.text.rules
+        )
 
     def save(self, path: Path | str) -> None:
         """Write the bank to one file, atomically; `load` reads it where its clips are not.
@@ -183,9 +185,3 @@ class SupportBank(BankContents):
         means = np.concatenate([entry.features, features[None]]).mean(axis=1)  # (K + 1, D)
         means /= np.linalg.norm(means, axis=1, keepdims=True) + 1e-12
         return entry.clips[int(np.argmax(means[:-1] @ means[-1]))]
-
-
-def _rules_of(model: Model) -> LabelRules:
-    """Prompt template and label texts of the bundle."""
-    text = model.bundle.manifest.text
-    return LabelRules(text.prompt, text.labels)

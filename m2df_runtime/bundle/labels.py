@@ -138,6 +138,15 @@ class LabelRules:
         check_template(self.template)
         object.__setattr__(self, "texts", {class_key(name): text for name, text in self.texts.items()})
 
+    def over(self, texts: Mapping[str, str], template: str | None = None) -> LabelRules:
+        """These rules with a user's texts over them, and the user's template where there is one."""
+        template = self.template if template is None else template
+        return LabelRules(template, {**self.texts, **{class_key(name): text for name, text in texts.items()}})
+
+    def completed(self, texts: Mapping[str, str]) -> LabelRules:
+        """These rules with texts below theirs: a model keeps the spelling that it was trained with."""
+        return LabelRules(self.template, texts).over(self.texts)
+
     def text(self, folder: str) -> str:
         """Descriptive text of a class folder."""
         return self.texts.get(class_key(folder)) or text_from_folder(folder)

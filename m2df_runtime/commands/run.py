@@ -152,7 +152,7 @@ def run(options: RunOptions) -> None:
         InputError: Support folder, bundle or a single query cannot be used.
         CheckFailed: Some queries of a batch could not be read.
     """
-    from m2df_runtime import LabelRules, Matcher, SupportBank, load
+    from m2df_runtime import Matcher, SupportBank, load
     from m2df_runtime.bundle.labels import read_labels, warn_unmatched
     from m2df_runtime.bundle.shipped import demo_bundle, demo_queries, demo_support
     from m2df_runtime.commands.queries import expand_queries
@@ -168,8 +168,7 @@ def run(options: RunOptions) -> None:
     region = options.roi if isinstance(options.roi, str) else None
     model = load(path, options.backend, options.precision, options.threads, region=region)
     labels = read_labels(options.labels) if options.labels else {}
-    text = model.bundle.manifest.text
-    rules = LabelRules(options.prompt if options.prompt is not None else text.prompt, {**text.labels, **labels})
+    rules = model.bundle.manifest.text.rules.over(labels, options.prompt)
     calibrated = options.reject == "auto"
     bank = SupportBank.of(model, support, rules, calibrated=calibrated, in_cache=demo, progress=progress)
     if options.labels:

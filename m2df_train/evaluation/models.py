@@ -91,8 +91,7 @@ def open_bundle(
     """
     bundle = Bundle.open(path or newest_bundle())
     scorer = BundleScorer(bundle, backend, precision)
-    text = bundle.manifest.text
-    rules = LabelRules(text.prompt, {**text.labels, **texts})
+    rules = bundle.manifest.text.rules.over(texts)
 
     def identity() -> str:
         # The file in use: another one of its precision may stand beside the same reference.
@@ -115,7 +114,7 @@ def open_checkpoint(path: Path, backend: BackendName, texts: Mapping[str, str]) 
 
     checkpoint = load_checkpoint(path)
     scorer = CheckpointScorer(checkpoint, _DEVICES[backend])
-    rules = LabelRules(checkpoint.prompt, {**checkpoint.labels, **texts})
+    rules = checkpoint.rules.over(texts)
 
     def identity() -> str:  # as training has it for its validation and test clips, so that these are found again
         return deployed_identity(checkpoint.backbone, checkpoint.clip)
@@ -138,11 +137,6 @@ def is_bundle(path: Path) -> bool:
     if any(path.glob("*.safetensors")):
         return False
     raise InputError(f"{path}: neither a bundle nor a run", f"it has no {MANIFEST_NAME} and no checkpoint")
-
-
-def over_texts(rules: LabelRules, texts: Mapping[str, str]) -> LabelRules:
-    """Rules with texts below those they have: an imported checkpoint keeps the spelling it was trained with."""
-    return replace(rules, texts={**texts, **rules.texts})
 
 
 def encode_for_all(
@@ -173,7 +167,7 @@ def encode_for_all(
                 workers=worker_count(),
                 advance=advance,
             )
-        rules = over_texts(subject.rules, texts)
+        rules = subject.rules.completed(texts)
         read.append((replace(subject, rules=rules), features))
     skipped = tuple(name for _, features in read for name in features.skipped)
     return [_prompted(subject, _without(features, skipped)) for subject, features in read]

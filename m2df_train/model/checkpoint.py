@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from m2df_runtime.bundle.labels import LabelRules
 from m2df_runtime.bundle.manifest import SourceInfo
 from m2df_runtime.errors import InputError, shortened
 from m2df_runtime.files import atomic_write, sha256_file
@@ -64,6 +65,11 @@ class Checkpoint:
     def head_name(self) -> str:
         """Registry name of the head."""
         return self.head.name
+
+    @property
+    def rules(self) -> LabelRules:
+        """How class names become its prompts."""
+        return LabelRules(self.prompt, self.labels)
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:

@@ -19,7 +19,6 @@ from m2df_runtime.bundle.labels import LabelRules
 from m2df_runtime.errors import InputError
 from m2df_train.data.benchmark_clips import find_clips
 from m2df_train.data.completeness import check_download
-from m2df_train.evaluation.models import over_texts
 from m2df_train.public_benchmarks import SPLITS, benchmark
 
 # Two classes of every split of UCF101, two videos each.
@@ -340,13 +339,13 @@ def test_find_clips_without_any(tmp_path, clip, lists):
 
 def test_texts_of_the_benchmark_stand_under_the_models_own():
     rules = LabelRules("{}!", {"ride_bike": "ride_bike", "mine": "my own"})
-    rules = over_texts(rules, benchmark("hmdb51").texts())
+    rules = rules.completed(benchmark("hmdb51").texts())
     assert [rules.prompt(name) for name in ("ride_bike", "shoot_bow", "mine")] == [
         "ride_bike!",
         "shoot bow!",
         "my own!",
     ]
-    rules = over_texts(LabelRules(), benchmark("ssv2-full").texts())
+    rules = LabelRules().completed(benchmark("ssv2-full").texts())
     assert rules.text("Tipping something over") == "Tipping [something] over"
 
 
