@@ -150,7 +150,7 @@ def _encoded_once(recipe: Recipe) -> Augmentation:
     data = recipe.data
     if data.query_colour is not None or data.hflip_query not in (None, data.hflip):
         _log.warning("data.query_colour and data.hflip_query do nothing here: clips are encoded for both roles at once")
-    return Augmentation.of(recipe)
+    return Augmentation.of(recipe.clip.training, recipe.data)
 
 
 def _encode(backbone: Backbone, spec: ClipSpec, clips: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -24,7 +24,7 @@ from m2df_train.data.clips import LabelledClip
 from m2df_train.data.frame_cache import FrameCache, StoredFrames
 
 if TYPE_CHECKING:
-    from m2df_train.recipe.recipe import Recipe
+    from m2df_train.recipe.sections import DataRecipe
 
 Role = Literal["support", "query"]
 Pixels = NDArray[np.uint8]
@@ -54,7 +54,7 @@ class Augmentation:
     """What of a recipe makes training pixels; workers are sent this, because a recipe's module loads PyTorch.
 
     Attributes:
-        spec: `clip.training`.
+        spec: Preprocessing of training clips.
         crop: Cut at a random place instead of the centre.
         hflip: Probability that a clip is mirrored.
         hflip_query: The same for a query.
@@ -68,13 +68,12 @@ class Augmentation:
     query_colour: Colour | None
 
     @classmethod
-    def of(cls, recipe: Recipe) -> Augmentation:
-        """The augmentation of a recipe.
+    def of(cls, spec: ClipSpec, data: DataRecipe) -> Augmentation:
+        """The augmentation that a recipe's section `data` asks for, of clips that are preprocessed so.
 
         Raises:
             InputError: Colour changes of pictures that have no colour.
         """
-        data, spec = recipe.data, recipe.clip.training
         if data.query_colour is not None and spec.channels == "motion":
             raise InputError("data.query_colour: the channels of clip.channels motion are no colours", "remove it")
         colour = None if data.query_colour is None else Colour(**data.query_colour.model_dump())
@@ -89,14 +88,14 @@ class Augmentation:
         )
 
 
-def load_training_clip(
-    clip: LabelledClip, recipe: Recipe, rng: np.random.Generator, *, role: Role, cache: FrameCache | None
+def training_pixels(
+    clip: LabelledClip, options: Augmentation, rng: np.random.Generator, *, role: Role, cache: FrameCache | None
 ) -> Pixels:
     """A random variant of a clip: uint8 [T, S, S, 3].
 
     Args:
         clip: The clip.
-        recipe: Its `clip` and `data` sections are used.
+        options: What may change.
         rng: All randomness; the same state gives the same pixels.
         role: What the clip is in its episode: queries may be changed more than support clips.
         cache: Frames are taken from there and kept there. It keeps at most 4 T evenly spaced frames of a clip, and
@@ -105,13 +104,6 @@ def load_training_clip(
     Raises:
         InputError: The clip cannot be read.
     """
-    return training_pixels(clip, Augmentation.of(recipe), rng, role=role, cache=cache)
-
-
-def training_pixels(
-    clip: LabelledClip, options: Augmentation, rng: np.random.Generator, *, role: Role, cache: FrameCache | None
-) -> Pixels:
-    """`load_training_clip` of a recipe's `Augmentation`."""
     return _variants(clip, options, [rng], role, cache)[0]
 
 

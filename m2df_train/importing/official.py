@@ -81,23 +81,14 @@ def _renamed(key: str, m2df: bool) -> str | None:
     return None
 
 
-def rename_head_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Translate official head weights to the names of ``M2dfHead`` or ``ClipFsarHead``.
+def read_head_keys(state: Mapping[str, Tensor]) -> HeadKeys:
+    """Translate official head weights to the names of ``M2dfHead`` or ``ClipFsarHead``, and account for every key.
 
     Args:
         state: Head weights under official names, prefixes (``head.``, ``module.``) and backbone removed.
 
     Returns:
         The same tensors under m2df's names; aliases merged, never-used convolutions left out.
-
-    Raises:
-        InputError: A key of another head, or two copies of one weight that differ.
-    """
-    return read_head_keys(state).weights
-
-
-def read_head_keys(state: Mapping[str, Tensor]) -> HeadKeys:
-    """`rename_head_keys` with an account of every key.
 
     Raises:
         InputError: Keys of another head, or two copies of one weight that differ.

@@ -6,20 +6,21 @@ import itertools
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from markupsafe import Markup
 
 from m2df_runtime.commands.console import progress
 from m2df_train.evaluation.episode_run import Answers
-from m2df_train.model.heads import ClipFsarHead, M2dfHead
+from m2df_train.evaluation.torch_scorer import HeadScorer
+from m2df_train.model.heads import ClipFsarHead, M2dfHead, TrainingFreeHead
 from m2df_train.report import figures
 from m2df_train.report.attention import fusion_attention
-from m2df_train.report.baseline import training_free_answers
 from m2df_train.report.examples import Example, choose_examples
 from m2df_train.report.occlusion import occlusion
 from m2df_train.report.projection import project
 from m2df_train.report.sweep import settings, sweep
 from m2df_train.report.tables import facts
-from m2df_train.report.tested import Drawn, Tested
+from m2df_train.report.tested import Drawn, Tested, answers_of
 
 BUNDLE = "{} needs the modules of the model; a bundle holds exported graphs. Name its checkpoint with --checkpoint."
 NO_FUSION = "the head of this model encodes nothing, it matches the features of the image tower as they are."
@@ -44,8 +45,13 @@ def training_free_rival(model: Tested, drawn: Drawn) -> Rival | None:
     """The training-free head on the model's features; None where the model is that already."""
     if _head_name(model) == "training-free":
         return None
+    _, frames, dim = model.encoded.features.values.shape
+    head = HeadScorer(TrainingFreeHead(dim, frames), torch.device("cpu"))
     with progress("report: training-free head", drawn.options.episodes * len(model.answers)) as advance:
-        answers = training_free_answers(model, drawn, advance)
+        answers = tuple(
+            answers_of(head, model.encoded, drawn, measured.shot, episodes=len(measured.classes), advance=advance)
+            for measured in model.answers
+        )
     what = "The training-free head matches the same features of the image tower without any trained part."
     return Rival("training-free", what, answers)
 

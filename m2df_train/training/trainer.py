@@ -169,7 +169,7 @@ class _Run:
         clips = EpisodeClips(
             training.clips,
             self._samplers(training.labels),
-            Augmentation.of(recipe),
+            Augmentation.of(recipe.clip.training, recipe.data),
             cache=frame_cache(recipe),
             workers=max(1, worker_count() // processes.on_machine),
         )

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from m2df_train.importing.official import rename_head_keys
+from m2df_train.importing.official import read_head_keys
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 GRADIENT = 1e-3  # of the largest reference value of the array, float32
@@ -74,7 +74,7 @@ class Reference:
     def head_weights(self) -> dict[str, Tensor]:
         """The official weights of this file under m2df's names."""
         state = load_file(self.folder / self.config["weights"])
-        return {key: value.to(self.dtype) for key, value in rename_head_keys(state).items()}
+        return {key: value.to(self.dtype) for key, value in read_head_keys(state).weights.items()}
 
     def check(self, run: str, name: str, actual: Tensor, atol: float | None = None) -> None:
         """Compare one result; ``atol`` overrides the float32 tolerance."""

@@ -24,13 +24,12 @@ from m2df_train.data.augment import (
     Colour,
     DeployedLoader,
     TrainingLoader,
-    load_training_clip,
     recoloured,
     training_pixels,
 )
 from m2df_train.data.clips import LabelledClip
 from m2df_train.data.frame_cache import FrameCache
-from m2df_train.recipe.recipe import load_recipe
+from m2df_train.recipe.recipe import Recipe, load_recipe
 
 SPEC = ClipSpec(frames=4, size=32, short_side=40, sampler="segment", interpolation="bilinear")
 PLAIN = Augmentation(SPEC, crop=False, hflip=0.0, hflip_query=0.0, query_colour=None)
@@ -192,21 +191,25 @@ def recipe_of(*settings: str):
     return load_recipe("demo", [*small, *settings])
 
 
+def augmentation_of(recipe: Recipe) -> Augmentation:
+    return Augmentation.of(recipe.clip.training, recipe.data)
+
+
 def test_a_recipe_s_options_arrive():
     recipe = recipe_of(
         "data.hflip=0.25", "data.query_colour={hue: 0.1}", "data.crop=false", "clip.sampler.train=segment"
     )
-    options = Augmentation.of(recipe)
+    options = Augmentation.of(recipe.clip.training, recipe.data)
     assert options == Augmentation(recipe.clip.training, False, 0.25, 0.25, Colour(0.5, 0.5, 0.5, 0.1, 0.3))
     assert options.spec.sampler == "segment"
-    assert Augmentation.of(recipe_of("data.hflip_query=0.0", "data.hflip=1.0")).hflip_query == 0.0
-    pixels = load_training_clip(clip_of(coordinates()), recipe, np.random.default_rng(1), role="query", cache=None)
+    assert augmentation_of(recipe_of("data.hflip_query=0.0", "data.hflip=1.0")).hflip_query == 0.0
+    pixels = training_pixels(clip_of(coordinates()), options, np.random.default_rng(1), role="query", cache=None)
     assert pixels.shape == (4, 64, 64, 3) and pixels.dtype == np.uint8 and pixels.flags["C_CONTIGUOUS"]
 
 
 def test_motion_channels_have_no_colour():
     with pytest.raises(InputError, match=r"query_colour.*channels motion"):
-        Augmentation.of(recipe_of("clip.channels=motion", "data.query_colour={}"))
+        augmentation_of(recipe_of("clip.channels=motion", "data.query_colour={}"))
 
 
 def test_every_option_tells_identities_apart():

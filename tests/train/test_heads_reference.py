@@ -11,7 +11,7 @@ from reference import GOLDEN, Reference
 from safetensors.numpy import load_file
 from torch import Tensor
 
-from m2df_train.importing.official import rename_head_keys
+from m2df_train.importing.official import read_head_keys
 from m2df_train.model.alignment import cosine
 from m2df_train.model.distillation import mutual_distillation
 from m2df_train.model.heads import Episode, Head, build_head
@@ -88,7 +88,7 @@ def check_gradients(ref: Reference, run: str, prefix: str, head: Head, episode: 
 def official_names(names: list[str]) -> dict[str, str]:
     """Official parameter name -> ours, by renaming markers instead of weights."""
     markers = {name: torch.tensor(float(i)) for i, name in enumerate(names)}
-    by_value = {int(value): new for new, value in rename_head_keys(markers).items()}
+    by_value = {int(value): new for new, value in read_head_keys(markers).weights.items()}
     return {name: by_value[i] for i, name in enumerate(names)}
 
 

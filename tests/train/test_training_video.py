@@ -152,7 +152,9 @@ def test_a_run_depends_on_its_seed(recipe: Recipe, tmp_path: Path) -> None:
 def drawn_of(recipe: Recipe, episodes: int = 12, workers: int = 0) -> list[EpisodePixels]:
     training = load_splits(recipe).train
     sampler = EpisodeSampler(training.labels, way=3, shot=1, query=1, seed=recipe.seed)
-    source = EpisodeClips(training.clips, [sampler], Augmentation.of(recipe), cache=None, workers=workers)
+    source = EpisodeClips(
+        training.clips, [sampler], Augmentation.of(recipe.clip.training, recipe.data), cache=None, workers=workers
+    )
     return list(source.stream(range(episodes)))
 
 
