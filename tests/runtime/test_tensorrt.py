@@ -152,7 +152,8 @@ def test_features_and_prototypes_never_visit_the_host(tensorrt, bundle):
     assert isinstance(features, DeviceTensor) and features.shape == (2, FRAMES, DIM)
     scores = session.match(features, prompts, prototypes)
     assert device.uploads == [pixels.nbytes]
-    assert device.downloads == [4 * n for n in (2 * 3, 2 * VIEWS * 3, 2 * 3)]  # logits, distances, selected
+    scores_and_tokens = (2 * 3, 2 * VIEWS * 3, 2 * 3, 2 * VIEWS * FRAMES * DIM)  # logits, distances, selected, tokens
+    assert device.downloads == [4 * count for count in scores_and_tokens]
     expected = reference.match(reference.encode_clips(pixels), *classes(3))
     np.testing.assert_allclose(scores.logits, expected.logits, rtol=1e-5)
 
