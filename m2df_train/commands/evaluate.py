@@ -188,7 +188,7 @@ def run(options: Options) -> None:
     subjects = _subjects(options, texts)
     features = _cache(options)
     for chosen in sets:
-        encoded = encode_for_all(subjects, chosen.clips, chosen.texts, features)
+        encoded = encode_for_all(subjects, chosen.clips, chosen.texts, features, progress)
         answers = []
         for shot in options.shots:
             results = [_measure(item, chosen, episodes, shot) for item in encoded]
@@ -197,7 +197,7 @@ def run(options: Options) -> None:
         if options.report:
             from m2df_train.report.page import report_on
 
-            report_on(options.report, options.dataset or options.data, chosen, episodes, encoded, answers)
+            report_on(options.report, options.dataset or options.data, chosen, episodes, encoded, answers, progress)
             if not options.as_json:
                 emit(f"report: {options.report}")
 
@@ -208,7 +208,9 @@ def _sets(options: Options) -> list[SplitClips]:
 
     splits, classes = options.splits, options.classes
     if options.data and options.dataset:
-        return benchmark_sets(options.data, options.dataset, splits or ("test",), options.split_files, classes)
+        return benchmark_sets(
+            options.data, options.dataset, splits or ("test",), options.split_files, classes, progress
+        )
     if options.checkpoint and splits:
         return run_sets(options.checkpoint, options.data, splits, classes)
     return folder_sets(options.data, classes)

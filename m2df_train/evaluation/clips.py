@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from m2df_runtime.commands.console import progress
 from m2df_runtime.errors import InputError
+from m2df_runtime.progress import Progress, silent
 from m2df_train.data.benchmark_clips import find_clips
 from m2df_train.data.clips import LabelledClip, chosen_classes, clip_groups, folder_clips, generated_clips
 from m2df_train.evaluation.episode_run import EpisodePlan
@@ -82,6 +82,7 @@ def benchmark_sets(
     splits: Sequence[str],
     split_files: Path | None,
     classes: Sequence[str] | None,
+    progress: Progress = silent,
 ) -> list[SplitClips]:
     """The clips of splits of a benchmark, with the texts of its classes; arguments as in `find_clips`.
 

@@ -15,9 +15,9 @@ from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.labels import LabelRules
 from m2df_runtime.bundle.manifest import MANIFEST_NAME, Precision
 from m2df_runtime.bundle.shipped import newest_bundle
-from m2df_runtime.commands.console import progress
 from m2df_runtime.errors import InputError
 from m2df_runtime.pixels.spec import ClipSpec
+from m2df_runtime.progress import Progress, silent
 from m2df_train.cache.features import FeatureCache, identity_of
 from m2df_train.data.clips import LabelledClip
 from m2df_train.data.workers import worker_count
@@ -140,7 +140,11 @@ def is_bundle(path: Path) -> bool:
 
 
 def encode_for_all(
-    subjects: Sequence[Subject], clips: Sequence[LabelledClip], texts: Mapping[str, str], cache: FeatureCache
+    subjects: Sequence[Subject],
+    clips: Sequence[LabelledClip],
+    texts: Mapping[str, str],
+    cache: FeatureCache,
+    progress: Progress = silent,
 ) -> list[Encoded]:
     """Features of the clips that every model can read, from each model.
 
@@ -149,6 +153,7 @@ def encode_for_all(
         clips: The clips.
         texts: Texts of their classes, for those that a model has none of its own for.
         cache: Where features are found and kept.
+        progress: Shows the encoding.
 
     Raises:
         InputError: No clip can be read.

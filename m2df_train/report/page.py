@@ -12,6 +12,7 @@ from markupsafe import Markup, escape
 
 from m2df_runtime import __version__
 from m2df_runtime.files import atomic_write
+from m2df_runtime.progress import Progress, silent
 from m2df_train.evaluation.clips import EpisodeOptions, SplitClips
 from m2df_train.evaluation.compare import RESAMPLES
 from m2df_train.evaluation.episode_run import Answers
@@ -41,16 +42,22 @@ def report_on(
     options: EpisodeOptions,
     encoded: Sequence[Encoded],
     answers: Sequence[Sequence[Answers]],
+    progress: Progress = silent,
 ) -> None:
     """Write the report of what `m2df-eval` has measured: of one model, or of the second of two against the first.
 
     Args:
-        path: The HTML file.
+        path: The HTML file; `check_report` tells beforehand whether it can be written.
         source: Name of the benchmark or folder; None for generated actions.
         clips: The clips, with those that could not be read.
         options: How episodes were drawn.
         encoded: The models and their features.
         answers: For every number of shots, those of every model.
+        progress: Shows what is computed.
+
+    Raises:
+        InputError: A clip cannot be read any more.
+        OSError: The file cannot be written.
     """
     read = set(encoded[0].features.names)
     data = f"{source or 'generated actions'}{f', {clips.split} split' if clips.split else ''}"
@@ -59,7 +66,7 @@ def report_on(
         Tested(_name(item.subject.path), item, tuple(of_models[place] for of_models in answers))
         for place, item in enumerate(encoded)
     )
-    write_report(path, model, drawn, others[0] if others else None)
+    _write(path, model, drawn, others[0] if others else None, progress)
 
 
 def _name(path: Path) -> str:
@@ -68,23 +75,11 @@ def _name(path: Path) -> str:
     return own.parent.name if own.name == BEST else own.name
 
 
-def write_report(path: Path, model: Tested, drawn: Drawn, other: Tested | None = None) -> None:
-    """Write the report of a model.
-
-    Args:
-        path: The HTML file; `check_report` tells beforehand whether it can be written.
-        model: What is looked into.
-        drawn: The episodes it was measured on.
-        other: A model measured on the same episodes that it is compared with; None for the training-free
-            head on the model's own features.
-
-    Raises:
-        InputError: A clip cannot be read any more.
-        OSError: The file cannot be written.
-    """
+def _write(path: Path, model: Tested, drawn: Drawn, other: Tested | None, progress: Progress) -> None:
+    """Look into a model, beside another one, or beside the training-free head on its own features."""
     short, rival = "model", None
     if other is None:
-        rival = training_free_rival(model, drawn)
+        rival = training_free_rival(model, drawn, progress)
     else:
         short, of_other = _short(model.name, other.name)
         paths = model.encoded.subject.path, other.encoded.subject.path
@@ -92,9 +87,9 @@ def write_report(path: Path, model: Tested, drawn: Drawn, other: Tested | None =
         rival = Rival(of_other, what, other.answers)
     values = {
         **_overview(model, drawn, other, rival, short),
-        **fill_projection(model, drawn),
-        **fill_examples(model, drawn),
-        **fill_sweep(model, drawn),
+        **fill_projection(model, drawn, progress),
+        **fill_examples(model, drawn, progress),
+        **fill_sweep(model, drawn, progress),
     }
     atomic_write(path, _render(values).encode())
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from markupsafe import Markup
 
-from m2df_runtime.commands.console import progress
+from m2df_runtime.progress import Progress
 from m2df_train.evaluation.episode_run import Answers
 from m2df_train.evaluation.torch_scorer import HeadScorer
 from m2df_train.model.heads import ClipFsarHead, M2dfHead, TrainingFreeHead
@@ -41,7 +41,7 @@ class Rival:
     answers: tuple[Answers, ...]
 
 
-def training_free_rival(model: Tested, drawn: Drawn) -> Rival | None:
+def training_free_rival(model: Tested, drawn: Drawn, progress: Progress) -> Rival | None:
     """The training-free head on the model's features; None where the model is that already."""
     if _head_name(model) == "training-free":
         return None
@@ -56,7 +56,7 @@ def training_free_rival(model: Tested, drawn: Drawn) -> Rival | None:
     return Rival("training-free", what, answers)
 
 
-def fill_projection(model: Tested, drawn: Drawn) -> dict[str, Any]:
+def fill_projection(model: Tested, drawn: Drawn, progress: Progress) -> dict[str, Any]:
     """Section `tsne`."""
     with progress("report: t-SNE"):
         found = project(model, drawn)
@@ -79,7 +79,7 @@ def fill_projection(model: Tested, drawn: Drawn) -> dict[str, Any]:
     return {"projection": found, "panels": panels, "legend": legend, "projection_reason": reason, "selects": selects}
 
 
-def fill_examples(model: Tested, drawn: Drawn) -> dict[str, Any]:
+def fill_examples(model: Tested, drawn: Drawn, progress: Progress) -> dict[str, Any]:
     """Sections `attention` and `looks`, which show the same clips."""
     chosen = choose_examples(model, drawn)
     with progress("report: where the model looks", len(chosen)) as advance:
@@ -101,7 +101,7 @@ def fill_examples(model: Tested, drawn: Drawn) -> dict[str, Any]:
     }
 
 
-def fill_sweep(model: Tested, drawn: Drawn) -> dict[str, Any]:
+def fill_sweep(model: Tested, drawn: Drawn, progress: Progress) -> dict[str, Any]:
     """Section `sweep`."""
     if model.checkpoint is None:
         return {"sweep": None, "sweep_reason": BUNDLE.format("Changing options of the matching")}
