@@ -31,7 +31,7 @@ from m2df_train.data.clips import LabelledClip, folder_clips, generated_clips
 from m2df_train.data.episodes import EpisodeSampler
 from m2df_train.evaluation.bundle_scorer import BundleScorer
 from m2df_train.evaluation.episode_run import Answers, EncodedClips, EpisodePlan, Float, Int, episode_answers
-from m2df_train.evaluation.evaluate import encode
+from m2df_train.evaluation.features import encode
 from m2df_train.evaluation.scorer import EpisodeScorer
 
 

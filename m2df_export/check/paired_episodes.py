@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from m2df_export.check.compare import ROUNDING, Gates
+from m2df_train.evaluation.accuracy import summary
 from m2df_train.evaluation.compare import compare
 from m2df_train.evaluation.episode_run import Answers
-from m2df_train.evaluation.evaluate import summary
 
 
 @dataclass(frozen=True)

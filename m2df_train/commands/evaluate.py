@@ -247,8 +247,8 @@ def _subjects(options: Options, texts: dict[str, str]) -> list[Subject]:
 
 
 def _measure(encoded: Encoded, clips: SplitClips, options: EpisodeOptions, shot: int) -> tuple[Measured, Answers]:
+    from m2df_train.evaluation.accuracy import summary
     from m2df_train.evaluation.episode_run import episode_answers
-    from m2df_train.evaluation.evaluate import summary
     from m2df_train.evaluation.tables import Measured
 
     with progress(f"{encoded.subject.path.name}, {options.way}-way {shot}-shot", options.episodes) as advance:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from m2df_train.evaluation.accuracy import summary
 from m2df_train.evaluation.episode_run import Answers
-from m2df_train.evaluation.evaluate import summary
 
 RESAMPLES = 10_000
 

@@ -24,7 +24,7 @@ from m2df_train.data.workers import worker_count
 from m2df_train.evaluation.bundle_scorer import BundleScorer
 from m2df_train.evaluation.clips import EpisodeOptions
 from m2df_train.evaluation.episode_run import EncodedClips
-from m2df_train.evaluation.evaluate import Features, encode
+from m2df_train.evaluation.features import Features, encode
 from m2df_train.evaluation.scorer import EpisodeScorer
 
 # Where PyTorch computes instead of an engine.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 
+from m2df_train.evaluation.accuracy import Accuracy
 from m2df_train.evaluation.clips import EpisodeOptions
 from m2df_train.evaluation.compare import RESAMPLES, Comparison
-from m2df_train.evaluation.evaluate import Accuracy
 from m2df_train.evaluation.models import Encoded
 
 _CLIPS_SHOWN = 10

@@ -9,9 +9,9 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
+from m2df_train.evaluation.accuracy import Accuracy, summary
 from m2df_train.evaluation.compare import compare
 from m2df_train.evaluation.episode_run import Answers
-from m2df_train.evaluation.evaluate import Accuracy, summary
 from m2df_train.evaluation.torch_scorer import CheckpointScorer, HeadScorer
 from m2df_train.model.heads import (
     ClipFsarOptions,

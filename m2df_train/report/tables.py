@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from m2df_train.evaluation.accuracy import Accuracy, summary
 from m2df_train.evaluation.bundle_scorer import BundleScorer
 from m2df_train.evaluation.compare import Comparison, compare
 from m2df_train.evaluation.episode_run import Answers
-from m2df_train.evaluation.evaluate import Accuracy, summary
 from m2df_train.evaluation.models import Subject
 from m2df_train.evaluation.torch_scorer import CheckpointScorer
 

@@ -8,7 +8,7 @@ from m2df_runtime.progress import Progress, silent
 from m2df_train.cache.encoding import FeaturePool, feature_cache, frame_cache, pool_of
 from m2df_train.cache.features import FeatureCache
 from m2df_train.data.splits import ClipSet
-from m2df_train.evaluation.evaluate import Accuracy
+from m2df_train.evaluation.accuracy import Accuracy
 from m2df_train.evaluation.torch_scorer import HeadScorer
 from m2df_train.interrupt import Interrupted, Stop
 from m2df_train.model.backbone import Backbone

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from m2df_train.evaluation.evaluate import Accuracy
+from m2df_train.evaluation.accuracy import Accuracy
 
 
 @dataclass(frozen=True)

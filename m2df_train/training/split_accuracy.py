@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from m2df_runtime.progress import unseen
 from m2df_train.cache.encoding import FeaturePool
+from m2df_train.evaluation.accuracy import Accuracy, summary
 from m2df_train.evaluation.episode_run import EncodedClips, EpisodePlan, episode_answers
-from m2df_train.evaluation.evaluate import Accuracy, summary
 from m2df_train.evaluation.torch_scorer import HeadScorer
 
 if TYPE_CHECKING:

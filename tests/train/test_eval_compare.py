@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from m2df_train.evaluation.accuracy import summary
 from m2df_train.evaluation.compare import ClipChange, compare
 from m2df_train.evaluation.episode_run import Answers
-from m2df_train.evaluation.evaluate import summary
 
 NAMES = ("run", "walk", "jump")
 CLIPS = ("run/1", "run/2", "walk/1", "walk/2", "jump/1", "jump/2")

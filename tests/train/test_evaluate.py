@@ -16,8 +16,9 @@ from m2df_runtime.errors import CheckFailed, InputError
 from m2df_runtime.pixels.spec import ClipSpec
 from m2df_train.data.clips import clip_groups, folder_clips, generated_clips
 from m2df_train.data.episodes import EpisodeSampler
+from m2df_train.evaluation.accuracy import Accuracy, summary
 from m2df_train.evaluation.episode_run import EncodedClips, EpisodePlan, episode_answers
-from m2df_train.evaluation.evaluate import Accuracy, encode, summary
+from m2df_train.evaluation.features import encode
 
 Float = NDArray[np.float32]
 T, D = 4, 6
