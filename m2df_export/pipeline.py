@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,12 +18,14 @@ from m2df_export.bundle import (
     write_manifest,
     write_zip,
 )
-from m2df_export.check.calibration_frames import calibration_frames
-from m2df_export.check.end_to_end import episode_set
-from m2df_export.check.parity import NUMERIC_CLASSES, Parity, PrecisionReport, report_json, report_markdown
+from m2df_export.check.measure import EngineResult
+from m2df_export.check.parity import Parity
+from m2df_export.check.process import scratch
+from m2df_export.check.report import parity_markdown, parity_record
 from m2df_export.graphs.onnx import DEFAULT_OPSET, TooLarge, export_onnx
 from m2df_export.graphs.specs import GraphSpec, graph_specs
 from m2df_export.graphs.tokenizer_json import build_tokenizer_json
+from m2df_export.precision.calibration import calibration_frames
 from m2df_export.precision.files import file_name, write_precision
 from m2df_export.precision.half import graph_to_half
 from m2df_export.precision.static_int8 import LEADING, Calibration
@@ -39,7 +41,6 @@ from m2df_runtime.bundle.manifest import (
     SourceInfo,
     TextInfo,
 )
-from m2df_runtime.bundle.tokenizer import Tokenizer
 from m2df_runtime.errors import CheckFailed, InputError
 from m2df_runtime.files import exclusive
 from m2df_runtime.pixels.spec import ClipSpec
@@ -49,7 +50,6 @@ from m2df_train.model.checkpoint import Checkpoint
 from m2df_train.model.heads import Head, TrainingFreeOptions, build_head, deterministic_head
 
 TOKENIZER = "tokenizer.json"
-NUMERIC_PROMPTS = ("running", "waving a hand", "sitting down", "opening a door", "two people shaking hands")
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class ExportResult:
     bundle: Path
     archive: Path | None
     files: tuple[ExportedFile, ...]
-    reports: dict[Precision, PrecisionReport]
+    reports: dict[Precision, EngineResult]
 
 
 def pretrained_model(model: str, pretrained: str | None, frames: int = 8) -> Checkpoint:
@@ -137,22 +137,11 @@ def export_bundle(checkpoint: Checkpoint, options: ExportOptions, advance: Advan
     """
     check_target(options.out)
     _check_size(checkpoint)
-    head = _deterministic(checkpoint.head)
-    specs = graph_specs(checkpoint.backbone, head, checkpoint.clip)
     with exclusive(options.out), replacing(options.out) as folder:
-        calibration = None
-        if {"int8-static", "fp8"} & {*options.precisions}:
-            calibration = Calibration(calibration_frames(checkpoint.clip, options.data))
-        options = _write_graphs(checkpoint, specs, options, folder, calibration, advance)
-        tokenizer = build_tokenizer_json()
-        (folder / TOKENIZER).write_bytes(tokenizer)
-        reports: dict[Precision, PrecisionReport] = {}
-        if options.verify:
-            reports = _verify(checkpoint, specs, options, folder, calibration, Tokenizer.from_bytes(tokenizer), advance)
-        kept = tuple(reports) or options.precisions
-        graphs = describe_graphs(folder, kept, options.opset)
-        drop_unlisted(folder, graphs)
-        write_manifest(folder, _manifest(checkpoint, head, options, folder, graphs, reports))
+        export = _Export(checkpoint, options, folder, advance)
+        export.write_graphs()
+        reports = export.measured() if options.verify else {}
+        graphs = export.finish(reports)
     archive = write_zip(options.out, options.out.with_name(f"{options.out.name}.zip")) if options.archive else None
     return ExportResult(options.out, archive, _summary(graphs, reports), reports)
 
@@ -175,35 +164,130 @@ def _deterministic(head: Head) -> Head:
     return fixed
 
 
-def _write_graphs(
-    checkpoint: Checkpoint,
-    specs: Mapping[GraphName, GraphSpec],
-    options: ExportOptions,
-    folder: Path,
-    calibration: Calibration | None,
-    advance: Advance,
-) -> ExportOptions:
-    """Write every graph in every precision; the options with the precisions that could be."""
-    source = checkpoint.sha256 or f"{checkpoint.source.model} {checkpoint.source.pretrained or 'random weights'}"
-    for graph, spec in specs.items():
-        advance(0, f"exporting {graph}")
-        metadata = {"m2df": __version__, "graph": graph, "precision": "fp32", "source": source}
+class _Export:
+    """An export under way in its folder.
+
+    Attributes:
+        options: With the precisions that could be written.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, options: ExportOptions, folder: Path, advance: Advance) -> None:
+        self.options = options
+        self._checkpoint = checkpoint
+        self._source = checkpoint.source.model_copy(update={"checkpoint_sha256": checkpoint.sha256})
+        self._head = _deterministic(checkpoint.head)
+        self._folder = folder
+        self._advance = advance
+        self._begun = 0
+        self._calibration: Calibration | None = None
+
+    def write_graphs(self) -> None:
+        """Write every graph in every precision, and the tokenizer."""
+        if {"int8-static", "fp8"} & {*self.options.precisions}:
+            self._calibration = Calibration(calibration_frames(self._checkpoint.clip, self.options.data))
+        specs = graph_specs(self._checkpoint.backbone, self._head, self._checkpoint.clip)
+        for spec in specs.values():
+            self._step(f"exporting {spec.name}")
+            self._export(spec)
+        for precision in self.options.precisions:
+            self._step(f"writing {precision}")
+            for graph in specs:
+                write_precision(self._folder, graph, precision, self._calibration)
+        (self._folder / TOKENIZER).write_bytes(build_tokenizer_json())
+
+    def _export(self, spec: GraphSpec) -> None:
+        weights = f"{self._source.model} {self._source.pretrained or 'random weights'}"
+        metadata = {"m2df": __version__, "graph": spec.name, "precision": "fp32"}
+        metadata["source"] = self._checkpoint.sha256 or weights
+        path, opset = self._folder / file_name(spec.name, "fp32"), self.options.opset
         try:
-            export_onnx(spec, folder / file_name(graph, "fp32"), opset=options.opset, metadata=metadata)
+            export_onnx(spec, path, opset=opset, metadata=metadata)
         except TooLarge as error:
-            if "fp16" not in options.precisions:
+            if "fp16" not in self.options.precisions:
                 raise
-            options = _fp16_alone(options, error)
+            self.options = _fp16_alone(self.options, error)
             metadata["precision"] = "fp16"
-            half = folder / file_name(graph, "fp16")
-            export_onnx(spec, half, opset=options.opset, metadata=metadata, to_half=graph_to_half)
-        advance(1)
-    for precision in options.precisions:
-        advance(0, f"writing {precision}")
-        for graph in specs:
-            write_precision(folder, graph, precision, calibration)
-        advance(1)
-    return options
+            half = self._folder / file_name(spec.name, "fp16")
+            export_onnx(spec, half, opset=opset, metadata=metadata, to_half=graph_to_half)
+
+    def measured(self) -> dict[Precision, EngineResult]:
+        """Measure every precision, write parity.json and parity.md, and fail on any gate.
+
+        Raises:
+            CheckFailed: Names every graph and gate that failed.
+        """
+        self._step("parity: PyTorch")
+        reports: dict[Precision, EngineResult] = {}
+        with scratch() as work:
+            random = self._source.random_weights
+            parity = Parity(self._checkpoint, work, self.options.data, random=random)
+            for precision in self.options.precisions:
+                self._step(f"parity: {precision}")
+                reports[precision] = self._measure(parity, precision)
+        self._step("")
+        for precision in self.options.optional:
+            if reports[precision].problems:
+                logger.warning("%s is left out: %s", precision, "; ".join(reports.pop(precision).problems))
+        problems = [problem for report in reports.values() for problem in report.problems]
+        if problems:
+            hint = "nothing was written; --no-verify skips the check"
+            raise CheckFailed("parity failed: " + "; ".join(problems), hint)
+        data = parity_record(parity.reference, reports)
+        write_json(self._folder / "parity.json", data)
+        (self._folder / "parity.md").write_text(parity_markdown(self.options.out.name, data), encoding="utf-8")
+        return reports
+
+    def _measure(self, parity: Parity, precision: Precision) -> EngineResult:
+        """Measure a precision; calibrated int8 with more of its beginning in fp32, as long as it needs that to pass."""
+        self._write_manifest(self.options.precisions, {})
+        report = parity.measure(self._folder, precision)
+        if precision != "int8-static" or self._calibration is None:
+            return report
+        for leading in LEADING[1:]:
+            if not report.problems:
+                break
+            logger.info("int8-static with less of it in fp32: %s", "; ".join(report.problems))
+            (self._folder / file_name("visual", precision)).unlink()
+            write_precision(self._folder, "visual", precision, replace(self._calibration, leading=leading))
+            self._write_manifest(self.options.precisions, {})
+            report = parity.measure(self._folder, precision)
+        return report
+
+    def finish(self, reports: dict[Precision, EngineResult]) -> dict[GraphName, GraphInfo]:
+        """Write the manifest of what passed, and drop the files that it does not list; gives its graphs."""
+        graphs = self._write_manifest(tuple(reports) or self.options.precisions, reports)
+        drop_unlisted(self._folder, graphs)
+        return graphs
+
+    def _write_manifest(
+        self, precisions: Sequence[Precision], reports: dict[Precision, EngineResult]
+    ) -> dict[GraphName, GraphInfo]:
+        checkpoint = self._checkpoint
+        graphs = describe_graphs(self._folder, precisions, self.options.opset)
+        packages = ("torch", "open_clip_torch", "onnx", "onnxscript", "onnxruntime", "nncf", "nvidia-modelopt")
+        manifest = Manifest(
+            schema_version=SCHEMA_VERSION,
+            name=self.options.out.name,
+            head=HeadInfo(name=self._head.name, options=self._head.options.model_dump(mode="json")),
+            views=self._head.views,
+            dim=checkpoint.backbone.dim,
+            merges_after=self._head.merges_after,
+            clip=checkpoint.clip,
+            pixels_version=checkpoint.pixels_version,
+            text=TextInfo(prompt=checkpoint.prompt, labels=checkpoint.labels),
+            graphs=graphs,
+            tokenizer=bundle_file(self._folder, TOKENIZER),
+            source=self._source,
+            parity={precision: report.summary() for precision, report in reports.items()},
+            versions={"m2df": __version__, **{name: version for name in packages if (version := _version(name))}},
+        )
+        write_manifest(self._folder, manifest)
+        return graphs
+
+    def _step(self, note: str) -> None:
+        """Say what comes next; what came before it is done."""
+        self._advance(self._begun, note)
+        self._begun = 1
 
 
 def _fp16_alone(options: ExportOptions, reason: TooLarge) -> ExportOptions:
@@ -212,90 +296,6 @@ def _fp16_alone(options: ExportOptions, reason: TooLarge) -> ExportOptions:
     if others:
         logger.warning("left out, fp16 alone is written: %s (%s)", ", ".join(others), reason.message)
     return replace(options, precisions=("fp16",), optional=())
-
-
-def _verify(
-    checkpoint: Checkpoint,
-    specs: Mapping[GraphName, GraphSpec],
-    options: ExportOptions,
-    folder: Path,
-    calibration: Calibration | None,
-    tokenizer: Tokenizer,
-    advance: Advance,
-) -> dict[Precision, PrecisionReport]:
-    """Measure, write parity.json and parity.md, and fail on any gate.
-
-    Raises:
-        CheckFailed: Names every graph and gate that failed.
-    """
-    advance(0, "parity: PyTorch")
-    episodes = None
-    if not _source(checkpoint).random_weights:
-        episodes = episode_set(checkpoint.clip, checkpoint.rules, tokenizer, options.data)
-    tokens = tokenizer.encode([checkpoint.prompt.replace("{}", text) for text in NUMERIC_PROMPTS[:NUMERIC_CLASSES]])
-    parity = Parity(checkpoint, specs, tokens, episodes)
-    reports: dict[Precision, PrecisionReport] = {}
-    for precision in options.precisions:
-        advance(1, f"parity: {precision}")
-        reports[precision] = parity.measure(folder, precision)
-        if precision == "int8-static" and calibration is not None:
-            reports[precision] = _passing_static_int8(parity, folder, calibration, reports[precision])
-    advance(1)
-    for precision in options.optional:
-        if reports[precision].failures:
-            logger.warning("%s is left out: %s", precision, "; ".join(reports.pop(precision).failures))
-    failures = [failure for report in reports.values() for failure in report.failures]
-    if failures:
-        raise CheckFailed("parity failed: " + "; ".join(failures), "nothing was written; --no-verify skips the check")
-    data = report_json(reports, episodes)
-    write_json(folder / "parity.json", data)
-    (folder / "parity.md").write_text(report_markdown(options.out.name, data), encoding="utf-8")
-    return reports
-
-
-def _passing_static_int8(
-    parity: Parity, folder: Path, calibration: Calibration, report: PrecisionReport
-) -> PrecisionReport:
-    """Calibrated int8 with more of its beginning in fp32, as long as that is needed to pass."""
-    for leading in LEADING[1:]:
-        if not report.failures:
-            break
-        logger.info("int8-static with less of it in fp32: %s", "; ".join(report.failures))
-        (folder / file_name("visual", "int8-static")).unlink()
-        write_precision(folder, "visual", "int8-static", replace(calibration, leading=leading))
-        report = parity.measure(folder, "int8-static")
-    return report
-
-
-def _source(checkpoint: Checkpoint) -> SourceInfo:
-    return checkpoint.source.model_copy(update={"checkpoint_sha256": checkpoint.sha256})
-
-
-def _manifest(
-    checkpoint: Checkpoint,
-    head: Head,
-    options: ExportOptions,
-    folder: Path,
-    graphs: dict[GraphName, GraphInfo],
-    reports: dict[Precision, PrecisionReport],
-) -> Manifest:
-    packages = ("torch", "open_clip_torch", "onnx", "onnxscript", "onnxruntime", "nncf", "nvidia-modelopt")
-    return Manifest(
-        schema_version=SCHEMA_VERSION,
-        name=options.out.name,
-        head=HeadInfo(name=head.name, options=head.options.model_dump(mode="json")),
-        views=head.views,
-        dim=checkpoint.backbone.dim,
-        merges_after=head.merges_after,
-        clip=checkpoint.clip,
-        pixels_version=checkpoint.pixels_version,
-        text=TextInfo(prompt=checkpoint.prompt, labels=checkpoint.labels),
-        graphs=graphs,
-        tokenizer=bundle_file(folder, TOKENIZER),
-        source=_source(checkpoint),
-        parity={precision: report.summary() for precision, report in reports.items()},
-        versions={"m2df": __version__, **{name: version for name in packages if (version := _version(name))}},
-    )
 
 
 def _version(package: str) -> str | None:
@@ -308,7 +308,7 @@ def _version(package: str) -> str | None:
     return None
 
 
-def _summary(graphs: dict[GraphName, GraphInfo], reports: dict[Precision, PrecisionReport]) -> tuple[ExportedFile, ...]:
+def _summary(graphs: dict[GraphName, GraphInfo], reports: dict[Precision, EngineResult]) -> tuple[ExportedFile, ...]:
     return tuple(
         ExportedFile(
             graph=graph,

@@ -74,7 +74,7 @@ ROOMS = {
         "public_benchmarks", "interrupt", "model", "synthetic", "recipe", "data", "cache", "evaluation", "training",
         "importing", "report", "commands",
     ),
-    "m2df_export": ("graphs", "precision", "bundle", "check", "tensorrt", "triton", "pipeline", "commands"),
+    "m2df_export": ("graphs", "check", "precision", "bundle", "tensorrt", "triton", "pipeline", "commands"),
 }  # fmt: skip
 
 

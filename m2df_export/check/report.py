@@ -1,13 +1,17 @@
-"""A verification as text and as JSON records."""
+"""A verification as text and as JSON records, and an export's parity.json and parity.md."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from m2df_export.check.compare import Drift
+from m2df_export.check.compare import GATES, Drift
+from m2df_export.check.episodes import SHOT
+from m2df_export.check.measure import EngineResult, Reference
 from m2df_export.check.stages import STAGES, StageResult
-from m2df_export.check.verify import EngineResult, Verification
+from m2df_export.check.verify import Verification
+from m2df_runtime.bundle.manifest import Precision
 
 FLIPS_SHOWN = 5
 
@@ -138,3 +142,65 @@ def _drift_record(drift: Drift | None) -> dict[str, float | None] | None:
     if drift is None:
         return None
     return {"cosine": drift.cosine, "max_rel": drift.max_rel if drift.max_rel != float("inf") else None}
+
+
+def parity_record(reference: Reference, results: Mapping[Precision, EngineResult]) -> dict[str, Any]:
+    """Contents of parity.json: what an export was measured to be."""
+    request, drawn = reference.request, None
+    if not reference.random:
+        drawn = {"source": reference.source, "way": request.way, "shot": SHOT, "count": request.episodes}
+        drawn |= {"seed": request.seed, "classes": len({label for label, _, _ in request.clips})}
+        drawn |= {"clips": len(request.clips)}
+    return {
+        "reference": reference.name,
+        "engine": next(iter(results.values())).engine,
+        "episodes": drawn,
+        "precisions": {precision: _precision_record(result) for precision, result in results.items()},
+    }
+
+
+def _precision_record(result: EngineResult) -> dict[str, Any]:
+    episodes = None
+    if result.episodes is not None:
+        episodes = {
+            "top1_agreement": result.episodes.agreement,
+            "accuracy": round(result.episodes.accuracy / 100, 9),
+            "reference_accuracy": round(result.episodes.reference_accuracy / 100, 9),
+        }
+    return {
+        "passed": result.status == "passed",
+        "graphs": {graph: asdict(found) for graph, found in result.graphs.items()},
+        "stages": [_stage_record(stage) for stage in result.stages],
+        "episodes": episodes,
+        "cpu_ms": result.cpu_ms,
+        "failures": list(result.problems),
+        "gates": asdict(GATES[result.precision]),
+    }
+
+
+def parity_markdown(name: str, data: Mapping[str, Any]) -> str:
+    """Contents of parity.md: the same numbers to read."""
+    drawn = data["episodes"]
+    lines = [f"# Parity of {name}", "", f"{data['engine']} against {data['reference']}.", ""]
+    lines += ["| graph | precision | max abs error | max rel error | min cosine |", "|---|---|---|---|---|"]
+    for precision, report in data["precisions"].items():
+        for graph, row in report["graphs"].items():
+            numbers = f"{row['max_abs']:.2g} | {row['max_rel']:.2g} | {row['cosine']:.6f}"
+            lines.append(f"| {graph} | {precision} | {numbers} |")
+    lines += ["", "Relative errors are relative to the largest value of an output; cosines are the worst row's.", ""]
+    if drawn is None:
+        lines += ["The weights are random: top-1 says nothing about them and was not compared.", ""]
+    else:
+        text = "{count} {way}-way {shot}-shot episodes of {clips} clips of {classes} classes ({source}), seed {seed}."
+        lines += [text.format(**drawn), ""]
+    lines += ["| precision | top-1 agreement | accuracy | PyTorch | CPU ms per query | gates |"]
+    lines += ["|---|---|---|---|---|---|"]
+    for precision, report in data["precisions"].items():
+        row = report["episodes"]
+        top1 = "– | – | –"
+        if row is not None:
+            top1 = f"{row['top1_agreement']:.1%} | {row['accuracy']:.1%} | {row['reference_accuracy']:.1%}"
+        verdict = "passed" if report["passed"] else "failed: " + "; ".join(report["failures"])
+        lines.append(f"| {precision} | {top1} | {report['cpu_ms']:.1f} | {verdict} |")
+    lines += ["", "CPU ms: one query clip through the visual and the query graph with five classes, on one thread.", ""]
+    return "\n".join(lines)

@@ -25,7 +25,8 @@ STAGES: dict[Stage, GraphName | None] = {
     "distances": "query",
     "scores": "query",
 }
-START, EPISODES = "start", "episodes"  # before and after them
+# Before them, each graph on drawn inputs, and after them.
+START, ALONE, EPISODES = "start", "graphs", "episodes"
 # Only differences between classes matter to an answer; a large offset that all share would hide them in a cosine.
 CENTRED: tuple[Stage, ...] = ("distances", "scores")
 DECODING = ("frames", "sampler")  # fields of a ClipSpec that decide which frames are read

@@ -4,65 +4,48 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import os
-import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
 
-from m2df_export.check.compare import Gates, gates_of
-from m2df_export.check.paired_episodes import EpisodeResult, compare_answers
-from m2df_export.check.process import failure, run_process
-from m2df_export.check.reference import Reference, VerifyOptions, run_reference
-from m2df_export.check.stages import (
-    EPISODES,
-    STAGES,
-    START,
-    Stage,
-    StageResult,
-    compare_clips,
-    compare_numbers,
-    differing_fields,
-)
-from m2df_export.check.worker import INFO, read_answers, read_stage
+from m2df_export.check.episodes import ClipFile, clip_files, source_name, usable
+from m2df_export.check.measure import EngineResult, Reference, measure, run_walk
+from m2df_export.check.process import scratch
+from m2df_export.check.walk import INFO, Request, read_results
 from m2df_runtime.backends.model import BACKENDS, ON_CPU, BackendName, probe_backend
 from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.manifest import Precision
-from m2df_runtime.errors import EnvironmentMissing
+from m2df_runtime.errors import CheckFailed, EnvironmentMissing, InputError
+from m2df_train.evaluation.models import is_bundle
 
 _ENGINES: tuple[BackendName, ...] = tuple(name for name in BACKENDS if name != "auto")
 # On the CPU ONNX Runtime imitates FP8; other engines and precisions go together all.
 _MADE_FOR: dict[Precision, tuple[str, ...]] = {"int8": ON_CPU, "int8-static": ON_CPU, "fp8": ("tensorrt", "cpu")}
-_ENVIRONMENT = 3  # exit status of a process whose engine is not on this machine
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class EngineResult:
-    """One engine and precision.
+class VerifyOptions:
+    """What to verify.
 
     Attributes:
-        backend: Engine.
-        precision: Precision.
-        engine: Engine, version and provider as they say themselves; None where it did not start.
-        status: `skipped` is an engine that is not on this machine.
-        stage: First stage out of tolerance; None where none is.
-        reason: What is wrong there, or why it was skipped.
-        stages: All stages it came to.
-        episodes: The episodes; None for random weights, or where it did not come so far.
-        seconds: Wall time.
+        bundle: The bundle.
+        against: Checkpoint, run directory or other bundle it is held against; None for its own best graphs.
+        data: Folder with one sub-folder of clips per class; None for generated clips.
+        backends: Engines that must be there; empty for those that are.
+        episodes: Number of 5-way 1-shot episodes.
+        seed: Seed of the episodes.
     """
 
-    backend: str
-    precision: Precision
-    engine: str | None
-    status: Literal["passed", "failed", "skipped"]
-    stage: str | None
-    reason: str | None
-    stages: tuple[StageResult, ...]
-    episodes: EpisodeResult | None
-    seconds: float
+    bundle: Path
+    against: Path | None = None
+    data: Path | None = None
+    backends: tuple[BackendName, ...] = ()
+    episodes: int = 200
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -89,8 +72,7 @@ def verify(options: VerifyOptions) -> Verification:
         CheckFailed: The reference itself does not run.
     """
     chosen = engines(Bundle.open(options.bundle), options.backends)
-    with tempfile.TemporaryDirectory(prefix="m2df-") as name:
-        folder = Path(name)
+    with scratch() as folder:
         reference = run_reference(options, folder)
         results = [measure(options.bundle, backend, precision, reference, folder) for backend, precision in chosen]
         for result in results:
@@ -127,64 +109,55 @@ def _installed(backend: BackendName) -> bool:
     return backend == "cpu" or importlib.util.find_spec(backend) is not None
 
 
-def measure(
-    bundle: Path, backend: BackendName, precision: Precision, reference: Reference, folder: Path
-) -> EngineResult:
-    """Run one engine in its own process and compare what it left with the reference's results."""
-    results = folder / f"{backend}-{precision}"
-    request = replace(
-        reference.request,
-        kind="bundle",
-        path=os.fspath(bundle.resolve()),
-        backend=backend,
+def run_reference(options: VerifyOptions, folder: Path) -> Reference:
+    """Run the reference over the clips; its results stay in a sub-folder of `folder`.
+
+    Raises:
+        InputError: Checkpoint, bundle or clips cannot be used.
+        CheckFailed: It does not run.
+    """
+    source = source_name(options.data)
+    clips, way = usable(clip_files(options.data, folder / "clips"), source)
+    path = options.against or options.bundle
+    graphs = options.against is None or is_bundle(path)
+    manifest = Bundle.open(path if graphs else options.bundle).manifest
+    precision = manifest.precisions[0] if graphs else "fp32"
+    random = manifest.source.random_weights
+    request = Request(
+        kind="bundle" if graphs else "checkpoint",
+        path=os.fspath(path.resolve()),
+        backend="cpu",
         precision=precision,
-        reference=os.fspath(reference.folder),
+        clips=tuple((clip.label, clip.name, os.fspath(clip.path)) for clip in clips),
+        reference=None,
+        way=way,
+        episodes=0 if random else options.episodes,
+        seed=options.seed,
     )
-    start = time.monotonic()
-    code, message = run_process(request, results)
-    seconds = time.monotonic() - start
-    if code == _ENVIRONMENT:
-        return EngineResult(backend, precision, None, "skipped", None, message, (), None, seconds)
-    info = json.loads((results / INFO).read_text(encoding="utf-8")) if (results / INFO).exists() else {}
-    gates = gates_of(backend, precision, reference.precision)
-    stages = [found for stage in STAGES if (found := _compare(stage, results, info, reference, gates))]
-    episodes = None
-    answers, expected = read_answers(results), read_answers(reference.folder)
-    if answers is not None and expected is not None:
-        episodes = compare_answers(answers, expected, [name for _, name, _ in request.clips], gates)
-    stage, reason = _first_problem(stages, episodes, bool(info), code, message)
-    status: Literal["passed", "failed"] = "failed" if stage else "passed"
-    return EngineResult(backend, precision, info.get("engine"), status, stage, reason, tuple(stages), episodes, seconds)
+    results, request = _run_on_readable(request, clips, folder, source)
+    info = json.loads((results / INFO).read_text(encoding="utf-8"))
+    name = f"{info['engine']} {precision}, {path}"
+    return Reference(results, name, precision, options.against is None, info, request, source, random)
 
 
-def _compare(
-    stage: Stage, results: Path, info: dict[str, Any], reference: Reference, gates: Gates
-) -> StageResult | None:
-    actual, expected = read_stage(results, stage), read_stage(reference.folder, stage)
-    if actual is None or expected is None:
-        return None
-    if STAGES[stage] is None:
-        fields = differing_fields(info["clip"], reference.info["clip"], decoding=stage == "decode")
-        return compare_clips(stage, actual["digests"], expected["digests"], fields)
-    note = None
-    if stage == "prompts":
-        pairs = zip(actual["texts"].tolist(), expected["texts"].tolist(), strict=True)
-        note = next((f"the prompt is {own!r}, the reference's {other!r}" for own, other in pairs if own != other), None)
-    return compare_numbers(stage, actual, expected["chain"], gates, note)
+def _run_on_readable(request: Request, clips: list[ClipFile], folder: Path, source: str) -> tuple[Path, Request]:
+    """Run the reference; once more on fewer clips where some cannot be read."""
+    results = folder / "reference"
+    ended = run_walk(request, results)
+    kept = _kept(results)
+    if kept is not None and len(kept) < len(clips):
+        readable = [clip for clip in clips if clip.name in kept]
+        missing = [clip.name for clip in clips if clip.name not in kept]
+        logger.warning("%s: left out, cannot be read: %s", source, ", ".join(missing))
+        readable, way = usable(readable, source)
+        rows = tuple((clip.label, clip.name, os.fspath(clip.path)) for clip in readable)
+        request, results = replace(request, clips=rows, way=way), folder / "reference-again"
+        ended = run_walk(request, results)
+    if ended.code:
+        raise (InputError if ended.code == 2 else CheckFailed)(f"the reference {ended.failure}")
+    return results, request
 
 
-def _first_problem(
-    stages: Sequence[StageResult], episodes: EpisodeResult | None, started: bool, code: int, message: str
-) -> tuple[str | None, str | None]:
-    """The first stage out of tolerance and what is wrong; a process that ended early ended in the next stage."""
-    for found in stages:
-        if found.problem:
-            return found.stage, found.problem
-    if code and not started:
-        return START, failure(code, message)
-    if code:
-        done = {found.stage for found in stages}
-        return next((stage for stage in STAGES if stage not in done), EPISODES), failure(code, message)
-    if episodes is not None and episodes.problem:
-        return EPISODES, episodes.problem
-    return None, None
+def _kept(results: Path) -> list[str] | None:
+    decoded = read_results(results, "decode")
+    return None if decoded is None else decoded["names"].tolist()

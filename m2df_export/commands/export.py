@@ -279,7 +279,7 @@ def summary(result: ExportResult, options: ExportOptions, seconds: float) -> str
     for precision, report in result.reports.items():
         top1 = ""
         if report.episodes is not None:
-            top1 = f", same answer as PyTorch {report.episodes.top1_agreement:.1%}"
+            top1 = f", same answer as PyTorch {report.episodes.agreement:.1%}"
         lines.append(f"{precision}: {report.cpu_ms:.0f} ms of CPU per query{top1}")
     if not options.verify:
         lines.append("unverified: not compared with PyTorch")

@@ -65,7 +65,7 @@ def verify(
 ) -> None:
     """Find the first stage at which a bundle leaves its model, in every engine and precision on this machine."""
     from m2df_export.check import report
-    from m2df_export.check.reference import VerifyOptions
+    from m2df_export.check.verify import VerifyOptions
     from m2df_export.check.verify import verify as run
     from m2df_runtime.bundle.shipped import newest_bundle
 

@@ -6,10 +6,7 @@ older versions of onnx and ONNX Runtime than the rest may have, hence the enviro
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +14,10 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from m2df_export.check.process import run_module, scratch
 from m2df_export.precision.half import tower_to_half
 from m2df_export.precision.optional_packages import MODELOPT, modelopt_missing
-from m2df_runtime.errors import CheckFailed, EnvironmentMissing, shortened
+from m2df_runtime.errors import CheckFailed, EnvironmentMissing
 
 OLDEST_OPSET = 18  # modelopt raises it to 19, the first with FP8 types; a graph lowered to 16 stays out
 
@@ -42,26 +40,16 @@ def write_fp8(source: Path, target: Path, frames: NDArray[np.uint8]) -> None:
     missing = modelopt_missing()
     if missing is not None:
         raise missing
-    with tempfile.TemporaryDirectory(prefix="m2df-") as name:
-        folder = Path(name)
+    with scratch() as folder:
         np.save(folder / "frames.npy", frames)
         quantised = folder / "visual.onnx"
-        _run(os.fspath(source.resolve()), os.fspath(quantised), os.fspath(folder / "frames.npy"))
+        ended = run_module("m2df_export.precision.fp8", source.resolve(), quantised, folder / "frames.npy")
+        if ended.code and ended.said.startswith(("ImportError", "ModuleNotFoundError")):
+            raise EnvironmentMissing(f"modelopt cannot be used: {ended.said}", MODELOPT)
+        if ended.code:
+            raise CheckFailed(f"modelopt {ended.failure} on the visual graph", "leave out --fp8")
         model = onnx.load_model(quantised)
     ir.save(tower_to_half(ir.from_proto(onnx.shape_inference.infer_shapes(model))), target)
-
-
-def _run(*arguments: str) -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    command = [sys.executable, "-m", "m2df_export.precision.fp8", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment, check=False)
-    if done.returncode == 0:
-        return
-    lines = done.stderr.strip().splitlines()
-    reason = shortened(lines[-1]) if lines else f"exit status {done.returncode}"
-    if reason.startswith(("ImportError", "ModuleNotFoundError")):
-        raise EnvironmentMissing(f"modelopt cannot be used: {reason}", MODELOPT)
-    raise CheckFailed(f"modelopt fails on the visual graph: {reason}", "leave out --fp8")
 
 
 def _quantise(source: str, target: str, frames: str) -> None:

@@ -7,11 +7,8 @@ from pathlib import Path
 import pytest
 from tiny_bundle import write_clip
 
-from m2df_export.check.calibration_frames import calibration_frames
-from m2df_export.check.end_to_end import episode_set
-from m2df_export.graphs.tokenizer_json import build_tokenizer_json
-from m2df_runtime.bundle.labels import LabelRules
-from m2df_runtime.bundle.tokenizer import Tokenizer
+from m2df_export.check.parity import Parity
+from m2df_export.precision.calibration import calibration_frames
 from m2df_runtime.errors import InputError
 from m2df_runtime.pixels.spec import ClipSpec
 
@@ -27,10 +24,11 @@ def data(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_parity_and_calibration_go_on_without_it(data: Path, caplog: pytest.LogCaptureFixture, monkeypatch):
+def test_parity_and_calibration_go_on_without_it(data: Path, model, tmp_path_factory, caplog, monkeypatch):
     spec = ClipSpec(frames=4, size=32)
-    episodes = episode_set(spec, LabelRules(), Tokenizer.from_bytes(build_tokenizer_json()), data)
-    assert (len(episodes.clips), len(episodes.episodes)) == (4, 200)
+    parity = Parity(model("training-free"), tmp_path_factory.mktemp("walks"), data, random=False)
+    request = parity.reference.request
+    assert (len(request.clips), request.episodes, request.way) == (4, 200, 2)
     frames = calibration_frames(spec, data)
     assert len(frames) == 4 + 8
     for name in ("red/0.mp4", "blue/1.mp4"):

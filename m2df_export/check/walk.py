@@ -1,6 +1,7 @@
-"""The process of one engine: takes the clips through every stage and leaves what each gave in a folder.
+"""The walk of one side, the reference or an engine: clips through every stage, and what each gave left in a folder.
 
-A stage's file appears when the stage is done, so where a process ended shows which one ended it.
+An engine walks in a process of its own. A stage's file appears when the stage is done, so where a process ended
+shows which one ended it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from m2df_export.check.stages import Stage
+from m2df_export.check.alone import cpu_ms, drawn_inputs, graph_outputs
+from m2df_export.check.stages import ALONE, EPISODES, STAGES, Stage
 from m2df_runtime.backends.model import Model, QueryScores
 from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.labels import LabelRules
@@ -33,8 +34,8 @@ from m2df_train.evaluation.scorer import EpisodeScorer
 
 Float = NDArray[np.float32]
 
-REQUEST, INFO, ANSWERS = "request.json", "info.json", "answers.npz"
-_BATCH = 4  # clips per run of the visual graph
+REQUEST, INFO = "request.json", "info.json"
+_INPUTS = "inputs"
 _SHOTS = 2  # support clips of a class's prototypes, where it has as many and a query beside them
 
 
@@ -47,11 +48,13 @@ class Request:
         path: Of the model.
         backend: Engine; a checkpoint runs in PyTorch on the CPU.
         precision: Of the graphs.
-        clips: Class, name and path of every clip, in blocks of classes.
+        clips: Class, name and path of every clip, in blocks of classes; none where top-1 says nothing.
         reference: Folder of the reference's results; None for the reference itself.
         way: Classes per episode.
         episodes: Number of 1-shot episodes; 0 for none.
         seed: Of the episodes.
+        fresh: The model was exported a moment ago: pixels are the reference's, for no other code would make them, and
+            each graph is also held to drawn inputs and timed.
     """
 
     kind: str
@@ -63,6 +66,13 @@ class Request:
     way: int
     episodes: int
     seed: int
+    fresh: bool = False
+
+    @property
+    def steps(self) -> list[str]:
+        """What there is to do, in order."""
+        stages = [stage for stage, graph in STAGES.items() if self.clips and not (self.fresh and graph is None)]
+        return [*stages, *([ALONE] if self.fresh else []), *([EPISODES] if self.episodes else [])]
 
     def write(self, folder: Path) -> None:
         """Leave it where the process finds it."""
@@ -76,8 +86,8 @@ class Request:
 
 
 @dataclass(frozen=True)
-class _Model:
-    """A model opened: `walk` runs single stages, `episodes` opens the same for many episodes at once."""
+class Opened:
+    """A model as the walk takes it; `stages` runs single stages, an `EpisodeScorer` of it many episodes at once."""
 
     stages: Any  # a Model or a CheckpointScorer
     engine: str
@@ -85,14 +95,16 @@ class _Model:
     rules: LabelRules
 
 
-def stage_file(folder: Path, stage: Stage) -> Path:
-    """Where a process leaves the results of a stage."""
-    return folder / f"{stage}.npz"
+def write_results(folder: Path, step: str, **arrays: NDArray[Any]) -> None:
+    """Leave what a step gave, under another name first: a process that crashes leaves no half of it."""
+    partial = folder / f"{step}.partial.npz"
+    np.savez(partial, **arrays)  # type: ignore[arg-type]  # its keyword arguments are arrays, not only allow_pickle
+    partial.rename(folder / f"{step}.npz")
 
 
-def read_stage(folder: Path, stage: Stage) -> dict[str, NDArray[Any]] | None:
-    """What a process left of a stage; None where it did not come so far."""
-    path = stage_file(folder, stage)
+def read_results(folder: Path, step: str) -> dict[str, NDArray[Any]] | None:
+    """What `write_results` left of a step; None where the process did not come so far."""
+    path = folder / f"{step}.npz"
     if not path.exists():
         return None
     with np.load(path, allow_pickle=False) as arrays:
@@ -101,37 +113,60 @@ def read_stage(folder: Path, stage: Stage) -> dict[str, NDArray[Any]] | None:
 
 def read_answers(folder: Path) -> Answers | None:
     """A process's answers to the episodes, or None."""
-    path = folder / ANSWERS
-    if not path.exists():
+    data = read_results(folder, EPISODES)
+    if data is None:
         return None
-    with np.load(path, allow_pickle=False) as data:
-        names = tuple(data["names"].tolist())
-        return Answers(names, data["classes"], data["query"], data["predicted"], int(data["shot"]), {}, 0.0)
+    names = tuple(data["names"].tolist())
+    return Answers(names, data["classes"], data["query"], data["predicted"], int(data["shot"]), {}, 0.0)
 
 
-class _Walk:
-    """One engine's way through the stages; the reference's results, where there are any, are the other inputs."""
+class Walk:
+    """One side's way through the stages; the reference's results, where there are any, are the other inputs.
 
-    def __init__(self, folder: Path, request: Request) -> None:
+    Args:
+        folder: Takes the results.
+        request: What to walk.
+        opened: The model, where this process has it already.
+    """
+
+    def __init__(self, folder: Path, request: Request, opened: Opened | None = None) -> None:
         self._folder = folder
         self._request = request
+        self._opened = opened
         self._reference = None if request.reference is None else Path(request.reference)
 
     def run(self) -> None:
-        model = self._open()
+        """Walk.
+
+        Raises:
+            M2dfError: A stage fails.
+        """
+        model = self._opened or self._open()
         info = {"engine": model.engine, "clip": model.spec.model_dump(mode="json")}
         (self._folder / INFO).write_text(json.dumps(info), encoding="utf-8")
-        decoded, pixels, kept = self._read(model.spec)
-        self._save("decode", digests=np.array(decoded), names=np.array([name for _, name, _ in kept]))
-        digests = np.array([hashlib.sha256(clip.tobytes()).hexdigest() for clip in pixels])
-        # Pixels are large: only the reference's are needed as inputs.
-        self._save("pixels", digests=digests, **({} if self._reference else {"chain": np.stack(pixels)}))
-        labels = [label for label, _, _ in kept]
-        features, prompts = self._stages(model, np.stack(pixels), labels)
+        if self._request.clips:
+            pixels, labels = self._pixels(model.spec)
+            features, prompts = self._stages(model, pixels, labels)
+        if self._request.fresh:
+            self._alone(model)
         if self._request.episodes:
             self._episodes(model, features, prompts, labels)
 
-    def _open(self) -> _Model:
+    def _pixels(self, spec: ClipSpec) -> tuple[NDArray[np.uint8], list[str]]:
+        """Pixels [M, T, S, S, 3] and classes of the clips that could be read."""
+        if self._request.fresh:
+            given = read_results(self._reference or self._folder, "pixels")
+            assert given is not None  # the exporter wrote them
+            return given["chain"], [label for label, _, _ in self._request.clips]
+        decoded, read, kept = self._read(spec)
+        self._save("decode", digests=np.array(decoded), names=np.array([name for _, name, _ in kept]))
+        digests = np.array([hashlib.sha256(clip.tobytes()).hexdigest() for clip in read])
+        pixels = np.stack(read)
+        # Pixels are large: only the reference's are needed as inputs.
+        self._save("pixels", digests=digests, **({} if self._reference else {"chain": pixels}))
+        return pixels, [label for label, _, _ in kept]
+
+    def _open(self) -> Opened:
         request = self._request
         if request.kind == "checkpoint":
             import torch
@@ -141,10 +176,10 @@ class _Walk:
 
             checkpoint = load_checkpoint(Path(request.path))
             scorer = CheckpointScorer(checkpoint, "cpu")
-            return _Model(scorer, f"PyTorch {torch.__version__}", checkpoint.clip, checkpoint.rules)
+            return Opened(scorer, f"PyTorch {torch.__version__}", checkpoint.clip, checkpoint.rules)
         session = Model(Bundle.open(request.path), backend=request.backend, precision=request.precision)  # type: ignore[arg-type]
         manifest = session.bundle.manifest
-        return _Model(session, session.description, manifest.clip, manifest.text.rules)
+        return Opened(session, session.description, manifest.clip, manifest.text.rules)
 
     def _read(self, spec: ClipSpec) -> tuple[list[str], list[NDArray[np.uint8]], list[tuple[str, str, str]]]:
         """Digests of the decoded frames, the pixels, and the clips that could be read."""
@@ -168,7 +203,7 @@ class _Walk:
             raise InputError("no clip can be read")
         return decoded, pixels, kept
 
-    def _stages(self, model: _Model, pixels: NDArray[np.uint8], labels: list[str]) -> tuple[Float, Float]:
+    def _stages(self, model: Opened, pixels: NDArray[np.uint8], labels: list[str]) -> tuple[Float, Float]:
         """Features [M, T, D] and prompts [C, D] of the engine's own chain; every stage is saved."""
         run = model.stages
         support, query = _roles(labels)
@@ -189,12 +224,25 @@ class _Walk:
         )
         return features, prompts
 
+    def _alone(self, model: Opened) -> None:
+        """Each graph on the inputs that the reference drew, and what a query costs."""
+        run, request = model.stages, self._request
+        if self._reference is None:
+            inputs = drawn_inputs(run, model.rules, model.spec)
+            write_results(self._folder, _INPUTS, **inputs)
+            self._save(ALONE, **graph_outputs(run, inputs))
+            return
+        given = read_results(self._reference, _INPUTS)
+        assert given is not None  # the reference drew them
+        single = Model(run.bundle, backend=request.backend, precision=request.precision, threads=1)  # type: ignore[arg-type]
+        self._save(ALONE, cpu_ms=np.array(cpu_ms(single, given)), **graph_outputs(run, given))
+
     def _scores(self, chain: QueryScores, alone: QueryScores) -> None:
         self._save("selection", chain=chain.selected, alone=alone.selected)
         self._save("distances", chain=chain.distances, alone=alone.distances)
         self._save("scores", chain=chain.logits, alone=alone.logits)
 
-    def _episodes(self, model: _Model, features: Float, prompts: Float, labels: list[str]) -> None:
+    def _episodes(self, model: Opened, features: Float, prompts: Float, labels: list[str]) -> None:
         request = self._request
         scorer: EpisodeScorer = model.stages
         if isinstance(model.stages, Model):
@@ -203,22 +251,15 @@ class _Walk:
         plan = EpisodePlan(request.way, 1, episodes=request.episodes, seed=request.seed)
         answers = episode_answers(scorer, EncodedClips(features, labels, prompts), plan)
         columns = {"classes": answers.classes, "query": answers.query, "predicted": answers.predicted}
-        _write(self._folder / ANSWERS, {"names": np.array(answers.names), "shot": np.array(answers.shot), **columns})
+        self._save(EPISODES, names=np.array(answers.names), shot=np.array(answers.shot), **columns)
 
     def _given(self, stage: Stage, own: NDArray[Any]) -> NDArray[Any]:
         """The reference's output of a stage; its own for the reference itself."""
-        found = None if self._reference is None else read_stage(self._reference, stage)
+        found = None if self._reference is None else read_results(self._reference, stage)
         return own if found is None else found["chain"]
 
-    def _save(self, stage: Stage, **arrays: NDArray[Any]) -> None:
-        _write(stage_file(self._folder, stage), arrays)
-
-
-def _write(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write under another name first: a process that crashes leaves no half of a stage."""
-    partial = path.with_suffix(".partial.npz")
-    np.savez(partial, **arrays)  # type: ignore[arg-type]  # its keyword arguments are arrays, not only allow_pickle
-    partial.rename(path)
+    def _save(self, step: str, **arrays: NDArray[Any]) -> None:
+        write_results(self._folder, step, **arrays)
 
 
 def _roles(labels: list[str]) -> tuple[list[list[int]], list[int]]:
@@ -232,8 +273,8 @@ def _roles(labels: list[str]) -> tuple[list[list[int]], list[int]]:
 
 
 def _encode(run: Any, pixels: NDArray[np.uint8]) -> Float:  # noqa: ANN401 - see `_Model.stages`
-    parts = [run.encode_clips(pixels[first : first + _BATCH]) for first in range(0, len(pixels), _BATCH)]
-    return np.concatenate(parts)
+    """One clip per run, as a query comes: dynamic int8 takes its ranges from all of a run's frames."""
+    return np.concatenate([run.encode_clips(clip[None]) for clip in pixels])
 
 
 def _prototypes(run: Any, features: Float, prompts: Float, support: list[list[int]]) -> Float:  # noqa: ANN401 - too
@@ -244,7 +285,7 @@ def _prototypes(run: Any, features: Float, prompts: Float, support: list[list[in
 
 def main(folder: Path) -> int:
     """Do what the folder's request says; exit codes and error lines are those of the commands."""
-    return guarded(_Walk(folder, Request.read(folder)).run)
+    return guarded(Walk(folder, Request.read(folder)).run)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from m2df_export.check.end_to_end import folder_selection
+from m2df_export.check.alone import smooth_pictures
+from m2df_export.check.episodes import chosen_clips
 from m2df_runtime.errors import ClipError, InputError
 from m2df_runtime.pixels.load import load_clip
 from m2df_runtime.pixels.spec import ClipSpec
@@ -38,7 +39,7 @@ def calibration_frames(spec: ClipSpec, data: Path | None = None) -> NDArray[np.u
     Raises:
         InputError: No clip of the folder can be read.
     """
-    clips = _generated() if data is None else folder_selection(data)
+    clips = _generated() if data is None else chosen_clips(data)
     step = max(1, len(clips) // CLIPS)
     frames: list[NDArray[np.uint8]] = []
     for clip in clips[::step]:
@@ -53,13 +54,6 @@ def calibration_frames(spec: ClipSpec, data: Path | None = None) -> NDArray[np.u
     if not frames:
         raise InputError(f"{data}: no clip to calibrate int8 on can be read")
     return np.concatenate([np.stack(frames), smooth_pictures(np.random.default_rng(_SEED), PICTURES, spec.size)])
-
-
-def smooth_pictures(rng: np.random.Generator, count: int, size: int) -> NDArray[np.uint8]:
-    """Pictures of 4 × 4 random colours with noise, uint8 [N, S, S, 3]: flatter spectra than noise alone."""
-    coarse = rng.integers(0, 256, (count, 4, 4, 3)).astype(np.float32)
-    smooth = coarse.repeat(-(-size // 4), axis=1).repeat(-(-size // 4), axis=2)[:, :size, :size]
-    return np.clip(smooth + rng.normal(0, 20, smooth.shape), 0, 255).astype(np.uint8)
 
 
 def _generated() -> list[LabelledClip]:
