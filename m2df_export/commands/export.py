@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,30 +113,63 @@ Exit codes: 0 done, 1 a comparison failed, 2 bad input, 3 missing engine.
 def cli(context: click.Context, /, **options: Any) -> None:  # noqa: ANN401 - click hands over every option by name
     """Export a model to a bundle: ONNX graphs, tokenizer, manifest and a parity report."""
     if context.invoked_subcommand is None:
-        run(**options)
+        run(Arguments(**options))
 
 
-def run(
-    *,
-    checkpoint: Path | None,
-    model: str | None,
-    pretrained: str | None,
-    head: str | None,
-    out: Path | None,
-    fp16: bool,
-    int8: bool,
-    fp8: bool,
-    only_precision: Precision | None,
-    opset: str,
-    no_verify: bool,
-    data: Path | None,
-    archive: bool,
-    tensorrt: bool,
-    engine: dict[str, Any],
-    repository: Path | None,
-    support: Path | None,
-    as_json: bool,
-) -> None:
+@dataclass(frozen=True)
+class Arguments:
+    """What the command line said; each attribute is the option of that name."""
+
+    checkpoint: Path | None
+    model: str | None
+    pretrained: str | None
+    head: str | None
+    out: Path | None
+    fp16: bool
+    int8: bool
+    fp8: bool
+    only_precision: Precision | None
+    opset: str
+    no_verify: bool
+    data: Path | None
+    archive: bool
+    tensorrt: bool
+    engine: dict[str, Any]
+    repository: Path | None
+    support: Path | None
+    as_json: bool
+
+    def check(self) -> None:
+        """Raise click.UsageError for options that contradict each other."""
+        if self.model and self.checkpoint:
+            raise click.UsageError("--checkpoint and --model exclude each other: a checkpoint brings its model")
+        if not self.model and (self.pretrained or self.head):
+            option = "--pretrained" if self.pretrained else "--head"
+            raise click.UsageError(f"{option} needs --model: the open_clip model it belongs to")
+        if self.no_verify and self.data:
+            raise click.UsageError("--data is what precisions are compared on; it has no use with --no-verify")
+        if self.support and not self.repository:
+            raise click.UsageError("--support is what the bank of --triton is made of; it has no use without")
+
+    def precisions(self) -> tuple[Precision, ...]:
+        """What is asked for; --int8 asks for the calibrated one too where this machine can write it.
+
+        Raises:
+            click.UsageError: FP8 for TensorRT 8.
+            EnvironmentMissing: A precision that is asked for needs a package that is not here.
+        """
+        if self.fp8 and self.opset == OPSETS[0]:
+            raise click.UsageError("--fp8 needs --opset 18 or later: TensorRT 8, which 16 is for, has no FP8 graphs")
+        wanted = (self.only_precision,) if self.only_precision else _precisions(self.fp16, self.int8, self.fp8)
+        missing = nncf_missing() if self.only_precision == "int8-static" else None
+        if "fp8" in wanted:
+            missing = modelopt_missing()
+        if missing is not None:
+            raise missing
+        return wanted
+
+
+def run(arguments: Arguments) -> None:
     """Do the job of m2df-export.
 
     Raises:
@@ -144,23 +178,15 @@ def run(
         EnvironmentMissing: TensorRT engines were insisted on, and this machine cannot build them.
         CheckFailed: A precision is beyond its gates.
     """
-    _check_usage(checkpoint, model, pretrained, head, no_verify, data)
-    if support and not repository:
-        raise click.UsageError("--support is what the bank of --triton is made of; it has no use without")
-    clips = check_inputs(repository, support) if repository else None
-    if fp8 and opset == OPSETS[0]:
-        raise click.UsageError("--fp8 needs --opset 18 or later: TensorRT 8, which 16 is for, has no FP8 graphs")
-    precisions = (only_precision,) if only_precision else _precisions(fp16, int8, fp8)
-    missing = nncf_missing() if only_precision == "int8-static" else None
-    if "fp8" in precisions:
-        missing = modelopt_missing()
-    if missing is not None:
-        raise missing
-    if tensorrt:
+    arguments.check()
+    model, pretrained, repository = arguments.model, arguments.pretrained, arguments.repository
+    clips = check_inputs(repository, arguments.support) if repository else None
+    precisions = arguments.precisions()
+    if arguments.tensorrt:
         engine_precision(precisions)
         require_tensorrt()
-    source_path = None if model else _checkpoint_path(checkpoint)
-    out = out or BUNDLES / _bundle_name(source_path, model, pretrained)
+    source_path = None if model else _checkpoint_path(arguments.checkpoint)
+    out = arguments.out or BUNDLES / _bundle_name(source_path, model, pretrained)
     from m2df_export.bundle import check_target
 
     check_target(out)
@@ -168,15 +194,17 @@ def run(
     loaded = _load(source_path, model, pretrained)
     from m2df_export.pipeline import ExportOptions, export_bundle
 
-    optional = tuple(p for p in precisions if p == "int8-static" and p != only_precision)
-    options = ExportOptions(out, precisions, int(opset), not no_verify, data, archive, optional)
+    optional = tuple(p for p in precisions if p == "int8-static" and p != arguments.only_precision)
+    options = ExportOptions(
+        out, precisions, int(arguments.opset), not arguments.no_verify, arguments.data, arguments.archive, optional
+    )
     with stages("export", options.steps) as advance:
         result = export_bundle(loaded, options, advance)
-    if tensorrt or "fp16" in precisions:
-        after_export(out, engine_precision(precisions), engine, not no_verify, insist=tensorrt)
+    if arguments.tensorrt or "fp16" in precisions:
+        after_export(out, engine_precision(precisions), arguments.engine, options.verify, insist=arguments.tensorrt)
     served = _serve(out, clips, repository) if repository and clips else None
     seconds = time.monotonic() - started
-    if as_json:
+    if arguments.as_json:
         emit_json({**json_record(result, seconds), "triton": triton_record(served) if served else None})
         return
     emit(summary(result, options, seconds))
@@ -188,23 +216,6 @@ def _serve(bundle: Path, support: Path, repository: Path) -> Repository:
     from m2df_runtime.bundle.bundle import Bundle
 
     return publish(Bundle.open(bundle), support, repository)
-
-
-def _check_usage(
-    checkpoint: Path | None,
-    model: str | None,
-    pretrained: str | None,
-    head: str | None,
-    no_verify: bool,
-    data: Path | None,
-) -> None:
-    if model and checkpoint:
-        raise click.UsageError("--checkpoint and --model exclude each other: a checkpoint brings its model")
-    if not model and (pretrained or head):
-        option = "--pretrained" if pretrained else "--head"
-        raise click.UsageError(f"{option} needs --model: the open_clip model it belongs to")
-    if no_verify and data:
-        raise click.UsageError("--data is what precisions are compared on; it has no use with --no-verify")
 
 
 def _checkpoint_path(given: Path | None) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,6 +30,16 @@ Exit codes: 0 done, 2 bad input.
 """
 
 
+@dataclass(frozen=True)
+class Instances:
+    """How the server runs the models; None is what the options' help says."""
+
+    device: Device | None = None
+    precision: Precision | None = None
+    max_batch: int = 16
+    tensorrt: bool = False
+
+
 @click.command("triton", epilog=EPILOG)
 @click.option("--bundle", "path", type=click.Path(path_type=Path), help="Bundle.  [default: newest in bundles/]")
 @click.option("--support", type=click.Path(path_type=Path), metavar="DIR", help="Folder with one sub-folder per class.")
@@ -52,13 +63,10 @@ def triton(
     path: Path | None,
     support: Path | None,
     out: Path,
-    device: Device | None,
-    precision: Precision | None,
-    max_batch: int,
-    tensorrt: bool,
     prompt: str | None,
     labels: Path | None,
     as_json: bool,
+    **instances: Any,  # noqa: ANN401 - click hands over every option by name
 ) -> None:
     """Write a bundle and the bank of a support folder as a model repository of Triton Inference Server."""
     from m2df_runtime.bundle.bundle import Bundle
@@ -68,16 +76,8 @@ def triton(
     support = check_inputs(out, support)
     bundle = Bundle.open(path or newest_bundle())
     texts = read_labels(labels) if labels else {}
-    result = publish(
-        bundle,
-        support,
-        out,
-        device=device,
-        precision=precision,
-        max_batch=max_batch,
-        tensorrt=tensorrt,
-        rules=bundle.manifest.text.rules.over(texts, prompt),
-    )
+    rules = bundle.manifest.text.rules.over(texts, prompt)
+    result = publish(bundle, support, out, Instances(**instances), rules)
     if labels:
         warn_unmatched(labels, texts, result.classes)
     if as_json:
@@ -109,11 +109,7 @@ def publish(
     bundle: Bundle,
     support: Path,
     out: Path,
-    *,
-    device: Device | None = None,
-    precision: Precision | None = None,
-    max_batch: int = 16,
-    tensorrt: bool = False,
+    instances: Instances = Instances(),
     rules: LabelRules | None = None,
 ) -> Repository:
     """Bring the bank of a support folder up to date and write what the repository lacks.
@@ -126,15 +122,15 @@ def publish(
     from m2df_runtime.backends.model import Model, default_precision
     from m2df_runtime.bank.bank import SupportBank
 
-    device = device or ("gpu" if default_precision(bundle, "cuda") == "fp16" else "cpu")
-    precision = precision or default_precision(bundle, "cpu" if device == "cpu" else "cuda")
+    device = instances.device or ("gpu" if default_precision(bundle, "cuda") == "fp16" else "cpu")
+    precision = instances.precision or default_precision(bundle, "cpu" if device == "cpu" else "cuda")
     bundle.graph_file("visual", precision)
     if device == "gpu" and precision in ("int8", "int8-static"):
         raise InputError(f"the {precision} graphs are for CPUs", "use --device cpu, or another --precision")
-    if device == "cpu" and tensorrt:
+    if device == "cpu" and instances.tensorrt:
         raise InputError("TensorRT runs on GPUs", "use --device gpu, or leave out --tensorrt")
     bank = SupportBank.of(Model(bundle), support, rules, progress=progress)
-    return write_repository(out, bundle, bank, Target(device, precision, max_batch, tensorrt))
+    return write_repository(out, bundle, bank, Target(device, precision, instances.max_batch, instances.tensorrt))
 
 
 def json_record(result: Repository) -> dict[str, Any]:
