@@ -19,8 +19,6 @@ from m2df_export.precision.half import tower_to_half
 from m2df_export.precision.optional_packages import MODELOPT, modelopt_missing
 from m2df_runtime.errors import CheckFailed, EnvironmentMissing
 
-OLDEST_OPSET = 18  # modelopt raises it to 19, the first with FP8 types; a graph lowered to 16 stays out
-
 
 def write_fp8(source: Path, target: Path, frames: NDArray[np.uint8]) -> None:
     """Quantise the image tower to FP8 (E4M3) where modelopt does so for TensorRT, and write the rest as fp16.
