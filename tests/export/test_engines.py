@@ -24,7 +24,8 @@ from m2df_export.tensorrt import build as builder
 from m2df_export.tensorrt.build import EngineOptions, build_engines, drop_engine, parse_range
 from m2df_export.tensorrt.parity import EngineParity, check_engines, compare_sessions
 from m2df_runtime.backends.model import Model
-from m2df_runtime.backends.tensorrt.backend import MessageLog, TensorRT, backend
+from m2df_runtime.backends.tensorrt import backend
+from m2df_runtime.backends.tensorrt.backend import MessageLog, TensorRT
 from m2df_runtime.backends.tensorrt.engine_files import (
     EngineIndex,
     EngineUnusable,
