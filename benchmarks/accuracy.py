@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from benchmarks.record import RESULTS, Machine, bundle_hash, write
 from m2df_runtime.backends.model import Model
 from m2df_runtime.bundle.bundle import Bundle
-from m2df_runtime.bundle.labels import read_labels
+from m2df_runtime.bundle.prompt_texts import read_labels
 from m2df_runtime.bundle.shipped import newest_bundle
 from m2df_runtime.commands.console import main_entry, progress
 from m2df_runtime.errors import InputError

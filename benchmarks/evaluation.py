@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks.models import random_model
 from benchmarks.record import Machine, bundle_hash, write
 from m2df_runtime.bundle.bundle import Bundle
-from m2df_runtime.bundle.labels import LabelRules
+from m2df_runtime.bundle.prompt_texts import LabelRules
 from m2df_runtime.bundle.shipped import newest_bundle
 from m2df_runtime.commands.console import main_entry, progress
 from m2df_runtime.errors import InputError

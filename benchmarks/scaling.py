@@ -111,7 +111,7 @@ class Engine:
 
     def start(self) -> Callable[[Point], float]:
         """Open the backend; graphs load when they are first asked for."""
-        from m2df_export.precision.files import file_name
+        from m2df_export.precision.convert import file_name
         from m2df_runtime.backends.onnxruntime import OnnxRuntimeBackend
         from m2df_runtime.backends.openvino import OpenVINOBackend
 
@@ -148,7 +148,7 @@ def export_graphs(model: str, head: HeadName, folder: Path) -> Shapes:
     """Write the image tower, in fp32 and int8, and the head's graphs for every number of frames."""
     from m2df_export.graphs.onnx import export_onnx
     from m2df_export.graphs.specs import graph_specs
-    from m2df_export.precision.files import write_precision
+    from m2df_export.precision.convert import write_precision
     from m2df_train.model.heads import build_head
 
     checkpoint = random_model(model, head)

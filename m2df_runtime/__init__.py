@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from m2df_runtime.backends.model import Model as Model
     from m2df_runtime.backends.model import load as load
     from m2df_runtime.bank.bank import SupportBank as SupportBank
-    from m2df_runtime.bundle.labels import LabelRules as LabelRules
+    from m2df_runtime.bundle.prompt_texts import LabelRules as LabelRules
     from m2df_runtime.clips.source import FrameSource as FrameSource
     from m2df_runtime.errors import CheckFailed as CheckFailed
     from m2df_runtime.errors import ClipError as ClipError

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from m2df_export.check.alone import cpu_ms, drawn_inputs, graph_outputs
+from m2df_export.check.single_graphs import cpu_ms, drawn_inputs, graph_outputs
 from m2df_export.check.stages import ALONE, EPISODES, STAGES, Stage
 from m2df_runtime.backends.model import Model, QueryScores
 from m2df_runtime.bundle.bundle import Bundle
-from m2df_runtime.bundle.labels import LabelRules
+from m2df_runtime.bundle.prompt_texts import LabelRules
 from m2df_runtime.clips.opening import open_source
 from m2df_runtime.clips.sampling import sample_indices
 from m2df_runtime.commands.console import guarded

@@ -14,8 +14,8 @@ from m2df_runtime.errors import InputError
 if TYPE_CHECKING:
     from m2df_export.triton.repository import Repository
     from m2df_runtime.bundle.bundle import Bundle
-    from m2df_runtime.bundle.labels import LabelRules
     from m2df_runtime.bundle.manifest import Precision
+    from m2df_runtime.bundle.prompt_texts import LabelRules
 
 Device = Literal["gpu", "cpu"]
 
@@ -70,7 +70,7 @@ def triton(
 ) -> None:
     """Write a bundle and the bank of a support folder as a model repository of Triton Inference Server."""
     from m2df_runtime.bundle.bundle import Bundle
-    from m2df_runtime.bundle.labels import read_labels, warn_unmatched
+    from m2df_runtime.bundle.prompt_texts import read_labels, warn_unmatched
     from m2df_runtime.bundle.shipped import newest_bundle
 
     support = check_inputs(out, support)

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from m2df_export.check.alone import smooth_pictures
 from m2df_export.check.episodes import chosen_clips
+from m2df_export.check.single_graphs import smooth_pictures
 from m2df_runtime.errors import ClipError, InputError
 from m2df_runtime.pixels.load import load_clip
 from m2df_runtime.pixels.spec import ClipSpec

@@ -15,7 +15,7 @@ from m2df_runtime.backends.arrays import checked
 from m2df_runtime.bank.contents import BankClip, BankContents, embed, encode, keys_of, make_class, read_contents
 from m2df_runtime.bank.folder import SupportClip, clip_stamp
 from m2df_runtime.bank.update import folder_bank
-from m2df_runtime.bundle.labels import LabelRules, class_key
+from m2df_runtime.bundle.prompt_texts import LabelRules, class_key
 from m2df_runtime.clips.folder_entries import natural_key
 from m2df_runtime.errors import ClipError, InputError
 from m2df_runtime.progress import Progress, silent

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 
-from m2df_runtime.bundle.labels import MAX_TEXT
+from m2df_runtime.bundle.prompt_texts import MAX_TEXT
 from m2df_runtime.errors import InputError
 from m2df_runtime.files import atomic_write
 from m2df_runtime.regular_files import open_regular

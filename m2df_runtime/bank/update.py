@@ -34,7 +34,7 @@ from m2df_runtime.user_cache import cache_dir
 if TYPE_CHECKING:
     from m2df_runtime.backends.model import Model
     from m2df_runtime.bundle.bundle import Bundle
-    from m2df_runtime.bundle.labels import LabelRules
+    from m2df_runtime.bundle.prompt_texts import LabelRules
 
 Float = NDArray[np.float32]
 

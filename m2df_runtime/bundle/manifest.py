@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from m2df_runtime.bundle.labels import MAX_TEXT, LabelRules, check_template
+from m2df_runtime.bundle.prompt_texts import MAX_TEXT, LabelRules, check_template
 from m2df_runtime.bundle.signatures import signature_problem
 from m2df_runtime.errors import InputError
 from m2df_runtime.pixels.spec import PIXELS_VERSION, ClipSpec

@@ -153,7 +153,7 @@ def run(options: RunOptions) -> None:
         CheckFailed: Some queries of a batch could not be read.
     """
     from m2df_runtime import Matcher, SupportBank, load
-    from m2df_runtime.bundle.labels import read_labels, warn_unmatched
+    from m2df_runtime.bundle.prompt_texts import read_labels, warn_unmatched
     from m2df_runtime.bundle.shipped import demo_bundle, demo_queries, demo_support
     from m2df_runtime.commands.queries import expand_queries
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from m2df_runtime.clips.sampling import sample_indices
 from m2df_runtime.clips.source import FrameSource, Picture
 from m2df_runtime.pixels.background import background_indices
-from m2df_runtime.pixels.region import motion_boxes
-from m2df_runtime.pixels.resize import NO_DIFFERENCE, Box, fit, padded, scaled
+from m2df_runtime.pixels.motion_box import motion_boxes
+from m2df_runtime.pixels.resize_and_crop import NO_DIFFERENCE, Box, fit, padded, scaled
 from m2df_runtime.pixels.spec import ClipSpec
 from m2df_runtime.pixels.stabilise import Scene, steady_scene
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from m2df_runtime.clips.sampling import sample_indices
 from m2df_runtime.clips.source import FrameSource, Picture, SeenThrough, grey_of, reduced, reduced_size
 from m2df_runtime.pixels.load import load_uncropped
-from m2df_runtime.pixels.resize import centred
+from m2df_runtime.pixels.resize_and_crop import centred
 from m2df_runtime.pixels.spec import ClipSpec
 
 _LONG_SIDE = 640  # of what is kept: 8 frames take 6 MB, those of a 4K clip would take 200

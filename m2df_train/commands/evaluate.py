@@ -170,7 +170,7 @@ class Options:
 
 def run(options: Options) -> None:
     """Encode the clips of every split once, then report on every number of shots."""
-    from m2df_runtime.bundle.labels import read_labels, warn_unmatched
+    from m2df_runtime.bundle.prompt_texts import read_labels, warn_unmatched
     from m2df_train.evaluation.clips import EpisodeOptions
     from m2df_train.evaluation.models import encode_for_all
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from m2df_runtime.clips.sampling import sample_indices
 from m2df_runtime.errors import InputError
 from m2df_runtime.pixels.load import load_clip, load_uncropped
-from m2df_runtime.pixels.resize import centred
+from m2df_runtime.pixels.resize_and_crop import centred
 from m2df_runtime.pixels.spec import ClipSpec
 from m2df_train.data.cache_keys import digest
 from m2df_train.data.clips import LabelledClip

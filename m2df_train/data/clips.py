@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from m2df_runtime.bank.folder import Stamp, clip_stamp, read_support
-from m2df_runtime.bundle.labels import class_key
+from m2df_runtime.bundle.prompt_texts import class_key
 from m2df_runtime.clips.opening import open_source
 from m2df_runtime.clips.source import FrameSource
 from m2df_runtime.errors import InputError

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from m2df_runtime.bundle.labels import LabelRules, class_key, read_labels, warn_unmatched
+from m2df_runtime.bundle.prompt_texts import LabelRules, class_key, read_labels, warn_unmatched
 from m2df_runtime.clips.folder_entries import entries
 from m2df_runtime.clips.listing import list_clips
 from m2df_runtime.errors import InputError

@@ -17,13 +17,13 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from m2df_runtime.bundle.labels import LabelRules
 from m2df_runtime.bundle.manifest import SourceInfo
+from m2df_runtime.bundle.prompt_texts import LabelRules
 from m2df_runtime.errors import CheckFailed, InputError, shortened
 from m2df_runtime.files import sha256_file
 from m2df_train.cache.encoding import encode_prompts
-from m2df_train.importing.official import HeadKeys, is_m2df, read_head_keys
 from m2df_train.importing.official_files import TOWER, OfficialWeights, read_official
+from m2df_train.importing.official_heads import HeadKeys, is_m2df, read_head_keys
 from m2df_train.importing.official_towers import OPENAI_TAG, Tower, joined, text_tower, tower_of
 from m2df_train.model.backbone import Backbone
 from m2df_train.model.checkpoint import Checkpoint

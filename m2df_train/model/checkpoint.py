@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from m2df_runtime.bundle.labels import LabelRules
 from m2df_runtime.bundle.manifest import SourceInfo
+from m2df_runtime.bundle.prompt_texts import LabelRules
 from m2df_runtime.errors import InputError, shortened
 from m2df_runtime.files import atomic_write, sha256_file
 from m2df_runtime.pixels.spec import PIXELS_VERSION, ClipSpec

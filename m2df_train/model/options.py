@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from m2df_train.model.prompts import PromptMode
+from m2df_train.model.prompt_selection import PromptMode
 
 HeadName = Literal["m2df", "clip-fsar", "training-free"]
 Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from m2df_runtime.bundle.labels import check_template
+from m2df_runtime.bundle.prompt_texts import check_template
 from m2df_runtime.errors import InputError
 from m2df_train.model.heads import HEAD_OPTIONS
 from m2df_train.public_benchmarks import BENCHMARKS

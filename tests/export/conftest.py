@@ -76,7 +76,7 @@ def exported(model, once):
     """Folder with all four graphs of one tiny ViT with the M2DF head, in every precision; and their specs."""
     from m2df_export.graphs.onnx import export_onnx
     from m2df_export.graphs.specs import graph_specs
-    from m2df_export.precision.files import write_precision
+    from m2df_export.precision.convert import write_precision
 
     source = model("m2df")
     specs = graph_specs(source.backbone, source.head, source.clip)

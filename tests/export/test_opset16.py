@@ -11,7 +11,7 @@ import torch
 from m2df_export.graphs.onnx import example_inputs, export_onnx
 from m2df_export.graphs.opset16 import lower_to_opset16
 from m2df_export.graphs.specs import graph_specs
-from m2df_export.precision.files import write_precision
+from m2df_export.precision.convert import write_precision
 from m2df_runtime.backends.onnxruntime import OnnxRuntimeBackend
 
 # What libnvonnxparser 8.5.3 imports of what our graphs use (platform notes, section 4).

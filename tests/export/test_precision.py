@@ -6,7 +6,7 @@ import pytest
 
 from m2df_export.check.compare import drift, worst
 from m2df_export.graphs.onnx import example_inputs, export_onnx, signature
-from m2df_export.precision.files import file_name, write_precision
+from m2df_export.precision.convert import file_name, write_precision
 from m2df_runtime.backends.onnxruntime import OnnxRuntimeBackend
 
 GRAPHS = ("visual", "text", "support", "query")

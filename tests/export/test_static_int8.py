@@ -10,13 +10,13 @@ import numpy as np
 import onnx
 import pytest
 
-from m2df_export.check.alone import smooth_pictures
 from m2df_export.check.compare import GATES, Gates
+from m2df_export.check.single_graphs import smooth_pictures
 from m2df_export.graphs.onnx import export_onnx
 from m2df_export.graphs.specs import graph_specs
 from m2df_export.pipeline import ExportOptions, export_bundle
 from m2df_export.precision.calibration import CLIPS, PICTURES, calibration_frames
-from m2df_export.precision.files import write_precision
+from m2df_export.precision.convert import write_precision
 from m2df_export.precision.static_int8 import LEADING, Calibration
 from m2df_runtime.backends.onnxruntime import OnnxRuntimeBackend
 from m2df_runtime.bundle.bundle import Bundle

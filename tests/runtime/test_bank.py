@@ -26,7 +26,7 @@ from m2df_runtime.backends.model import Model
 from m2df_runtime.bank.bank import SupportBank
 from m2df_runtime.bank.update import bank_paths
 from m2df_runtime.bundle.bundle import Bundle
-from m2df_runtime.bundle.labels import LabelRules
+from m2df_runtime.bundle.prompt_texts import LabelRules
 from m2df_runtime.errors import ClipError, InputError
 
 ROOT = Path(__file__).parents[2]

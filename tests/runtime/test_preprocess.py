@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from m2df_runtime.clips.source import ArrayPicture, ArraySource, CroppedSource, Picture, grey_of
 from m2df_runtime.errors import ClipError
 from m2df_runtime.pixels.load import load_clip, load_uncropped, motion_channels, previous_indices
-from m2df_runtime.pixels.resize import centred
+from m2df_runtime.pixels.resize_and_crop import centred
 from m2df_runtime.pixels.spec import ClipSpec
 
 SIZES = [(120, 160), (144, 176), (97, 61), (240, 320), (64, 64), (31, 200), (720, 1280)]

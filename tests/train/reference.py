@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from m2df_train.importing.official import read_head_keys
+from m2df_train.importing.official_heads import read_head_keys
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 GRADIENT = 1e-3  # of the largest reference value of the array, float32

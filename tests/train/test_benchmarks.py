@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from m2df_runtime.bundle.labels import text_from_folder
+from m2df_runtime.bundle.prompt_texts import text_from_folder
 from m2df_runtime.errors import InputError
 from m2df_train.data.split_files import find_split_file
 from m2df_train.public_benchmarks import BENCHMARKS, SPLITS, benchmark

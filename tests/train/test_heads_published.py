@@ -11,7 +11,7 @@ from m2df_train.model.alignment import cosine
 from m2df_train.model.distillation import mutual_distillation
 from m2df_train.model.heads import ClipFsarHead, Episode, M2dfHead, build_head
 from m2df_train.model.options import DistilOptions
-from m2df_train.model.prompts import frame_cosines, topk_frames, topk_score
+from m2df_train.model.prompt_selection import frame_cosines, topk_frames, topk_score
 from m2df_train.recipe.overrides import merged
 from m2df_train.recipe.presets import PresetName, find_preset
 

@@ -11,12 +11,12 @@ from reference import GOLDEN, Reference
 from safetensors.numpy import load_file
 from torch import Tensor
 
-from m2df_train.importing.official import read_head_keys
+from m2df_train.importing.official_heads import read_head_keys
 from m2df_train.model.alignment import cosine
 from m2df_train.model.distillation import mutual_distillation
 from m2df_train.model.heads import Episode, Head, build_head
 from m2df_train.model.options import DistilOptions
-from m2df_train.model.prompts import frame_cosines, topk_frames, topk_score
+from m2df_train.model.prompt_selection import frame_cosines, topk_frames, topk_score
 
 M2DF_FILES = [
     "mdmf_3w2s_q1_shuffled_smallnorm.npz",

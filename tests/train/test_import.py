@@ -454,7 +454,7 @@ def test_an_official_file_runs_in_the_runtime_with_the_official_logits(
 ):
     from m2df_runtime.backends.model import Model
     from m2df_runtime.bundle.bundle import Bundle
-    from m2df_runtime.bundle.labels import LabelRules
+    from m2df_runtime.bundle.prompt_texts import LabelRules
     from m2df_runtime.clips.opening import open_source
     from m2df_runtime.pixels.load import load_clip
     from m2df_train.evaluation.torch_scorer import CheckpointScorer

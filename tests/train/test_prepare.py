@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from tiny_bundle import write_clip
 
-from m2df_runtime.bundle.labels import LabelRules
+from m2df_runtime.bundle.prompt_texts import LabelRules
 from m2df_runtime.errors import InputError
 from m2df_train.data.benchmark_clips import find_clips
 from m2df_train.data.completeness import check_download

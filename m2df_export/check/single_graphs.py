@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from m2df_runtime.bundle.labels import LabelRules
+from m2df_runtime.bundle.prompt_texts import LabelRules
 from m2df_runtime.pixels.spec import ClipSpec
 from m2df_train.evaluation.scorer import Scorer
 

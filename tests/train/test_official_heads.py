@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from m2df_runtime.errors import InputError
-from m2df_train.importing.official import read_head_keys
+from m2df_train.importing.official_heads import read_head_keys
 
 
 def test_official_weights_that_cannot_be_used_are_named():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from m2df_runtime.bundle.labels import LabelRules, read_labels, text_from_folder, warn_unmatched
+from m2df_runtime.bundle.prompt_texts import LabelRules, read_labels, text_from_folder, warn_unmatched
 from m2df_runtime.errors import InputError
 from m2df_train.data.clips import chosen_classes
 

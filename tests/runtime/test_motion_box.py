@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from m2df_runtime.pixels.background import BACKGROUND_FRAMES, background_indices, median_background
-from m2df_runtime.pixels.region import motion_boxes
+from m2df_runtime.pixels.motion_box import motion_boxes
 
 COUNT, HEIGHT, WIDTH = 17, 120, 160
 TIMES = np.arange(COUNT) * 0.1

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from m2df_train.model.prompts import draw, frame_cosines, select_prompts, topk_frames, topk_score
+from m2df_train.model.prompt_selection import draw, frame_cosines, select_prompts, topk_frames, topk_score
 
 
 def test_pps_probabilities_and_draws_by_hand():
