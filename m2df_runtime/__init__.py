@@ -44,7 +44,7 @@ _HOMES = {
     "EnvironmentMissing": "errors",
     "FrameSource": "clips.source",
     "InputError": "errors",
-    "LabelRules": "bundle.labels",
+    "LabelRules": "bundle.prompt_texts",
     "M2dfError": "errors",
     "Matcher": "match.matcher",
     "Model": "backends.model",
