@@ -162,13 +162,14 @@ class SupportBank(BankContents):
                 digest = clip.digest()
             except OSError as error:
                 raise ClipError(path, error.strerror or str(error), "check the path") from None
-            known = classes.setdefault(digest, label)
-            if known != label:
+            known = classes.get(digest)
+            if known is None:
+                new.append(BankClip(clip.name, digest, clip.stamp, encode(path, self.model)))
+                classes[digest] = label
+            elif known != label:
                 raise InputError(f"{path}: the same clip stands in class {known!r}", "teach it as one of the two")
-            if digest in self.clips or any(digest == other.digest for other in new):
+            else:
                 _log.warning("%s: class %r has this clip already, used once", path, label)
-                continue
-            new.append(BankClip(clip.name, digest, clip.stamp, encode(path, self.model)))
         return new
 
     def nearest_clip(self, features: NDArray[np.float32], label: str) -> BankClip:
