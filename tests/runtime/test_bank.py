@@ -18,8 +18,8 @@ from typing import BinaryIO
 
 import numpy as np
 import pytest
+from full_disk import file_size_limit
 from PIL import Image
-from test_files import file_size_limit
 from tiny_bundle import DIM, FRAMES, write_bundle, write_clip
 
 from m2df_runtime.backends.model import Model

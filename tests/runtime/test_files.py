@@ -4,31 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from full_disk import file_size_limit
 
 from m2df_runtime.files import atomic_file, atomic_write, exchange, sweep_dead, temporary_folder
 
 ROOT = Path(__file__).parents[2]
-
-
-@contextmanager
-def file_size_limit(count: int) -> Iterator[None]:
-    """No file may grow beyond so many bytes: writing fails in the middle, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (count, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("size", [10, 100_000])

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-import resource
 import select
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +16,7 @@ import cache_user
 import numpy as np
 import pytest
 from cache_user import LOADER, SPEC, VIEWS, encode, encoder
+from full_disk import file_size_limit
 from numpy.typing import NDArray
 from tiny_bundle import write_clip
 
@@ -266,17 +264,6 @@ def test_more_than_the_bound_stays_in_memory(clips, tmp_path, expected, caplog, 
         (record,) = caplog.records
         assert "cache: these features are more than what is bearable; the others stay" in record.getMessage()
         assert bound - 400 < size_of(tmp_path / "cache") <= bound  # a row takes 132 bytes, a table's head 128
-
-
-@contextmanager
-def file_size_limit(count: int) -> Iterator[None]:
-    """No file may grow beyond so many bytes: writing fails in the middle, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (count, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("limit", [0, 100, 1000])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from full_disk import file_size_limit
 from safetensors.torch import load_file
 from signal_at import signal_at
 from small_runs import tiny_backbone, video_recipe, write_clips, write_model
@@ -244,13 +244,8 @@ def test_a_full_disk_leaves_the_old_files(recipe: Recipe, tmp_path: Path) -> Non
     with pytest.raises(Interrupted):
         run(recipe, folder, StopsAt(4))
     before = {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # what is written beyond that fails, as on a full disk
-    try:
-        with pytest.raises(OSError, match="too large") as error:
-            run(recipe, folder)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with file_size_limit(20_000), pytest.raises(OSError, match="too large") as error:
+        run(recipe, folder)
     assert Path(error.value.filename).parent == folder
     assert {path.name: path.read_bytes() for path in folder.glob("*.safetensors")} == before
     assert not list(folder.glob(".*.m2df-tmp"))
