@@ -23,10 +23,9 @@ from m2df_runtime.backends.model import Model, QueryScores
 from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.prompt_texts import LabelRules
 from m2df_runtime.clips.opening import open_source
-from m2df_runtime.clips.sampling import sample_indices
 from m2df_runtime.commands.console import guarded
 from m2df_runtime.errors import ClipError, InputError
-from m2df_runtime.pixels.load import load_clip
+from m2df_runtime.pixels.load import chosen_frames, load_clip
 from m2df_runtime.pixels.spec import ClipSpec
 from m2df_train.evaluation.bundle_scorer import BundleScorer
 from m2df_train.evaluation.episode_run import Answers, EncodedClips, EpisodePlan, episode_answers
@@ -187,10 +186,7 @@ class Walk:
         for clip in self._request.clips:
             try:
                 source = open_source(Path(clip[2]))
-                chosen = sample_indices(
-                    spec.sampler, source.n_frames, spec.frames, fps=source.fps, times=source.times, rng=None
-                )
-                digest = hashlib.sha256(source.read(chosen).tobytes()).hexdigest()
+                digest = hashlib.sha256(source.read(chosen_frames(source, spec)).tobytes()).hexdigest()
                 loaded = load_clip(source, spec)
             except ClipError:
                 if self._reference is not None:

@@ -164,7 +164,7 @@ class SupportBank(BankContents):
                 raise ClipError(path, error.strerror or str(error), "check the path") from None
             known = classes.get(digest)
             if known is None:
-                new.append(BankClip(clip.name, digest, clip.stamp, encode(path, self.model)))
+                new.append(BankClip(clip.name, digest, clip.stamp, *encode(path, self.model)))
                 classes[digest] = label
             elif known != label:
                 raise InputError(f"{path}: the same clip stands in class {known!r}", "teach it as one of the two")

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,12 +38,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BankClip:
-    """One support clip: `class/clip` name, content hash, stamp, features [T, D]."""
+    """One support clip: `class/clip` name, content hash, stamp, features [T, D], how long it lasts."""
 
     name: str
     digest: str
     stamp: Stamp
     features: Float
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -149,8 +150,8 @@ def read_contents(path: Path, bundle: Bundle) -> BankContents:
         rows = tensors["features"][row : row + len(entry.clips)]
         row += len(entry.clips)
         clips = tuple(
-            BankClip(clip.name, clip.digest, Stamp(clip.size, clip.mtime_ns, clip.ctime_ns, clip.inode), features)
-            for clip, features in zip(entry.clips, rows, strict=True)
+            BankClip(c.name, c.digest, Stamp(c.size, c.mtime_ns, c.ctime_ns, c.inode), features, c.seconds)
+            for c, features in zip(entry.clips, rows, strict=True)
         )
         prompt, prototypes = tensors["prompts"][number], tensors["prototypes"][number]
         classes.append(BankClass(entry.label, entry.text, entry.prompt, prompt, prototypes, clips))
@@ -159,7 +160,7 @@ def read_contents(path: Path, bundle: Bundle) -> BankContents:
 
 
 def _class_entry(entry: BankClass) -> ClassEntry:
-    clips = tuple(ClipEntry(name=c.name, digest=c.digest, **asdict(c.stamp)) for c in entry.clips)
+    clips = tuple(ClipEntry(name=c.name, digest=c.digest, **asdict(c.stamp), seconds=c.seconds) for c in entry.clips)
     return ClassEntry(label=entry.label, text=entry.text, prompt=entry.prompt, clips=clips)
 
 
@@ -170,11 +171,19 @@ def keys_of(bundle: Bundle) -> BankKeys:
     )
 
 
-def encode(path: Path, model: Model) -> Float:
-    """Features [T, D] of a support clip. Raises ClipError where it cannot be read or they are not finite."""
-    frames = load_clip(open_source(path), model.bundle.manifest.clip)
-    features: Float = model.encode_clips(frames[None], [os.fspath(path)])[0]
-    return features
+class Encoded(NamedTuple):
+    """What encoding a clip gives: features [T, D], and how long the clip lasts."""
+
+    features: Float
+    seconds: float
+
+
+def encode(path: Path, model: Model) -> Encoded:
+    """Encode a support clip. Raises ClipError where it cannot be read or its features are not finite."""
+    source = open_source(path)
+    frames = load_clip(source, model.bundle.manifest.clip)
+    seconds = max(round(source.duration, 3), 0.001)  # to the millisecond, as containers keep times
+    return Encoded(model.encode_clips(frames[None], [os.fspath(path)])[0], seconds)
 
 
 def embed(prompts: Iterable[str], model: Model, old: BankContents | None) -> dict[str, Float]:

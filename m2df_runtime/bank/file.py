@@ -24,8 +24,8 @@ from m2df_runtime.errors import InputError
 from m2df_runtime.files import atomic_write
 from m2df_runtime.regular_files import open_regular
 
-BANK_VERSION = 2  # 1 had no change time and inode of clips
-# 60,000 clips, of which each takes about 280 bytes and 14 values. JSON of a million values takes 100 MB at most; 20
+BANK_VERSION = 3  # 1 had no change time and inode of clips, 2 did not say how long they last
+# 55,000 clips, of which each takes about 300 bytes and 16 values. JSON of a million values takes 100 MB at most; 20
 # million lists in 64 MB took 1.9 GB.
 MAX_HEADER_BYTES = 16 << 20
 MAX_HEADER_VALUES = 1_000_000
@@ -58,6 +58,7 @@ class ClipEntry(_Schema):
     mtime_ns: Nanoseconds
     ctime_ns: Nanoseconds
     inode: Count
+    seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class ClassEntry(_Schema):
@@ -89,7 +90,7 @@ class CalibrationEntry(_Schema):
 class BankIndex(_Schema):
     """The JSON part of a bank."""
 
-    version: Literal[2] = 2
+    version: Literal[3] = 3
     keys: BankKeys
     classes: Annotated[tuple[ClassEntry, ...], FailFast()] = Field(min_length=1)
     calibration: CalibrationEntry | None = None
@@ -111,7 +112,7 @@ def write_bank(path: Path, index: BankIndex, tensors: Mapping[str, Float]) -> No
     data = save(arrays, {METADATA_KEY: metadata})
     length = int.from_bytes(data[:8], "little")
     if length > MAX_HEADER_BYTES or _values(data[8 : 8 + length]) > MAX_HEADER_VALUES:
-        raise InputError(f"{path}: a bank holds no more than about 60000 clips")
+        raise InputError(f"{path}: a bank holds no more than about 55000 clips")
     atomic_write(path, data)
 
 

@@ -19,6 +19,7 @@ from m2df_runtime.bank.contents import (
     BankClass,
     BankClip,
     BankContents,
+    Encoded,
     embed,
     encode,
     keys_of,
@@ -60,13 +61,13 @@ def folder_bank(
         _log.warning("%s", warning)
     digests = _digests(support, old)
     distinct = _distinct(support, digests)
-    features = _encoded(distinct, model, old, progress)
+    encoded = _encoded(distinct, model, old, progress)
     total = sum(map(len, support.classes.values()))
-    left_out = total - len(digests) + len(set(distinct.values()) - features.keys())
+    left_out = total - len(digests) + len(set(distinct.values()) - encoded.keys())
     if left_out > 1:  # of one, its own line says it
         _log.warning("%s: %d of %d clips are left out, for the reasons above", folder, left_out, total)
     bank = BankContents(
-        _classes(_by_class(support, distinct, features), folder, model, rules, old), keys_of(model.bundle)
+        _classes(_by_class(support, distinct, encoded), folder, model, rules, old), keys_of(model.bundle)
     )
     if old and old.keys == bank.keys and [c.made_from for c in old.classes] == [c.made_from for c in bank.classes]:
         bank = replace(bank, calibration=old.calibration)
@@ -179,23 +180,24 @@ def _distinct(support: SupportFolder, digests: Mapping[str, str]) -> dict[Suppor
 
 def _encoded(
     clips: Mapping[SupportClip, str], model: Model, old: BankContents | None, progress: Progress
-) -> dict[str, Float]:
-    """Content hash to features; clips that cannot be read are named and left out."""
+) -> dict[str, Encoded]:
+    """Content hash to features and length; clips that cannot be read are named and left out."""
     known = old.clips if old else {}
-    features = {digest: known[digest].features for digest in clips.values() if digest in known}
+    kept = [known[digest] for digest in clips.values() if digest in known]
+    encoded = {clip.digest: Encoded(clip.features, clip.seconds) for clip in kept}
     new = [(clip, digest) for clip, digest in clips.items() if digest not in known]
     with progress("encoding support clips", len(new)) as advance:
         for clip, digest in new:
             try:
-                features[digest] = encode(clip.path, model)
+                encoded[digest] = encode(clip.path, model)
             except ClipError as error:
                 _log.warning("%s; not used", error.message)
             advance(1)
-    return features
+    return encoded
 
 
 def _by_class(
-    support: SupportFolder, digests: Mapping[SupportClip, str], features: Mapping[str, Float]
+    support: SupportFolder, digests: Mapping[SupportClip, str], encoded: Mapping[str, Encoded]
 ) -> dict[str, tuple[BankClip, ...]]:
     """The clips that have features, per class.
 
@@ -204,9 +206,9 @@ def _by_class(
     """
     classes: dict[str, tuple[BankClip, ...]] = {}
     for label, clips in support.classes.items():
-        used = [clip for clip in clips if digests.get(clip) in features]
+        used = [clip for clip in clips if digests.get(clip) in encoded]
         if used:
-            classes[label] = tuple(BankClip(c.name, digests[c], c.stamp, features[digests[c]]) for c in used)
+            classes[label] = tuple(BankClip(c.name, digests[c], c.stamp, *encoded[digests[c]]) for c in used)
         else:
             _log.warning("%s: no readable clip, class left out", support.path / label)
     if not classes:

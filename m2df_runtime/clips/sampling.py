@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-Sampler = Literal["uniform", "segment", "segment_center", "linspace", "dense_clip"]
+Sampler = Literal["uniform", "segment", "segment_center", "linspace", "dense_clip", "grid"]
 
 # CLIP-FSAR's Kinetics loader: one clip of 35 steps per frame at a target rate of 12 frames a second.
 _DENSE_INTERVAL = 35
@@ -20,6 +20,8 @@ _DENSE_RATE = 12.0
 _DENSE_SHORTEST = 40
 # Timestamps of a constant-rate file are rounded to 1 ms in Matroska; a larger wobble is a real variable rate.
 _ROUNDING_SECONDS = 0.002
+# A frame that begins at a moment of the grid, rounded to 1 ms, is on screen at that moment.
+_GRID_ROUNDING = 0.0005
 
 
 def sample_indices(
@@ -29,6 +31,7 @@ def sample_indices(
     *,
     fps: float = 25.0,
     times: NDArray[np.float64] | None = None,
+    duration: float | None = None,
     rng: np.random.Generator | None = None,
 ) -> NDArray[np.int64]:
     """Chooses `frames` of a clip's `n` frames, in order of time.
@@ -39,13 +42,16 @@ def sample_indices(
     * `segment_center`: the middle frame of each segment, the deterministic form of the above.
     * `linspace`: CLIP-M2DF's rule; random ends with `rng`, fixed ends without.
     * `dense_clip`: CLIP-FSAR's rule for Kinetics, by frame rate; random start with `rng`, middle without.
+    * `grid`: the frame on screen at (i + 1/2) / T of the duration. Windows of a recording that begin a multiple of
+      duration / T apart choose the same frames where they overlap.
 
     Args:
         rule: Name of the rule.
         n: Frames in the clip, at least 1.
         frames: How many to choose (T), at least 1. Frames repeat where the clip has fewer.
         fps: Frames per second of the clip; only `dense_clip` reads it.
-        times: Presentation times in seconds, [n]; only `uniform` reads them.
+        times: Presentation times in seconds from the clip's start, [n]; only `uniform` and `grid` read them.
+        duration: Seconds from the clip's start to its end; only `grid` reads it. None takes n / fps.
         rng: Source of randomness of the training form.
 
     Returns:
@@ -60,6 +66,8 @@ def sample_indices(
         raise ValueError(f"cannot sample {frames} of {n} frames: both must be at least 1")
     if rule == "uniform":
         return _uniform(n, frames, times)
+    if rule == "grid":
+        return _grid(n, frames, fps, times, duration)
     if rule == "segment":
         if rng is None:
             raise ValueError("the 'segment' rule is random and needs rng; 'segment_center' is its fixed form")
@@ -80,6 +88,14 @@ def _uniform(n: int, frames: int, times: NDArray[np.float64] | None) -> NDArray[
     duration = span + span / (n - 1)  # the last frame stays on screen for a mean interval
     moments = start + (steps + 0.5) * duration / frames
     return np.clip(np.searchsorted(times, moments, side="right") - 1, 0, n - 1).astype(np.int64)
+
+
+def _grid(
+    n: int, frames: int, fps: float, times: NDArray[np.float64] | None, duration: float | None
+) -> NDArray[np.int64]:
+    moments = (np.arange(frames) + 0.5) * (n / fps if duration is None else duration) / frames
+    shown = np.arange(n) / fps if times is None else times
+    return np.clip(np.searchsorted(shown, moments + _GRID_ROUNDING, side="right") - 1, 0, n - 1).astype(np.int64)
 
 
 def _constant_rate(times: NDArray[np.float64]) -> bool:

@@ -46,7 +46,8 @@ class FrameSource(ABC):
     Attributes:
         name: What messages call the clip.
         n_frames: Frames in the clip, at least 1.
-        times: Presentation times in seconds from the first frame, float64 [n], ascending.
+        times: Presentation times in seconds from the clip's start, float64 [n], ascending; the first is 0 except in a
+            window of a recording, which may begin between two frames.
         fps: Mean frames per second.
 
     Example:
@@ -65,6 +66,11 @@ class FrameSource(ABC):
     n_frames: int
     times: NDArray[np.float64]
     fps: float
+
+    @property
+    def duration(self) -> float:
+        """Seconds from the clip's start to its end: the last frame is on screen for a mean frame time."""
+        return float(self.n_frames / self.fps)
 
     @abstractmethod
     def pictures(self, indices: NDArray[np.int64]) -> Iterator[Picture]:
@@ -136,6 +142,11 @@ class SeenThrough(FrameSource):
     def __init__(self, source: FrameSource) -> None:
         self._source = source
         self.name, self.n_frames, self.times, self.fps = source.name, source.n_frames, source.times, source.fps
+
+    @property
+    def duration(self) -> float:
+        """See `FrameSource.duration`."""
+        return self._source.duration
 
 
 class CroppedSource(SeenThrough):

@@ -43,7 +43,7 @@ def load_clip(source: FrameSource, spec: ClipSpec, *, rng: np.random.Generator |
     Raises:
         ClipError: The frames cannot be read.
     """
-    chosen = sample_indices(spec.sampler, source.n_frames, spec.frames, fps=source.fps, times=source.times, rng=rng)
+    chosen = chosen_frames(source, spec, rng=rng)
     different, possible = len(np.unique(chosen)), min(spec.frames, source.n_frames)
     if rng is None and spec.sampler == "uniform" and different < possible:
         _log.warning("%s: its frames are so uneven in time that %d of %d are sampled", source.name, different, possible)
@@ -68,6 +68,19 @@ def load_uncropped(source: FrameSource, spec: ClipSpec, chosen: NDArray[np.int64
         ClipError: The frames cannot be read.
     """
     return _load(source, spec, chosen, scaled)
+
+
+def chosen_frames(source: FrameSource, spec: ClipSpec, *, rng: np.random.Generator | None = None) -> NDArray[np.int64]:
+    """The frames of a clip that a model sees, by the spec's sampler: int64 [T], ascending, some perhaps twice."""
+    return sample_indices(
+        spec.sampler,
+        source.n_frames,
+        spec.frames,
+        fps=source.fps,
+        times=source.times,
+        duration=source.duration,
+        rng=rng,
+    )
 
 
 _Resize = Callable[[NDArray[np.uint8], Box | None, ClipSpec], NDArray[np.uint8]]

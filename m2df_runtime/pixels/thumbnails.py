@@ -7,9 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from m2df_runtime.clips.sampling import sample_indices
 from m2df_runtime.clips.source import FrameSource, Picture, SeenThrough, grey_of, reduced, reduced_size
-from m2df_runtime.pixels.load import load_uncropped
+from m2df_runtime.pixels.load import chosen_frames, load_uncropped
 from m2df_runtime.pixels.resize_and_crop import centred
 from m2df_runtime.pixels.spec import ClipSpec
 
@@ -18,7 +17,7 @@ _LONG_SIDE = 640  # of what is kept: 8 frames take 6 MB, those of a 4K clip woul
 
 def shown_frames(source: FrameSource, look: ClipSpec) -> NDArray[np.uint8]:
     """Frames of a clip to be drawn, uint8 [T, S, S, 3]. Raises ClipError where they cannot be read."""
-    return centred(load_uncropped(source, look, _chosen(source, look)), look.size)
+    return centred(load_uncropped(source, look, chosen_frames(source, look)), look.size)
 
 
 class WatchedClip(SeenThrough):
@@ -31,7 +30,7 @@ class WatchedClip(SeenThrough):
 
     def __init__(self, source: FrameSource, look: ClipSpec) -> None:
         super().__init__(source)
-        self._drawn = set(_chosen(source, look).tolist())
+        self._drawn = set(chosen_frames(source, look).tolist())
         self._kept: dict[int, _SmallPicture] = {}
 
     def pictures(self, indices: NDArray[np.int64]) -> Iterator[Picture]:
@@ -91,10 +90,6 @@ class _WatchedPicture(Picture):
         if long_side is not None:  # a whole grey frame is as large as the frame
             self._kept.greys[long_side] = grey
         return grey
-
-
-def _chosen(source: FrameSource, look: ClipSpec) -> NDArray[np.int64]:
-    return sample_indices(look.sampler, source.n_frames, look.frames, fps=source.fps, times=source.times, rng=None)
 
 
 def _small(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:

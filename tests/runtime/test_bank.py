@@ -96,6 +96,7 @@ def test_first_use_encodes_and_the_second_does_nothing(support_dir: Path, model:
     again = of(support_dir, model)
     assert model.taken() == (0, 0, 0)
     assert only_file(support_dir).stat().st_mtime_ns == written
+    assert {clip.seconds for entry in again.classes for clip in entry.clips} == {12 / 25}
     np.testing.assert_array_equal(again.prototypes, bank.prototypes)
     np.testing.assert_array_equal(again.prompts, bank.prompts)
 
@@ -573,7 +574,7 @@ def edit_bank(path: Path, edit: Callable[[Header, Header], object]) -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda h, i: i.update(version=1), "bank version 1, this m2df reads version 2"),
+        (lambda h, i: i.update(version=1), "bank version 1, this m2df reads version 3"),
         (lambda h, i: i["keys"].update(visual="0" * 64), "another bundle"),
         (lambda h, i: i.update(extra=1), "extra"),
         (lambda h, i: i.update(classes=[]), "classes"),
@@ -591,6 +592,7 @@ def edit_bank(path: Path, edit: Callable[[Header, Header], object]) -> None:
         (lambda h, i: i["classes"][0].update(text="x" * 3000), "at most 2000 characters"),
         (lambda h, i: i["classes"][0].update(label="x" * 300), "at most 255 characters"),
         (lambda h, i: i["classes"][0]["clips"][0].update(size=1 << 70), "size"),
+        (lambda h, i: i["classes"][0]["clips"][0].update(seconds=0), "seconds"),
         (lambda h, i: i["keys"].update(text="x" * 10**6), "keys.text"),
         (lambda h, i: i.update(version="x" * 10**6), "bank version x{20}, this"),
         (lambda h, i: i.pop("sha256"), "not a support bank"),
@@ -638,7 +640,7 @@ def nested(text: bytes) -> bytes:
 
 
 def indexed(**index: object) -> bytes:
-    inner = json.dumps({"sha256": "0", "version": 2, **index})
+    inner = json.dumps({"sha256": "0", "version": 3, **index})
     return nested(json.dumps({"__metadata__": {"m2df": inner}}).encode())
 
 

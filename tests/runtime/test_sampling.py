@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
 from m2df_runtime.clips.sampling import Sampler, sample_indices
 
-RULES: tuple[Sampler, ...] = ("uniform", "segment", "segment_center", "linspace", "dense_clip")
+RULES: tuple[Sampler, ...] = ("uniform", "segment", "segment_center", "linspace", "dense_clip", "grid")
 
 
 @pytest.mark.parametrize(
@@ -97,6 +99,27 @@ def test_uniform_takes_the_frame_on_screen_at_a_variable_rate() -> None:
     duration = 1.9 + 0.19
     expected = [int(np.flatnonzero(times <= (i + 0.5) * duration / 4)[-1]) for i in range(4)]
     assert chosen.tolist() == expected == [2, 7, 9, 9]
+
+
+@pytest.mark.parametrize("rate", [12.0, 25.0, 30000 / 1001, 240.0])
+def test_grid_is_uniform_at_a_constant_rate_and_windows_share_its_frames(rate: float) -> None:
+    times = np.arange(1000) / rate
+    for shown in (times, np.round(times, 3)):
+        assert sample_indices("grid", 1000, 8, fps=rate, times=shown).tolist() == [
+            1000 * (2 * i + 1) // 16 for i in range(8)
+        ]
+        part, step = 2.0, 2.0 / 8
+        seen = []
+        for start in np.arange(4) * 3 * step:
+            inside = np.flatnonzero((shown >= start) & (shown < start + part))
+            chosen = sample_indices("grid", len(inside), 8, times=shown[inside] - start, duration=part)
+            seen.append(inside[chosen].tolist())
+        assert all(before[3:] == after[:-3] for before, after in itertools.pairwise(seen))
+
+
+def test_grid_takes_the_frame_on_screen_in_a_window_with_a_gap() -> None:
+    times = np.asarray([0.3, 0.4, 0.5, 1.6])  # of a window that begins 0.3 s before its first frame
+    assert sample_indices("grid", 4, 4, times=times, duration=2.0).tolist() == [0, 2, 2, 3]
 
 
 def test_refusals_say_what_is_wrong() -> None:
