@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from m2df_runtime.match.matcher import Matcher as Matcher
     from m2df_runtime.match.results import ClassScore as ClassScore
     from m2df_runtime.match.results import Prediction as Prediction
+    from m2df_runtime.stream.events import Event as Event
+    from m2df_runtime.stream.events import EventRules as EventRules
+    from m2df_runtime.stream.stream import Stream as Stream
 
 # Whoever loads ONNX Runtime in this process later: its builds from PyPI write a device's id and a database of
 # events into the user's cache, and try to send them, unless this is set before it loads.
@@ -42,6 +45,8 @@ _HOMES = {
     "ClassScore": "match.results",
     "ClipError": "errors",
     "EnvironmentMissing": "errors",
+    "Event": "stream.events",
+    "EventRules": "stream.events",
     "FrameSource": "clips.source",
     "InputError": "errors",
     "LabelRules": "bundle.prompt_texts",
@@ -49,6 +54,7 @@ _HOMES = {
     "Matcher": "match.matcher",
     "Model": "backends.model",
     "Prediction": "match.results",
+    "Stream": "stream.stream",
     "SupportBank": "bank.bank",
     "load": "backends.model",
 }
@@ -58,6 +64,8 @@ __all__ = [
     "ClassScore",
     "ClipError",
     "EnvironmentMissing",
+    "Event",
+    "EventRules",
     "FrameSource",
     "InputError",
     "LabelRules",
@@ -65,6 +73,7 @@ __all__ = [
     "Matcher",
     "Model",
     "Prediction",
+    "Stream",
     "SupportBank",
     "load",
 ]

@@ -164,10 +164,12 @@ class CroppedSource(SeenThrough):
     def pictures(self, indices: NDArray[np.int64]) -> Iterator[Picture]:
         """See `FrameSource.pictures`. Raises ClipError where the rectangle lies outside the picture."""
         for picture in self._source.pictures(indices):
-            yield _CroppedPicture(picture, self._rectangle, self.name)
+            yield CroppedPicture(picture, self._rectangle, self.name)
 
 
-class _CroppedPicture(Picture):
+class CroppedPicture(Picture):
+    """A picture seen through a rectangle, see `CroppedSource`; `name` is what errors call its clip."""
+
     def __init__(self, picture: Picture, rectangle: Rectangle, name: str) -> None:
         self._picture = picture
         self._rectangle = rectangle
@@ -175,9 +177,11 @@ class _CroppedPicture(Picture):
         self.nbytes = picture.nbytes
 
     def rgb(self) -> NDArray[np.uint8]:
+        """See `Picture.rgb`. Raises ClipError where the rectangle lies outside the picture."""
         return self._cut(self._picture.rgb())
 
     def grey(self, long_side: int | None = None) -> NDArray[np.uint8]:
+        """See `Picture.grey`. Raises as `rgb`."""
         return reduced(self._cut(self._picture.grey()), long_side)
 
     def _cut(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -214,6 +218,21 @@ def reduced_size(width: int, height: int, long_side: int | None) -> tuple[int, i
     """Width and height after a reduction to a long side of at most `long_side` pixels."""
     scale = 1.0 if long_side is None else min(1.0, long_side / max(width, height))
     return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def fitted(frame: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """A frame [h, w, 3] as large as it fits into `size` (width, height), black beside it: uint8 [height, width, 3]."""
+    width, height = size
+    if frame.shape[:2] == (height, width):
+        return frame
+    import cv2
+
+    scale = min(width / frame.shape[1], height / frame.shape[0])
+    inner = (max(1, round(frame.shape[1] * scale)), max(1, round(frame.shape[0] * scale)))
+    shown = np.zeros((height, width, 3), dtype=np.uint8)
+    top, left = (height - inner[1]) // 2, (width - inner[0]) // 2
+    shown[top : top + inner[1], left : left + inner[0]] = cv2.resize(frame, inner, interpolation=cv2.INTER_AREA)
+    return shown
 
 
 def checked_indices(indices: Sequence[int] | NDArray[np.int64], n_frames: int) -> NDArray[np.int64]:

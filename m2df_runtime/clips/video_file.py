@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2df_runtime.clips.limits import check_pixels, max_pixels
-from m2df_runtime.clips.source import DEFAULT_FPS, FrameSource, Picture, reduced_size
+from m2df_runtime.clips.source import DEFAULT_FPS, FrameSource, Picture, fitted, reduced_size
 from m2df_runtime.errors import ClipError, M2dfError, first_line
 
 if TYPE_CHECKING:
@@ -425,7 +425,7 @@ class _VideoPicture(Picture):
     def rgb(self) -> NDArray[np.uint8]:
         with _failures(self._look.path):
             frame = self._converted(*self._look.shown_size(self._frame))
-            return self._fitted(np.ascontiguousarray(self._look.turn(self._frame)(frame)))
+            return fitted(np.ascontiguousarray(self._look.turn(self._frame)(frame)), self._look.size)
 
     def grey(self, long_side: int | None = None) -> NDArray[np.uint8]:
         """See `Picture.grey`: of common formats the brightness that is stored, not converted to colour and back."""
@@ -455,17 +455,3 @@ class _VideoPicture(Picture):
             self._frame, width=width, height=height, format="rgb24", interpolation=_BILINEAR_BITEXACT, threads=1
         )
         return converted.to_ndarray().astype(np.uint8, copy=False)
-
-    def _fitted(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """As large as it fits into the clip's size, black beside it."""
-        width, height = self._look.size
-        if frame.shape[:2] == (height, width):
-            return frame
-        import cv2
-
-        scale = min(width / frame.shape[1], height / frame.shape[0])
-        inner = (max(1, round(frame.shape[1] * scale)), max(1, round(frame.shape[0] * scale)))
-        shown = np.zeros((height, width, 3), dtype=np.uint8)
-        top, left = (height - inner[1]) // 2, (width - inner[0]) // 2
-        shown[top : top + inner[1], left : left + inner[0]] = cv2.resize(frame, inner, interpolation=cv2.INTER_AREA)
-        return shown

@@ -78,13 +78,14 @@ class _TimedPicture(Picture):
 
 @dataclass(frozen=True)
 class _Query:
-    """A clip that was read: pixels [T, S, S, 3], milliseconds that took, frames [T, S', S', 3] to look at."""
+    """A clip that was read: pixels [T, S, S, 3], milliseconds that took, frames [T, S', S', 3] to look at, length."""
 
     name: str
     pixels: NDArray[np.uint8]
     decode: float
     preprocess: float
     frames: NDArray[np.uint8] | None
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -228,6 +229,30 @@ class Matcher:
         answers = iter(self._each_answered(classes, queries) if return_errors else self._answered(classes, queries))
         return [query if isinstance(query, ClipError) else next(answers) for query in read]
 
+    def predict_encoded(self, features: Float, names: Sequence[str]) -> list[Prediction]:
+        """Classify clips whose frames were encoded before, in one run of the query graph.
+
+        Args:
+            features: As `Model.encode_clips` returns them, float32 [B, T, D].
+            names: Of each clip.
+
+        Returns:
+            One answer for each clip, without times of the other stages.
+
+        Raises:
+            InputError: The array has another type or shape.
+            ClipError: The scores of a clip are not finite.
+        """
+        classes = self._classes
+        self.model.prepare("query")
+        start = perf_counter()
+        scores = self.model.match(features, classes.prompts, classes.prototypes, names)
+        each = Timings(0.0, 0.0, 0.0, 1000 * (perf_counter() - start) / len(names))
+        return [
+            Prediction(name, found, self._rejects(classes.bank, found[0]), self.model.backend, each, own)
+            for name, found, own in zip(names, _ranked(scores, classes.bank.labels), features, strict=True)
+        ]
+
     def _read(self, clip: Clip, name: str, roi: Rectangle | None, look: ClipSpec | None) -> _Query:
         """A clip's pixels. `name` is what frames in memory are called."""
         if isinstance(clip, np.ndarray):
@@ -244,7 +269,7 @@ class Matcher:
             decode, loaded = 1000 * source.seconds, 1000 * (perf_counter() - start)
         frames = shown_frames(watched.small, look) if watched and look else None
         named = source.name if isinstance(clip, FrameSource) else os.fspath(clip)
-        return _Query(named, pixels, decode, loaded - decode, frames)
+        return _Query(named, pixels, decode, loaded - decode, frames, source.duration)
 
     def _each_answered(self, classes: _Classes, queries: Sequence[_Query]) -> list[Prediction | ClipError]:
         """Like `_answered`, with the errors of clips whose numbers are not finite; those are not expected."""
@@ -287,6 +312,7 @@ class Matcher:
                 timings=Timings(query.decode, query.preprocess, visual, query_ms),
                 features=own,
                 frames=query.frames,
+                seconds=query.seconds,
             )
             for query, found, own in zip(queries, ranked, kept, strict=True)
         ]

@@ -54,6 +54,7 @@ class Prediction:
         timings: Time per stage.
         features: What was matched, float32 [T, D]; None where that stayed on a GPU.
         frames: Frames to look at, uint8 [T, S, S, 3]; None unless they were asked for.
+        seconds: How long the clip lasts; None of features.
 
     Example:
         >>> import m2df_runtime as m2df
@@ -72,6 +73,7 @@ class Prediction:
     timings: Timings = field(compare=False)
     features: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
     frames: NDArray[np.uint8] | None = field(default=None, compare=False, repr=False)
+    seconds: float | None = field(default=None, compare=False, repr=False)
 
     @property
     def label(self) -> str:

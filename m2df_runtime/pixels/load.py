@@ -20,7 +20,7 @@ from m2df_runtime.pixels.resize_and_crop import NO_DIFFERENCE, Box, fit, padded,
 from m2df_runtime.pixels.spec import ClipSpec
 from m2df_runtime.pixels.stabilise import Scene, steady_scene
 
-_SCENE_SIDE = 320  # motion is found, and motion channels are computed, at no more than this long side
+SCENE_SIDE = 320  # motion is found, and motion channels are computed, at no more than this long side
 _PREVIOUS_SECONDS = 0.08  # two frames at 25 fps
 _TIME_ROUNDING = 0.001  # Matroska rounds time stamps to 1 ms
 # Decoded frames kept until the region is known; beyond it the clip is decoded a second time. 8 frames of 4K are 100 MB.
@@ -103,7 +103,7 @@ def _load_motion_channels(
     still = background_indices(source.n_frames)
     earlier = previous_indices(source.times, chosen)
     wanted = np.unique(np.concatenate([chosen, earlier, still]))
-    grey = np.stack([picture.grey(_SCENE_SIDE) for picture in source.pictures(wanted)])  # [M, h, w]
+    grey = np.stack([picture.grey(SCENE_SIDE) for picture in source.pictures(wanted)])  # [M, h, w]
     at_chosen, at_earlier, at_still = (np.searchsorted(wanted, which) for which in (chosen, earlier, still))
     scene = steady_scene(grey, at_still)
     pictures = motion_channels(scene.frames[at_chosen], scene.frames[at_earlier], scene.background)
@@ -124,7 +124,7 @@ def _load_moving_colour(
     grey: list[NDArray[np.uint8]] = []
     kept: list[Picture] = []
     for place, picture in enumerate(source.pictures(seen)):
-        grey.append(picture.grey(_SCENE_SIDE))
+        grey.append(picture.grey(SCENE_SIDE))
         if len(wanted) * picture.nbytes <= _KEPT_BYTES and place in at_wanted:
             kept.append(picture)
     scene = steady_scene(np.stack(grey), at_still)

@@ -1,0 +1,1 @@
+"""From a recording to what happened when: windows over it, the matcher's answers, events."""

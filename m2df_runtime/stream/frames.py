@@ -1,0 +1,110 @@
+"""What is kept of a recording's frames: as little as any window over them can ask for.
+
+Of a frame that is seen in motion channels alone that is the small grey scene; of one that is seen whole and in colour,
+the scaled picture. Both are what `load_clip` itself would make first, so that a window's pixels are those of a clip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2df_runtime.clips.source import CroppedPicture, Picture, Rectangle, reduced
+from m2df_runtime.pixels.load import SCENE_SIDE
+from m2df_runtime.pixels.resize_and_crop import scaled
+from m2df_runtime.pixels.spec import ClipSpec
+
+_BLOCK = 8  # pixels of the scene whose mean is compared: sensor noise averages away
+_STILL = 4.0  # grey levels by which no block differs where nothing moves; codecs let blocks breathe by 1 to 3
+_APART = 0.3  # seconds between two frames that are compared: somebody slow has moved by then
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """A frame of a recording.
+
+    Attributes:
+        number: Its place in the recording.
+        time: Seconds of the recording.
+        picture: What is kept of it.
+        moved: Whether something moved shortly before it.
+    """
+
+    number: int
+    time: float
+    picture: Picture
+    moved: bool
+
+
+def kept_frames(
+    frames: Iterable[tuple[float, Picture]], spec: ClipSpec, name: str, roi: Rectangle | None
+) -> Generator[Frame]:
+    """Frames with what windows need of them, cut to a rectangle of the upright picture first.
+
+    Raises:
+        ClipError: The rectangle lies outside of the picture, or a frame cannot be read.
+    """
+    needs_grey = spec.channels != "rgb" or spec.region == "motion"
+    needs_colour = spec.channels != "motion"
+    watch = _MotionWatch()
+    for number, (time, whole) in enumerate(frames):
+        picture = whole if roi is None else CroppedPicture(whole, roi, name)
+        grey = picture.grey(SCENE_SIDE)
+        kept: Picture
+        if needs_grey:
+            kept = _Scene(grey, picture if needs_colour else None)
+        else:
+            kept = _Colour(scaled(picture.rgb(), None, spec))
+        yield Frame(number, time, kept, watch.moved(time, grey))
+
+
+class _Scene(Picture):
+    """The small grey scene, and the picture itself where colours are seen."""
+
+    def __init__(self, grey: NDArray[np.uint8], colour: Picture | None) -> None:
+        self._grey = grey
+        self._colour = colour
+        self.nbytes = grey.nbytes + (colour.nbytes if colour else 0)
+
+    def rgb(self) -> NDArray[np.uint8]:
+        assert self._colour is not None  # asked where the spec has colours
+        return self._colour.rgb()
+
+    def grey(self, long_side: int | None = None) -> NDArray[np.uint8]:
+        return reduced(self._grey, long_side)
+
+
+class _Colour(Picture):
+    """A picture that is scaled already: scaled once more, it stays as it is."""
+
+    def __init__(self, frame: NDArray[np.uint8]) -> None:
+        self._frame = frame
+        self.nbytes = frame.nbytes
+
+    def rgb(self) -> NDArray[np.uint8]:
+        return self._frame
+
+
+class _MotionWatch:
+    """Tells of each frame whether the picture differs from the one a third of a second before."""
+
+    def __init__(self) -> None:
+        self._earlier: tuple[float, NDArray[np.float32]] | None = None
+        self._moved = False
+
+    def moved(self, time: float, grey: NDArray[np.uint8]) -> bool:
+        if self._earlier is not None and time - self._earlier[0] < _APART:
+            return self._moved
+        import cv2
+
+        height, width = (max(1, round(side / _BLOCK)) for side in grey.shape)
+        blocks = cv2.resize(grey, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32)
+        if self._earlier is not None:
+            change = blocks - self._earlier[1]
+            change -= np.median(change)  # of exposure
+            self._moved = bool(np.abs(change).max() > _STILL)
+        self._earlier = (time, blocks)
+        return self._moved

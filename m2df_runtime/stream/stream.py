@@ -1,0 +1,294 @@
+"""A recording as windows, their answers and events: one engine for files and whatever else gives frames in time."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2df_runtime.bank.contents import BankContents
+from m2df_runtime.clips.source import ArraySource, FrameSource, Picture, Rectangle
+from m2df_runtime.errors import InputError, printable
+from m2df_runtime.match.matcher import Matcher
+from m2df_runtime.match.results import Prediction
+from m2df_runtime.pixels.load import chosen_frames
+from m2df_runtime.pixels.resize_and_crop import fit
+from m2df_runtime.pixels.spec import ClipSpec
+from m2df_runtime.stream.events import Event, EventRules, EventTracker, WindowScores
+from m2df_runtime.stream.frames import Frame, kept_frames
+from m2df_runtime.stream.read_ahead import read_ahead
+from m2df_runtime.stream.sources.file import FileFrames
+from m2df_runtime.stream.sources.given import GivenFrames
+from m2df_runtime.stream.sources.timed import RisingTimes, TimedFrames
+from m2df_runtime.stream.windows import Window, cut
+
+Float = NDArray[np.float32]
+Recording = (
+    Path | str | FrameSource | NDArray[np.uint8] | TimedFrames | Iterable[tuple[float, NDArray[np.uint8] | Picture]]
+)
+"""A path, something to read frames from, all frames, or an iterator of times in seconds and frames."""
+
+WINDOW_SECONDS = (1.0, 6.0)  # shortest and longest that is chosen: below, a window holds no action; above, several
+_STRIDES = 4  # of a window, where nothing else is said
+_SAID = 0.01  # of a step of the grid, by which a stride may be rounded without a word
+_SHORTEST = 0.01  # seconds of a stride: a recording has no frame in less
+
+_log = logging.getLogger(__name__)
+
+
+def default_window(bank: BankContents) -> float:
+    """Seconds of a window: the median length of the support clips, between 1 and 6 s."""
+    median = float(np.median([clip.seconds for entry in bank.classes for clip in entry.clips]))
+    return float(np.clip(round(median, 1), *WINDOW_SECONDS))
+
+
+def scores_of(prediction: Prediction, still: bool) -> dict[str, float]:
+    """Scores of classes that mean something when none of them is going on: class to [0, 1].
+
+    That is a class's probability, and 0 for all where nothing moves or the answer is rejected. Probabilities alone
+    only compare the classes: one of them is always the most probable.
+    """
+    accepted = not (still or prediction.rejected)
+    return {score.label: score.probability if accepted else 0.0 for score in prediction.classes}
+
+
+@dataclass(frozen=True)
+class WindowAnswer:
+    """One window and its answer.
+
+    Attributes:
+        start: Its first second.
+        end: The second at which it ends.
+        prediction: The answer to it as to any clip.
+        scores: Class to score in [0, 1], what events are made of; see `scores_of`.
+        still: Whether nothing moves in it.
+    """
+
+    start: float
+    end: float
+    prediction: Prediction
+    scores: dict[str, float]
+    still: bool
+
+    def record(self, topk: int | None = None) -> dict[str, object]:
+        """The object that `m2df-run --windows --json` prints, with the best `topk` classes or all of them."""
+        classes = [{**asdict(one), "score": self.scores[one.label]} for one in self.prediction.classes[:topk]]
+        return {
+            "type": "window",
+            "start": round(self.start, 3),
+            "end": round(self.end, 3),
+            "classes": classes,
+            "rejected": self.prediction.rejected,
+            "still": self.still,
+        }
+
+    def text(self, topk: int | None = None) -> str:
+        """The line that `m2df-run --windows` prints."""
+        shown = ", ".join(f"{one.label} {one.probability:.0%}" for one in self.prediction.classes[:topk])
+        why = "  (nothing moves)" if self.still else "  (unknown)" if self.prediction.rejected else ""
+        return printable(f"{self.start:.2f} to {self.end:.2f} s  {shown}{why}")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One window's answer and the events that it told of; the last has those told by the recording's end alone."""
+
+    answer: WindowAnswer | None
+    events: tuple[Event, ...]
+
+
+@dataclass
+class Counts:
+    """What a pass over a recording took, as it goes on."""
+
+    frames: int = 0
+    windows: int = 0
+    encoded: int = 0
+    events: int = 0
+
+
+class Stream:
+    """What happens in a recording, and when: iterate it for `Event`s.
+
+    Windows of `window` seconds, one every `stride` seconds, are answered by the matcher as clips are; events follow
+    from their scores. Memory does not grow with the recording. Each iteration reads the source from its start.
+
+    Args:
+        matcher: Answers the windows; `Matcher.swap` takes effect between two of them.
+        source: A path (video file, frame folder, pattern or animated picture), all frames (uint8 [n, H, W, 3] RGB, 25
+            a second), a `FrameSource`, or any iterator of pairs of a time in seconds and a frame (uint8 [H, W, 3]).
+        window: Seconds of a window; None takes the median length of the support clips, between 1 and 6 s.
+        stride: Seconds from one window to the next; None takes a quarter of the window. With the sampler `grid` it is
+            rounded to a multiple of the window's T-th part.
+        roi: x, y, width, height in pixels of the upright picture, cut out first.
+        rules: When windows become an event.
+
+    Raises:
+        InputError: A window or stride that is none, or a bank of one class.
+        ClipError: The file cannot be read.
+
+    Example:
+        >>> import m2df_runtime as m2df
+        >>> model = m2df.load()
+        >>> matcher = m2df.Matcher(model, m2df.SupportBank.of(model, "actions"))
+        >>> for event in m2df.Stream(matcher, "clip.mp4", window=1.0):
+        ...     if event.type == "end":
+        ...         print(event.label)
+        clap
+    """
+
+    def __init__(
+        self,
+        matcher: Matcher,
+        source: Recording,
+        *,
+        window: float | None = None,
+        stride: float | None = None,
+        roi: Rectangle | None = None,
+        rules: EventRules | None = None,
+    ) -> None:
+        if len(matcher.bank.labels) < 2:
+            raise InputError(
+                f"the bank has one class ({matcher.bank.labels[0]}), and every window would be it",
+                "teach a second action, or one of what else happens there",
+            )
+        self.matcher = matcher
+        self.rules = rules or EventRules()
+        self.window = default_window(matcher.bank) if window is None else _seconds("window", window)
+        self.stride = self._checked_stride(stride)
+        self.counts = Counts()
+        self._roi = roi
+        self._source = _timed(source)
+
+    @property
+    def name(self) -> str:
+        """What events call the recording."""
+        return self._source.name
+
+    def __iter__(self) -> Iterator[Event]:
+        """The events, each as soon as it is known."""
+        for step in self.steps():
+            yield from step.events
+
+    def windows(self) -> Iterator[WindowAnswer]:
+        """The answer to every window.
+
+        Raises:
+            ClipError: A frame cannot be read, the frames of a window take too much memory, or its features are not
+                finite.
+        """
+        return (step.answer for step in self.steps() if step.answer is not None)
+
+    def steps(self) -> Iterator[Step]:
+        """The answer to every window with the events that it told of. Raises as `windows`."""
+        tracker = EventTracker(self.rules, self.window, self.stride, camera=self.name, began=self._source.began)
+        self.counts = counts = Counts()
+        self.matcher.model.prepare("visual", "query")
+        predict = self._predictor(counts)
+        with closing(self._windows(counts)) as windows:
+            for window in windows:
+                prediction = predict(window)
+                scores = scores_of(prediction, window.still)
+                distances = {score.label: score.distance for score in prediction.classes}
+                counts.windows += 1
+                events = tracker.step(WindowScores(window.start, window.end, scores, distances))
+                counts.events += sum(event.type == "new" for event in events)
+                yield Step(WindowAnswer(window.start, window.end, prediction, scores, window.still), tuple(events))
+        events = tracker.finish()
+        counts.events += sum(event.type == "new" for event in events)
+        yield Step(None, tuple(events))
+
+    @property
+    def _spec(self) -> ClipSpec:
+        return self.matcher.model.bundle.manifest.clip
+
+    def _predictor(self, counts: Counts) -> Callable[[Window], Prediction]:
+        if self._spec.channels == "rgb" and self._spec.region == "full":
+            return _EncodedOnce(self.matcher, counts)
+
+        def predict(window: Window) -> Prediction:
+            counts.encoded += self._spec.frames
+            return self.matcher.predict(window)
+
+        return predict
+
+    def _windows(self, counts: Counts) -> Generator[Window]:
+        kept = kept_frames(RisingTimes(self._source), self._spec, self.name, self._roi)
+        with closing(read_ahead(kept) if self._source.any_thread else kept) as frames:
+            yield from cut(_counted(frames, counts), self.window, self.stride, self.name)
+
+    def _checked_stride(self, stride: float | None) -> float:
+        """Seconds of a stride, on the grid where frames are chosen on one."""
+        asked = self.window / _STRIDES if stride is None else _seconds("stride", stride)
+        if asked > self.window:
+            raise InputError(
+                f"a stride of {asked:g} s is longer than the window of {self.window:g} s",
+                "what happens between two windows would not be looked at",
+            )
+        if self._spec.sampler != "grid":
+            return asked
+        step = self.window / self._spec.frames
+        rounded = max(1, round(asked / step)) * step
+        if stride is not None and abs(rounded - asked) > _SAID * step:
+            _log.warning(
+                "the stride of %g s becomes %g s, a multiple of %g s, to meet the same frames", asked, rounded, step
+            )
+        return rounded
+
+
+class _EncodedOnce:
+    """Answers windows whose frames do not depend on each other: a frame that several windows see is encoded once.
+
+    Its features differ from those of a clip by what an engine's batch changes: nothing or rounding in float graphs;
+    in int8 the range of the values that are encoded together.
+    """
+
+    def __init__(self, matcher: Matcher, counts: Counts) -> None:
+        self._matcher = matcher
+        self._counts = counts
+        self._spec = matcher.model.bundle.manifest.clip
+        self._features: dict[int, Float] = {}  # frame's number to [D]
+
+    def __call__(self, window: Window) -> Prediction:
+        first = window.frames[0].number
+        self._features = {number: kept for number, kept in self._features.items() if number >= first}
+        chosen = [window.frames[index] for index in chosen_frames(window, self._spec).tolist()]
+        new = {frame.number: frame for frame in chosen if frame.number not in self._features}
+        if new:
+            pixels = np.stack([fit(frame.picture.rgb(), None, self._spec) for frame in new.values()])
+            encoded = self._matcher.model.encode_clips(pixels[None], [window.name])[0]  # (n, D)
+            self._features.update(zip(new, encoded, strict=True))
+            self._counts.encoded += len(new)
+        features = np.stack([self._features[frame.number] for frame in chosen])
+        return self._matcher.predict_encoded(features[None], [window.name])[0]
+
+
+def _counted(frames: Iterable[Frame], counts: Counts) -> Iterator[Frame]:
+    for frame in frames:
+        counts.frames += 1
+        yield frame
+
+
+def _seconds(what: str, value: float) -> float:
+    if not _SHORTEST <= value < math.inf:  # not a number, too
+        raise InputError(f"a {what} of {value} s", f"give seconds, at least {_SHORTEST}")
+    return float(value)
+
+
+def _timed(source: Recording) -> TimedFrames:
+    if isinstance(source, TimedFrames):
+        return source
+    if isinstance(source, np.ndarray):
+        return FileFrames(ArraySource(source))
+    if isinstance(source, FrameSource | str | os.PathLike):
+        return FileFrames(source)
+    if isinstance(source, Iterable):
+        return GivenFrames(source)
+    raise InputError(f"a recording is a path, frames or an iterator of times and frames, not {type(source).__name__}")
