@@ -55,7 +55,8 @@ def head_updates(head: str, dim: int, updates: int) -> list[Cost]:
     from m2df_train.cache.encoding import FeaturePool
     from m2df_train.data.episodes import EpisodeSampler
     from m2df_train.model.backbone import load_backbone
-    from m2df_train.model.heads import build_head, head_options
+    from m2df_train.model.heads import build_head
+    from m2df_train.model.options import head_options
     from m2df_train.recipe.sections import TrainStage, TuningRecipe
     from m2df_train.training.episode_source import FeatureEpisodes
     from m2df_train.training.episodic import EpisodicStage

@@ -219,7 +219,7 @@ def _serve(bundle: Path, support: Path, repository: Path) -> Repository:
 
 
 def _checkpoint_path(given: Path | None) -> Path:
-    from m2df_train.model.checkpoint import newest_checkpoint
+    from m2df_train.model.run_folder import newest_checkpoint
 
     path = given or newest_checkpoint()
     if path is None:

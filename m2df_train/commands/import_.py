@@ -53,7 +53,8 @@ def import_command(out: Path | None, as_json: bool, shot: str, **request: Any) -
     folder = _folder(out, request["dataset"])
     with progress("loading PyTorch", 3) as advance:
         from m2df_train.importing.importer import ImportRequest, import_official
-        from m2df_train.model.checkpoint import BEST, save_checkpoint
+        from m2df_train.model.checkpoint import save_checkpoint
+        from m2df_train.model.run_folder import BEST
 
         advance(1)
         checkpoint, report = import_official(ImportRequest(shot=1 if shot == "1" else 5, **request))
@@ -70,10 +71,10 @@ def import_command(out: Path | None, as_json: bool, shot: str, **request: Any) -
 
 def _folder(out: Path | None, dataset: str) -> Path:
     from m2df_runtime.errors import InputError
-    from m2df_train.model.checkpoint import BEST, RUNS
+    from m2df_train.model.run_folder import BEST, RECIPE, RUNS
 
     folder = out or RUNS / f"{time.strftime('%Y%m%d-%H%M%S')}-import-{dataset}"
-    if (folder / BEST).exists() or (folder / "recipe.yaml").exists():
+    if (folder / BEST).exists() or (folder / RECIPE).exists():
         raise InputError(f"{folder}: holds a run already", "name another --out")
     return folder
 

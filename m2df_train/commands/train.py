@@ -71,15 +71,18 @@ class Options:
 def run(options: Options) -> None:
     """Train, and print the result in the main process."""
     from m2df_train.recipe.recipe import load_recipe
-    from m2df_train.training.processes import Processes
-    from m2df_train.training.run_report import lines, measured
-    from m2df_train.training.trainer import train
 
     resolved = load_recipe(options.recipe or ("custom" if options.data else "demo"), _settings(options))
     if options.seed is not None:
         resolved = resolved.model_copy(update={"seed": options.seed})
+    folder = _run_folder(resolved, options.out, options.resume)
+    # PyTorch loads for seconds: what is wrong with the command line has been said before.
+    from m2df_train.training.processes import Processes
+    from m2df_train.training.run_report import lines, measured
+    from m2df_train.training.trainer import train
+
     processes = Processes(resolved.train.precision)
-    folder = processes.same(_run_folder(resolved, options.out, options.resume) if processes.is_main else Path())
+    folder = processes.same(folder)  # its name may hold the time
     result = train(resolved, folder, stages, processes)
     processes.close()
     if result is None:
@@ -104,23 +107,23 @@ def _settings(options: Options) -> tuple[str, ...]:
 
 def _run_folder(recipe: Recipe, out: Path | None, resume: bool) -> Path:
     from m2df_runtime.errors import InputError
-    from m2df_train.model.checkpoint import RUNS
+    from m2df_train.model.run_folder import RECIPE, RUNS
     from m2df_train.recipe.recipe import load_recipe
 
     name = recipe.name.replace("/", "-")
     if resume:
         begun_runs = (p for p in RUNS.glob("*") if re.fullmatch(r"\d{8}-\d{6}-" + re.escape(name), p.name))
         runs = [out] if out else sorted(begun_runs, key=lambda p: p.stat().st_mtime)
-        if not runs or not (runs[-1] / "recipe.yaml").is_file():
+        if not runs or not (runs[-1] / RECIPE).is_file():
             raise InputError(f"{out or RUNS}: no run of recipe {recipe.name} to resume", "leave out --resume")
-        begun = runs[-1] / "recipe.yaml"
+        begun = runs[-1] / RECIPE
         if load_recipe(str(begun)) != recipe:
             raise InputError(
                 f"{runs[-1]}: was begun with another recipe, seed or settings", f"go on with it: --recipe {begun}"
             )
         return runs[-1]
     folder = out or RUNS / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
-    if (folder / "recipe.yaml").exists():
+    if (folder / RECIPE).exists():
         raise InputError(f"{folder}: holds a run already", "add --resume to go on with it, or name another --out")
     return folder
 

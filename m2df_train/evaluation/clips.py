@@ -12,10 +12,10 @@ from m2df_runtime.progress import Progress, silent
 from m2df_train.data.benchmark_clips import find_clips
 from m2df_train.data.clips import LabelledClip, chosen_classes, clip_groups, folder_clips, generated_clips
 from m2df_train.evaluation.episode_run import EpisodePlan
+from m2df_train.model.run_folder import RECIPE
 from m2df_train.public_benchmarks import BenchmarkName, Split, benchmark
 
 SPLIT_NAMES: dict[str, Split] = {"train": "train", "validation": "val", "test": "test"}
-RECIPE = "recipe.yaml"  # what a training run writes beside its checkpoint
 
 _log = logging.getLogger(__name__)
 

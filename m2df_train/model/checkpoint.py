@@ -23,10 +23,9 @@ from m2df_runtime.files import atomic_write, sha256_file
 from m2df_runtime.pixels.spec import PIXELS_VERSION, ClipSpec
 from m2df_train.model.backbone import Backbone, rebuild_backbone
 from m2df_train.model.heads import Head, HeadName, build_head
+from m2df_train.model.run_folder import BEST
 
 HEADER_KEY = "m2df"
-RUNS = Path("runs")
-BEST, LAST = "best.safetensors", "last.safetensors"
 
 
 class _Header(BaseModel):
@@ -127,12 +126,6 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
         sha256_file(file),
         header.pixels_version,
     )
-
-
-def newest_checkpoint(root: Path = RUNS) -> Path | None:
-    """The best checkpoint of the run that wrote one last, or None."""
-    found = sorted(root.glob(f"*/{BEST}"), key=lambda p: p.stat().st_mtime) if root.is_dir() else []
-    return found[-1] if found else None
 
 
 def _parse_header(file: Path, raw: str | None) -> _Header:

@@ -1,14 +1,17 @@
-"""Options of the heads: one frozen model per head, with the papers' values as defaults (method section 9)."""
+"""Options of the heads: one frozen model per head, with the papers' values as defaults (method section 9).
+
+Nothing here needs PyTorch, so that a recipe with a wrong option is refused before it loads.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from m2df_train.model.prompt_selection import PromptMode
-
 HeadName = Literal["m2df", "clip-fsar", "training-free"]
+PromptMode = Literal["sample", "argmax", "expectation", "none"]
 Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -200,3 +203,21 @@ class TrainingFreeOptions(MatchOptions):
 
 
 HeadOptions = M2dfOptions | ClipFsarOptions | TrainingFreeOptions
+
+HEAD_OPTIONS: dict[str, type[HeadOptions]] = {
+    "m2df": M2dfOptions,
+    "clip-fsar": ClipFsarOptions,
+    "training-free": TrainingFreeOptions,
+}
+
+
+def head_options(name: HeadName, values: Mapping[str, Any] | None = None) -> HeadOptions:
+    """Options of the named head from plain values, as a recipe or a manifest holds them.
+
+    Raises:
+        ValueError: Unknown head.
+        pydantic.ValidationError: Unknown or impossible option.
+    """
+    if name not in HEAD_OPTIONS:
+        raise ValueError(f"no head is called {name!r}; there are {', '.join(HEAD_OPTIONS)}")
+    return HEAD_OPTIONS[name].model_validate(dict(values or {}))

@@ -7,14 +7,12 @@ query's frames with every class text of the episode and picks, draws or mixes on
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from m2df_train.model.alignment import COS_EPS, cosine, widen
-
-PromptMode = Literal["sample", "argmax", "expectation", "none"]
+from m2df_train.model.options import PromptMode
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from m2df_runtime.errors import InputError
-from m2df_train.model.heads import HeadName, head_options
+from m2df_train.model.options import HeadName, head_options
 from m2df_train.public_benchmarks import BenchmarkName
 from m2df_train.recipe.overrides import merged
 from m2df_train.recipe.sections import TEST_SHOTS

@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from m2df_runtime.bundle.prompt_texts import check_template
 from m2df_runtime.errors import InputError
-from m2df_train.model.heads import HEAD_OPTIONS
+from m2df_train.model.options import HEAD_OPTIONS
 from m2df_train.public_benchmarks import BENCHMARKS
 from m2df_train.recipe.overrides import merged, nested_problem, override, problems
 from m2df_train.recipe.places import Model, Weights

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from m2df_runtime.clips.sampling import Sampler
 from m2df_runtime.pixels.spec import CLIP_MEAN, CLIP_STD, ClipSpec
-from m2df_train.model.heads import HeadName, head_options
+from m2df_train.model.options import HeadName, head_options
 from m2df_train.public_benchmarks import BenchmarkName
 from m2df_train.recipe.overrides import nested_problems
 from m2df_train.recipe.places import Labels, Place

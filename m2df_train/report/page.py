@@ -17,7 +17,7 @@ from m2df_train.evaluation.clips import EpisodeOptions, SplitClips
 from m2df_train.evaluation.compare import RESAMPLES
 from m2df_train.evaluation.episode_run import Answers
 from m2df_train.evaluation.models import Encoded
-from m2df_train.model.checkpoint import BEST
+from m2df_train.model.run_folder import BEST
 from m2df_train.report.sections import Rival, fill_examples, fill_projection, fill_sweep, training_free_rival
 from m2df_train.report.sweep import EPISODES, Effect
 from m2df_train.report.tables import CONFUSION_CLASSES, ClassRow, differences, facts, shot_tables

@@ -19,8 +19,8 @@ import torch
 
 from m2df_runtime.errors import CheckFailed, EnvironmentMissing
 from m2df_train.interrupt import Interrupted, Stop, stoppable
-from m2df_train.model.checkpoint import BEST, LAST
 from m2df_train.model.heads import Episode
+from m2df_train.model.run_folder import BEST, LAST
 from m2df_train.training.episode_source import EpisodeSource
 from m2df_train.training.gradients import GradientSum
 from m2df_train.training.processes import Processes

@@ -28,8 +28,9 @@ from m2df_train.data.splits import ClipSet, Splits, keep_division, load_splits
 from m2df_train.data.workers import worker_count
 from m2df_train.interrupt import Interrupted, Stop
 from m2df_train.model.backbone import Backbone, load_backbone
-from m2df_train.model.checkpoint import BEST, Checkpoint, load_checkpoint, save_checkpoint
+from m2df_train.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from m2df_train.model.heads import build_head
+from m2df_train.model.run_folder import BEST, RECIPE
 from m2df_train.public_benchmarks import Spelling
 from m2df_train.recipe.places import model_name, weights_name
 from m2df_train.recipe.recipe import Recipe, dump_recipe
@@ -82,7 +83,7 @@ def train(recipe: Recipe, folder: Path, progress: Progress, processes: Processes
 
 def resume_command(folder: Path) -> str:
     """The command line that goes on with a run."""
-    return shlex.join(["m2df-train", "--recipe", str(folder / "recipe.yaml"), "--out", str(folder), "--resume"])
+    return shlex.join(["m2df-train", "--recipe", str(folder / RECIPE), "--out", str(folder), "--resume"])
 
 
 class _Run:
@@ -100,7 +101,7 @@ class _Run:
         backbone.name = model_name(recipe.model)  # as it goes with the weights
         _check_fit(backbone, recipe)
         if processes.is_main:
-            atomic_write(self._folder / "recipe.yaml", dump_recipe(recipe).encode())
+            atomic_write(self._folder / RECIPE, dump_recipe(recipe).encode())
             keep_division(self._splits, self._folder)
         if recipe.contrastive is not None:
             self._contrastive(backbone)

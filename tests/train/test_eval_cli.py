@@ -143,8 +143,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from m2df_runtime.bundle.manifest import SourceInfo
     from m2df_runtime.pixels.spec import ClipSpec
     from m2df_train.model.backbone import load_backbone
-    from m2df_train.model.checkpoint import BEST, Checkpoint, save_checkpoint
+    from m2df_train.model.checkpoint import Checkpoint, save_checkpoint
     from m2df_train.model.heads import build_head
+    from m2df_train.model.run_folder import BEST
     from m2df_train.recipe.recipe import dump_recipe, load_recipe
 
     torch.manual_seed(0)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from m2df_train.model.heads import HEAD_OPTIONS, head_options
+from m2df_train.model.options import HEAD_OPTIONS, head_options
 from m2df_train.recipe.presets import find_preset
 
 ROOT = Path(__file__).parents[2]

@@ -16,7 +16,7 @@ from m2df_runtime.errors import InputError
 from m2df_runtime.pixels.load import load_clip
 from m2df_runtime.pixels.spec import CLIP_MEAN, CLIP_STD, ClipSpec
 from m2df_train.commands import import_ as import_cli
-from m2df_train.model.heads import head_options
+from m2df_train.model.options import head_options
 from m2df_train.public_benchmarks import BENCHMARKS, BenchmarkName
 from m2df_train.recipe.presets import PresetName, find_preset
 from m2df_train.recipe.recipe import Recipe, load_recipe

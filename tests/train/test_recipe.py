@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from m2df_runtime.errors import InputError
-from m2df_train.model.heads import build_head, head_options
+from m2df_train.model.heads import build_head
+from m2df_train.model.options import head_options
 from m2df_train.public_benchmarks import BENCHMARKS
 from m2df_train.recipe.overrides import merged, override
 from m2df_train.recipe.recipe import RECIPES, Recipe, dump_recipe, load_recipe, shipped_recipes

@@ -18,7 +18,8 @@ from m2df_runtime.pixels.spec import ClipSpec
 from m2df_train.commands.evaluate import cli
 from m2df_train.model.backbone import load_backbone
 from m2df_train.model.checkpoint import Checkpoint, save_checkpoint
-from m2df_train.model.heads import build_head, head_options
+from m2df_train.model.heads import build_head
+from m2df_train.model.options import head_options
 from m2df_train.report.attention import fusion_attention
 from m2df_train.report.occlusion import CELLS, occlusion
 from m2df_train.report.sweep import settings

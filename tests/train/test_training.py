@@ -6,6 +6,8 @@ import json
 import math
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -24,8 +26,9 @@ from m2df_train.data.generated import ContrastiveBatches, pool_actions
 from m2df_train.evaluation.torch_scorer import HeadScorer
 from m2df_train.interrupt import Interrupted, Stop
 from m2df_train.model.backbone import Backbone, load_backbone, normalised_pixels
-from m2df_train.model.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint, save_checkpoint
+from m2df_train.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from m2df_train.model.heads import build_head
+from m2df_train.model.run_folder import newest_checkpoint
 from m2df_train.recipe.recipe import Recipe, dump_recipe, load_recipe
 from m2df_train.recipe.sections import Evaluation, TrainStage, TuningRecipe
 from m2df_train.synthetic import split_actions
@@ -35,6 +38,8 @@ from m2df_train.training.episodic import EpisodicStage, Hooks, Update
 from m2df_train.training.processes import Processes
 from m2df_train.training.split_accuracy import accuracies
 from m2df_train.training.tuning import TrainedModel, TunedBackbone
+
+ROOT = Path(__file__).parents[2]
 
 
 def small_recipe(**contrastive: int) -> Recipe:
@@ -331,3 +336,18 @@ def test_misuse_exits_2_with_one_line(tmp_path: Path, run_module, arguments: lis
     assert reason in result.stderr
     assert "Traceback" not in result.stderr
     assert result.stdout == ""
+
+
+def test_a_command_line_is_refused_before_pytorch_loads(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("")
+    code = "import sys; from m2df_train.commands.train import cli; cli.main(sys.argv[1:], standalone_mode=False)"
+    code = f"try:\n    {code}\nexcept Exception as error:\n    print(error, 'torch' in sys.modules)"
+    for arguments, reason in (
+        (("--set", "train.wey=1"), "train.wey"),
+        (("--out", tmp_path), "holds a run already"),
+        (("import", "x.pt", "--dataset", "hmdb51", "--out", tmp_path), "holds a run already"),
+    ):
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        assert reason in done.stdout
+        assert done.stdout.endswith(" False\n")

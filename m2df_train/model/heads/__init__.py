@@ -10,10 +10,16 @@ from m2df_train.model.heads.base import Episode, EpisodeOutput, Head, Losses, Ma
 from m2df_train.model.heads.clip_fsar import ClipFsarHead
 from m2df_train.model.heads.m2df import M2dfHead
 from m2df_train.model.heads.training_free import TrainingFreeHead
-from m2df_train.model.options import ClipFsarOptions, HeadName, HeadOptions, M2dfOptions, TrainingFreeOptions
+from m2df_train.model.options import (
+    ClipFsarOptions,
+    HeadName,
+    HeadOptions,
+    M2dfOptions,
+    TrainingFreeOptions,
+    head_options,
+)
 
 __all__ = [
-    "HEAD_OPTIONS",
     "ClipFsarHead",
     "ClipFsarOptions",
     "Episode",
@@ -29,26 +35,7 @@ __all__ = [
     "TrainingFreeOptions",
     "build_head",
     "deterministic_head",
-    "head_options",
 ]
-
-HEAD_OPTIONS: dict[str, type[HeadOptions]] = {
-    "m2df": M2dfOptions,
-    "clip-fsar": ClipFsarOptions,
-    "training-free": TrainingFreeOptions,
-}
-
-
-def head_options(name: HeadName, values: Mapping[str, Any] | None = None) -> HeadOptions:
-    """Options of the named head from plain values, as a recipe or a manifest holds them.
-
-    Raises:
-        ValueError: Unknown head.
-        pydantic.ValidationError: Unknown or impossible option.
-    """
-    if name not in HEAD_OPTIONS:
-        raise ValueError(f"no head is called {name!r}; there are {', '.join(HEAD_OPTIONS)}")
-    return HEAD_OPTIONS[name].model_validate(dict(values or {}))
 
 
 def build_head(name: HeadName, dim: int, frames: int, options: HeadOptions | Mapping[str, Any] | None = None) -> Head:

@@ -13,9 +13,8 @@ from m2df_train.model.alignment import cosine
 from m2df_train.model.distillation import mutual_distillation
 from m2df_train.model.fusion import FusionEncoder
 from m2df_train.model.heads.base import Episode, EpisodeOutput, Head, Match, class_means, episode_losses
-from m2df_train.model.options import M2dfOptions
+from m2df_train.model.options import M2dfOptions, PromptMode
 from m2df_train.model.prompt_selection import (
-    PromptMode,
     PromptSelection,
     frame_cosines,
     select_prompts,
