@@ -10,9 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -44,20 +42,16 @@ class Batch:
 
 
 class ContrastiveBatches:
-    """Batch `step` holds `clips` clips of each of `classes` actions; a map-style dataset over steps."""
+    """The batch of a step: `clips` clips of each of `classes` actions."""
 
-    def __init__(self, spec: ClipSpec, *, steps: int, classes: int, clips: int, composed: float, seed: int) -> None:
+    def __init__(self, spec: ClipSpec, *, classes: int, clips: int, composed: float, seed: int) -> None:
         self._spec = spec
-        self._steps = steps
         self._classes = classes
         self._clips = clips
         self._composed = composed
         self._seed = seed
 
-    def __len__(self) -> int:
-        return self._steps
-
-    def __getitem__(self, step: int) -> Batch:
+    def __call__(self, step: int) -> Batch:
         rng = np.random.default_rng([self._seed, step])
         actions = self._actions(rng)
         clips = [render(action, self._spec, rng) for action in actions for _ in range(self._clips)]
@@ -120,26 +114,3 @@ def _open_generated(name: str, seed: int) -> SyntheticClip:
 def _own_seed(name: str, number: int) -> int:
     """A seed of this clip alone: clips of two actions made from one seed share performer and scene."""
     return int.from_bytes(hashlib.sha256(f"{name}/{number}".encode()).digest()[:7], "big")
-
-
-def worker_options() -> dict[str, Any]:
-    """Options of a DataLoader that renders: one process beside the trainer, one thread in it.
-
-    Spawned, because a forked child hangs where its parent has used OpenCV's thread pool.
-    """
-    return {
-        "batch_size": None,
-        "num_workers": 1,
-        "prefetch_factor": 4,
-        "multiprocessing_context": "spawn",
-        "worker_init_fn": _single_threaded,
-        "collate_fn": _identity,
-    }
-
-
-def _single_threaded(_: int) -> None:
-    cv2.setNumThreads(1)
-
-
-def _identity(item: Any) -> Any:  # noqa: ANN401 - whatever the dataset gives, unbatched
-    return item

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
@@ -33,7 +33,7 @@ def worker_count() -> int:
     return max(1, min(available_cpus() - 1, _MOST_WORKERS))
 
 
-def ordered_map(function: Callable[[Item], Value], items: Iterable[Item], workers: int) -> Iterator[Value]:
+def ordered_map(function: Callable[[Item], Value], items: Iterable[Item], workers: int) -> Generator[Value, None, None]:
     """`map` in spawned processes, which are sent `function` once; 0 workers run it here.
 
     Processes, because decoders and renderers hold the interpreter's lock for half of their time; spawned, because a

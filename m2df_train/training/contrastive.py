@@ -9,17 +9,18 @@ features asks of the image tower, without and with an alignment of frames.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from m2df_train.data.generated import Batch, ContrastiveBatches, worker_options
-from m2df_train.interrupt import Interrupted, deaf_children, stoppable
+from m2df_train.data.generated import Batch, ContrastiveBatches
+from m2df_train.data.workers import ordered_map
+from m2df_train.interrupt import Interrupted, stoppable
 from m2df_train.model.backbone import Backbone, import_open_clip
 from m2df_train.recipe.sections import Schedule
 from m2df_train.training.batch_augment import PHASES, look_at, vary
@@ -57,9 +58,7 @@ def train_contrastive(
     first = done = int(load_state(state_file, parts).get("done", 0))
     tokenize = import_open_clip().get_tokenizer("ViT-B-32")
     schedule = Schedule(kind="cosine", warmup=stage.warmup)
-    with stoppable() as stop:
-        with deaf_children():
-            batches = iter(_loader(recipe, first))
+    with closing(_batches(recipe, first)) as batches, stoppable() as stop:
         for step, batch in enumerate(batches, start=first):
             if stop.requested:
                 break
@@ -72,8 +71,8 @@ def train_contrastive(
             report(done, {name: value.item() for name, value in losses.items()})
             if done % SAVE_EVERY == 0:
                 save_state(state_file, parts, {"done": done})
-    if done > first:
-        save_state(state_file, parts, {"done": done})
+        if done > first:
+            save_state(state_file, parts, {"done": done})
     if done < stage.steps:
         raise Interrupted(f"stopped after {done} of {stage.steps} steps of the contrastive stage")
     backbone.eval()
@@ -158,15 +157,15 @@ def _groups(module: torch.nn.Module, rate: float, weight_decay: float) -> list[d
     return [{"params": params, "base_rate": rate, "weight_decay": decay} for params, decay in kinds]
 
 
-def _loader(recipe: Recipe, first: int) -> DataLoader[Any]:
+def _batches(recipe: Recipe, first: int) -> Generator[Batch, None, None]:
+    """The batches from step `first` on, rendered ahead in a process beside this one."""
     stage = recipe.contrastive
     assert stage is not None
     batches = ContrastiveBatches(
         recipe.clip.deployed.model_copy(update={"frames": PHASES * stage.frames, "sampler": "segment"}),
-        steps=stage.steps,
         classes=stage.classes,
         clips=stage.clips,
         composed=stage.composed,
         seed=recipe.seed,
     )
-    return DataLoader(batches, sampler=range(first, stage.steps), **worker_options())  # type: ignore[arg-type]
+    return ordered_map(batches, range(first, stage.steps), workers=1)
