@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
+import sys
 
 import pytest
 import torch
+from exports import export, save, take_graphs
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1}  # tracing costs by the layer
 VISION = {
@@ -14,8 +17,12 @@ VISION = {
     "test-rn": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 32},
     "test-convnext": {"image_size": 64, "timm_model_name": "test_convnext", "timm_pool": "", "timm_proj": "linear"},
 }
-FRAMES = 4
-OPTIONS = {"m2df": {"heads": 2, "ffn_dim": 96}, "clip-fsar": {"heads": 2, "ffn_dim": 96}, "training-free": {}}
+FRAMES = 3
+OPTIONS = {
+    "m2df": {"heads": 2, "ffn_dim": 96, "mean_weight": 0.5},
+    "clip-fsar": {"heads": 2, "ffn_dim": 96},
+    "training-free": {"logit_scale": 1 / 0.07},  # CLIP's own, which `pretrained` has
+}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -72,7 +79,24 @@ def model(backbone):
 
 
 @pytest.fixture(scope="session")
-def exported(model, once):
+def first_project(model, once):
+    """A project directory with one CLIP-FSAR run, exported in all precisions with a zip, and what the command printed.
+
+    Read it only; what is traced here, nobody traces again.
+    """
+
+    def write(folder):
+        save(model("clip-fsar"), folder / "runs" / "first")
+        done = export(folder, "--fp16", "--int8", "--zip", "--json")
+        assert done.returncode == 0, done.stderr
+        (folder / "stdout").write_text(done.stdout)
+        (folder / "stderr").write_text(done.stderr)
+
+    return once("project", write)
+
+
+@pytest.fixture(scope="session")
+def exported(model, once, first_project):
     """Folder with all four graphs of one tiny ViT with the M2DF head, in every precision; and their specs."""
     from m2df_export.graphs.onnx import export_onnx
     from m2df_export.graphs.specs import graph_specs
@@ -83,11 +107,51 @@ def exported(model, once):
 
     def write(folder):
         for graph, spec in specs.items():
+            if graph in ("visual", "text"):  # the towers are those of every head
+                for precision in ("", ".fp16", ".int8"):
+                    shutil.copy(first_project / "bundles" / "first" / f"{graph}{precision}.onnx", folder)
+                continue
             export_onnx(spec, folder / f"{graph}.onnx", metadata={"graph": graph, "precision": "fp32"})
             for precision in ("fp16", "int8"):
                 write_precision(folder, graph, precision)
 
     return once("exported", write), specs
+
+
+@pytest.fixture(scope="session")
+def tower_file(model, once, first_project):
+    """The fp32 file of an image tower by its name, from the exporter's opset of choice, and its spec."""
+    from m2df_export.graphs.onnx import export_onnx
+    from m2df_export.graphs.specs import graph_specs
+
+    def get(name, opset=18):
+        source = model("training-free", name)
+        spec = graph_specs(source.backbone, source.head, source.clip)["visual"]
+        if (name, opset) == ("test-vit", 18):
+            return first_project / "bundles" / "first" / "visual.onnx", spec
+        stamp = {"graph": "visual", "precision": "fp32"}
+        folder = once(
+            f"{name}-{opset}", lambda folder: export_onnx(spec, folder / "visual.onnx", opset=opset, metadata=stamp)
+        )
+        return folder / "visual.onnx", spec
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def pretrained(configs, first_project, once):
+    """The bundle of a CLIP that nobody trained, with random weights: its graphs are held to their numbers."""
+    from m2df_export.pipeline import ExportOptions, export_bundle, pretrained_model
+
+    def write(folder):
+        torch.manual_seed(0)  # whose towers are those of `backbone`
+        source = pretrained_model("test-vit", None, frames=FRAMES)
+        with pytest.MonkeyPatch.context() as patch:
+            take_graphs(patch, first_project / "bundles" / "first", "support", "query")
+            result = export_bundle(source, ExportOptions(folder / "free"))
+        assert result.reports["fp32"].episodes is None  # top-1 of random weights is not compared
+
+    return once("pretrained", write) / "free"
 
 
 @pytest.fixture
@@ -99,6 +163,7 @@ def export_here(capsys, monkeypatch):
     def run(cwd, *args):
         monkeypatch.chdir(cwd)
         monkeypatch.delenv("M2DF_DEBUG", raising=False)
+        monkeypatch.setattr(sys, "argv", ["m2df-export", *map(str, args)])
         capsys.readouterr()
         code = guarded(lambda: cli.main([str(arg) for arg in args], "m2df-export", standalone_mode=False))
         return subprocess.CompletedProcess(args, code, *capsys.readouterr())

@@ -6,11 +6,12 @@ import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from exports import ROOT, export, save, take_graphs
+from full_disk import file_size_limit
 from signal_at import signal_at, wait_until_stopped
 
 from m2df_runtime.backends.model import Model
@@ -18,55 +19,13 @@ from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.errors import InputError
 from m2df_runtime.pixels.spec import PIXELS_VERSION
 
-ROOT = Path(__file__).parents[2]
-
-
-def export(cwd, *args, path=ROOT):
-    environment = {**os.environ, "PYTHONPATH": f"{path}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "m2df_export.commands.export", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
-
-
-def _save(checkpoint, folder):
-    from m2df_train.model.checkpoint import save_checkpoint
-
-    folder.mkdir(parents=True)
-    save_checkpoint(folder / "best.safetensors", checkpoint)
-
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory, model, once):
-    """A project directory with one run, exported in all precisions, with a zip; and what the command printed."""
-
-    def write(folder):
-        _save(model("clip-fsar", frames=2), folder / "runs" / "first")
-        done = export(folder, "--fp16", "--int8", "--zip", "--json")
-        assert done.returncode == 0, done.stderr
-        (folder / "stdout").write_text(done.stdout)
-        (folder / "stderr").write_text(done.stderr)
-
+def project(tmp_path_factory, first_project):
+    """A copy of the first project and what the command printed."""
     folder = tmp_path_factory.mktemp("project") / "copy"
-    shutil.copytree(once("project", write), folder)
+    shutil.copytree(first_project, folder)
     return folder, (folder / "stdout").read_text(), (folder / "stderr").read_text()
-
-
-@pytest.fixture
-def traced(project, monkeypatch):
-    """Take fp32 graphs from the project's bundle instead of tracing the same modules again, but those named."""
-    from m2df_export import pipeline
-
-    real = pipeline.export_onnx
-
-    def take(*anew):
-        def export_onnx(spec, path, **options):
-            if spec.name in anew:
-                real(spec, path, **options)
-            else:
-                shutil.copy(project[0] / "bundles" / "first" / f"{spec.name}.onnx", path)
-
-        monkeypatch.setattr(pipeline, "export_onnx", export_onnx)
-
-    return take
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +49,7 @@ def test_engines_that_are_not_built_are_reported(project):
 def test_manifest_describes_the_model(opened, model):
     manifest = opened.manifest
     assert manifest.name == "first"
-    assert (manifest.head.name, manifest.views, manifest.dim, manifest.clip.frames) == ("clip-fsar", 1, 64, 2)
+    assert (manifest.head.name, manifest.views, manifest.dim, manifest.clip.frames) == ("clip-fsar", 1, 64, 3)
     assert manifest.merges_after  # prototype.merge: after, the default
     assert manifest.precisions == ("fp32", "fp16", "int8", "int8-static")
     assert manifest.source.checkpoint_sha256 is not None
@@ -106,9 +65,9 @@ def test_manifest_describes_the_model(opened, model):
     ("precision", "tolerance"), [("fp32", 1e-4), ("fp16", 5e-3), ("int8", 0.15), ("int8-static", 0.15)]
 )
 def test_bundle_runs_as_the_model_does(project, opened, model, precision, tolerance):
-    source = model("clip-fsar", frames=2)
+    source = model("clip-fsar")
     session = Model(opened, backend="cpu", precision=precision)
-    clips = np.random.default_rng(0).integers(0, 256, (3, 2, 32, 32, 3), dtype=np.uint8)
+    clips = np.random.default_rng(0).integers(0, 256, (3, 3, 32, 32, 3), dtype=np.uint8)
     features = session.encode_clips(clips)
     texts = session.encode_texts(["a photo of jump", "a photo of run"])
     prototypes = np.stack([session.prototypes(features[:2], text[None]) for text in texts])
@@ -135,21 +94,23 @@ def test_every_listed_file_is_there_and_nothing_else(project, opened):
             opened.file(file)
 
 
-def test_precision_beyond_its_gate_exits_1_and_leaves_the_old_bundle(project, model, tmp_path, traced, export_here):
-    traced("visual")
+def test_precision_beyond_its_gate_exits_1_and_leaves_the_old_bundle(
+    project, model, tmp_path, monkeypatch, export_here
+):
     bundle = project[0] / "bundles" / "first"
+    take_graphs(monkeypatch, bundle, "text")
     before = (bundle / "manifest.json").read_bytes()
-    source = model("clip-fsar", frames=2)
+    source = model("clip-fsar")
     with torch.no_grad():
-        source.backbone.clip.visual.proj.mul_(1e7)  # features beyond float16
+        source.backbone.clip.text_projection.mul_(1e7)  # embeddings beyond float16
     try:
-        _save(source, tmp_path / "loud")
+        save(source, tmp_path / "loud")
     finally:
         with torch.no_grad():
-            source.backbone.clip.visual.proj.div_(1e7)
+            source.backbone.clip.text_projection.div_(1e7)
     done = export_here(project[0], "--checkpoint", tmp_path / "loud", "--only-precision", "fp16", "--out", bundle)
     assert done.returncode == 1, done.stderr
-    assert "parity failed: fp16 visual graph: cosine" in done.stderr
+    assert "parity failed: fp16 text graph: cosine" in done.stderr
     assert (bundle / "manifest.json").read_bytes() == before
     assert sorted(path.name for path in bundle.parent.iterdir()) == ["first", "first.zip"]
 
@@ -192,14 +153,13 @@ def test_export_that_has_company_and_is_killed_leaves_the_old_bundle(project, tm
 
 
 @pytest.mark.slow
-def test_export_to_a_full_disk_names_the_bundle_and_leaves_the_old_one(project, tmp_path):
-    """Files beyond 100 kB cannot be written in that process, which the graph of the image tower is."""
+def test_export_to_a_full_disk_names_the_bundle_and_leaves_the_old_one(project, monkeypatch, export_here):
+    """Files beyond 100 kB cannot be written, which the graph of the image tower is."""
     bundle = project[0] / "bundles" / "first"
     before = contents(bundle)
-    limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
-    (tmp_path / "sitecustomize.py").write_text(limit)
-    arguments = ("--checkpoint", "runs/first", "--out", "bundles/first", "--no-verify")
-    done = export(project[0], *arguments, path=tmp_path)
+    take_graphs(monkeypatch, bundle)
+    with file_size_limit(100_000):
+        done = export_here(project[0], "--checkpoint", "runs/first", "--out", "bundles/first", "--no-verify")
     assert done.returncode == 2
     *_, line = done.stderr.splitlines()
     assert line == f"error: {bundle}: File too large"
@@ -210,7 +170,7 @@ def test_export_to_a_full_disk_names_the_bundle_and_leaves_the_old_one(project, 
 def test_checkpoint_of_a_head_that_m2df_does_not_have_is_refused_by_name(model, tmp_path):
     from m2df_train.model.checkpoint import load_checkpoint
 
-    _save(model("clip-fsar", frames=2), tmp_path / "run")
+    save(model("clip-fsar"), tmp_path / "run")
     path = tmp_path / "run" / "best.safetensors"
     path.write_bytes(path.read_bytes().replace(b"clip-fsar", b"protonets", 1))
     with pytest.raises(InputError, match=r"best\.safetensors: checkpoint header: head: .*'clip-fsar'"):
@@ -222,10 +182,10 @@ def contents(folder):
 
 
 @pytest.mark.slow
-def test_verify_finds_the_bundle_true_to_its_run(project):
+def test_verify_finds_the_bundle_true_to_its_run(project, export_here):
     """Every precision against PyTorch, on generated clips."""
     arguments = ("bundles/first", "--against", "runs/first", "--backend", "cpu", "--episodes", 20, "--json")
-    done = export(project[0], "verify", *arguments)
+    done = export_here(project[0], "verify", *arguments)
     *results, verdict = map(json.loads, done.stdout.splitlines())
     found = {result["precision"]: {stage["stage"]: stage for stage in result["stages"]} for result in results}
     assert verdict["reference"].startswith("PyTorch")
@@ -241,8 +201,8 @@ def test_verify_finds_the_bundle_true_to_its_run(project):
 
 
 @pytest.mark.slow
-def test_single_unverified_precision_makes_a_small_bundle(project, tmp_path, traced, export_here):
-    traced()
+def test_single_unverified_precision_makes_a_small_bundle(project, tmp_path, monkeypatch, export_here):
+    take_graphs(monkeypatch, project[0] / "bundles" / "first")
     out = tmp_path / "small"
     run = project[0] / "runs" / "first"
     done = export_here(tmp_path, "--checkpoint", run, "--only-precision", "int8", "--no-verify", "--out", out)
@@ -264,17 +224,11 @@ def test_single_unverified_precision_makes_a_small_bundle(project, tmp_path, tra
     assert Model(opened, backend="cpu").encode_texts(["a photo of jump"]).shape == (1, 64)
 
 
-def test_pretrained_model_without_training_exports_in_memory(model, tmp_path):
-    """Random weights: the graphs are held to their numbers, top-1 is not compared."""
-    from m2df_export.pipeline import ExportOptions, export_bundle, pretrained_model
-
-    source = pretrained_model("test-vit", None, frames=2)
-    assert source.head.options.logit_scale == pytest.approx(1 / 0.07, rel=1e-4)
-    result = export_bundle(source, ExportOptions(tmp_path / "free"))
-    assert result.reports["fp32"].episodes is None
-    manifest = Bundle.open(tmp_path / "free").manifest
+def test_pretrained_model_without_training_exports_in_memory(pretrained, backbone):
+    manifest = Bundle.open(pretrained).manifest
     assert manifest.head.name == "training-free"
-    assert manifest.clip.interpolation == source.backbone.interpolation == "bicubic"
+    assert manifest.head.options["logit_scale"] == pytest.approx(1 / 0.07, rel=1e-4)
+    assert manifest.clip.interpolation == backbone("test-vit").interpolation == "bicubic"
     assert manifest.parity["fp32"].passed and manifest.parity["fp32"].top1_agreement is None
 
 

@@ -38,7 +38,7 @@ def lowered(exported, tmp_path_factory):
 
 
 def test_opset_16_is_an_option_of_the_export(model, tmp_path):
-    source = model("clip-fsar")
+    source = model("training-free")
     spec = graph_specs(source.backbone, source.head, source.clip)["support"]
     export_onnx(spec, tmp_path / "support.onnx", opset=16, metadata={})
     proto = onnx.load(tmp_path / "support.onnx")

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import onnx
 import pytest
 
 from m2df_export.check.compare import drift, worst
-from m2df_export.graphs.onnx import example_inputs, export_onnx, signature
+from m2df_export.graphs.onnx import example_inputs, signature
 from m2df_export.precision.convert import file_name, write_precision
 from m2df_runtime.backends.onnxruntime import OnnxRuntimeBackend
 
@@ -103,16 +105,15 @@ def test_int8_embedding_has_a_scale_per_row(exported):
     assert any(list(w.dims) == [49408, 1] for w in weights.values())
 
 
-def test_int8_covers_towers_with_rectangular_projections(model, tmp_path):
-    from m2df_export.graphs.specs import graph_specs
-
-    source = model("training-free", "test-rn")
-    specs = graph_specs(source.backbone, source.head, source.clip)
-    export_onnx(specs["visual"], tmp_path / "visual.onnx", metadata={"precision": "fp32"})
+def test_int8_covers_towers_with_rectangular_projections(tower_file, tmp_path):
+    original, spec = tower_file("test-rn")
+    shutil.copy(original, tmp_path)
     for precision, gate in (("fp16", 0.9995), ("int8", 0.995)):
         path = write_precision(tmp_path, "visual", precision)
-        assert _cosine(tmp_path, specs, "visual", precision) >= gate
-        assert {item.key: item.value for item in onnx.load(path).metadata_props} == {"precision": precision}
+        assert _cosine(tmp_path, {"visual": spec}, "visual", precision) >= gate
+        assert {item.key: item.value for item in onnx.load(path).metadata_props} == {
+            "graph": "visual", "precision": precision
+        }  # fmt: skip
 
 
 def test_values_beyond_half_are_held_at_its_ends(tmp_path):

@@ -9,11 +9,10 @@ from importlib.util import find_spec
 import numpy as np
 import onnx
 import pytest
+from exports import take_graphs
 
 from m2df_export.check.compare import GATES, Gates
 from m2df_export.check.single_graphs import smooth_pictures
-from m2df_export.graphs.onnx import export_onnx
-from m2df_export.graphs.specs import graph_specs
 from m2df_export.pipeline import ExportOptions, export_bundle
 from m2df_export.precision.calibration import CLIPS, PICTURES, calibration_frames
 from m2df_export.precision.convert import write_precision
@@ -27,18 +26,18 @@ needs_nncf = pytest.mark.skipif(find_spec("nncf") is None, reason="needs NNCF: p
 
 
 @pytest.fixture(scope="module")
-def quantised(model, tmp_path_factory):
+def quantised(model, tower_file, once):
     """The image tower of a tiny model in fp32 and calibrated int8, and its preprocessing, by the name of the tower."""
-    made = {}
 
     def make(name):
-        if name not in made:
-            source, folder = model("training-free", name), tmp_path_factory.mktemp(name)
-            spec = graph_specs(source.backbone, source.head, source.clip)["visual"]
-            export_onnx(spec, folder / "visual.onnx", metadata={"graph": "visual", "precision": "fp32"})
-            path = write_precision(folder, "visual", "int8-static", Calibration(calibration_frames(source.clip)))
-            made[name] = folder / "visual.onnx", path, source.clip
-        return made[name]
+        clip = model("training-free", name).clip
+
+        def write(folder):
+            shutil.copy(tower_file(name)[0], folder)
+            write_precision(folder, "visual", "int8-static", Calibration(calibration_frames(clip)))
+
+        folder = once(f"{name}-int8-static", write)
+        return folder / "visual.onnx", folder / "visual.int8-static.onnx", clip
 
     return make
 
@@ -130,7 +129,10 @@ def test_calibration_takes_a_folder_and_leaves_out_what_cannot_be_read(tmp_path)
 
 @needs_nncf
 @pytest.mark.slow
-def test_calibrated_int8_beyond_its_gates_is_left_out_where_it_is_optional(model, tmp_path, monkeypatch, caplog):
+def test_calibrated_int8_beyond_its_gates_is_left_out_where_it_is_optional(
+    model, pretrained, tmp_path, monkeypatch, caplog
+):
+    take_graphs(monkeypatch, pretrained)
     monkeypatch.setitem(GATES, "int8-static", Gates(cosine=1.1))
     source, precisions = model("training-free"), ("fp32", "int8-static")
     export_bundle(source, ExportOptions(tmp_path / "free", precisions, optional=("int8-static",)))

@@ -1,0 +1,55 @@
+"""Whole exports as tests need them: as a process of their own, and without tracing again what was traced before."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import onnx_ir
+import torch
+
+from m2df_export.graphs import specs
+
+ROOT = Path(__file__).parents[2]
+MODULES = {
+    specs.VisualGraph: "visual",
+    specs.TextGraph: "text",
+    specs.SupportGraph: "support",
+    specs.QueryGraph: "query",
+}
+
+
+def save(checkpoint, folder):
+    """Write a checkpoint as a run would leave it."""
+    from m2df_train.model.checkpoint import save_checkpoint
+
+    folder.mkdir(parents=True)
+    save_checkpoint(folder / "best.safetensors", checkpoint)
+
+
+def export(cwd, *args):
+    """Run m2df-export in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "m2df_export.commands.export", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
+
+
+def take_graphs(patch, folder, *anew):
+    """Have graphs come from the fp32 files of a folder, for as long as `patch` lasts: tracing takes 2 to 20 s each.
+
+    Those named are traced, once however often they are asked for. All that follows is the export's own.
+    """
+    trace, made = torch.onnx.export, {}
+
+    def export(module, *args, **options):
+        graph = MODULES[type(module)]
+        if graph not in anew:
+            return SimpleNamespace(model=onnx_ir.load(folder / f"{graph}.onnx"))
+        if graph not in made:
+            made[graph] = trace(module, *args, **options)
+        return made[graph]
+
+    patch.setattr(torch.onnx, "export", export)
