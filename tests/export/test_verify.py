@@ -32,9 +32,18 @@ def good(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def reference(good, tmp_path_factory):
-    """What the shipped model computes on the shipped clips, stage by stage."""
-    options = VerifyOptions(good, against=good, data=demo_support(), episodes=20)
+def clips(tmp_path_factory):
+    """Three of the shipped actions with two clips each."""
+    folder = tmp_path_factory.mktemp("clips")
+    for action in ("clap", "golf_swing", "side_bend"):
+        shutil.copytree(demo_support() / action, folder / action)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference(good, clips, tmp_path_factory):
+    """What the shipped model computes on shipped clips, stage by stage."""
+    options = VerifyOptions(good, against=good, data=clips, episodes=20)
     return run_reference(options, tmp_path_factory.mktemp("reference"))
 
 
@@ -156,21 +165,21 @@ def test_other_preprocessing_and_prompt_are_found_at_their_stages(measured, good
     assert problems["prompts"].startswith("the prompt is 'a video of ")
 
 
-def test_command_prints_a_verdict_and_its_command(run_module, good):
-    arguments = ("verify", good, "--against", demo_bundle(), "--data", demo_support(), "--backend", "cpu")
-    done = run_module("m2df_export.commands.export", *arguments, "--episodes", 20, OMP_NUM_THREADS="1")
+def test_command_prints_a_verdict_and_its_command(export_here, good, clips, tmp_path):
+    arguments = ("verify", good, "--against", demo_bundle(), "--data", clips, "--backend", "cpu")
+    done = export_here(tmp_path, *arguments, "--episodes", 20)
     assert done.returncode == 0, done.stderr
     last = done.stdout.splitlines()[-1]
     assert last.startswith("PASSED in ")
     assert last.endswith(f"s: m2df-export {' '.join(map(str, arguments))} --episodes 20")
 
 
-def test_engine_that_crashes_is_a_result_and_not_the_end(run_module, good, tmp_path):
+def test_engine_that_crashes_is_a_result_and_not_the_end(run_module, good, clips, tmp_path):
     """An engine that kills its process, and one that works after it."""
     fake = "import os, signal\n__version__ = '0'\ndef Core():\n    os.kill(os.getpid(), signal.SIGSEGV)\n"
     (tmp_path / "openvino.py").write_text(fake)
     engines = ("--backend", "openvino", "--backend", "cpu")
-    arguments = ("verify", good, "--data", demo_support(), *engines, "--episodes", 20, "--json")
+    arguments = ("verify", good, "--data", clips, *engines, "--episodes", 20, "--json")
     done = run_module("m2df_export.commands.export", *arguments, PYTHONPATH=str(tmp_path), OMP_NUM_THREADS="1")
     assert done.returncode == 1
     crashed, worked, verdict = map(json.loads, done.stdout.splitlines())
@@ -183,8 +192,8 @@ def test_engine_that_crashes_is_a_result_and_not_the_end(run_module, good, tmp_p
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed")
-def test_engine_that_is_asked_for_and_missing_exits_with_3(run_module, good):
-    arguments = ("verify", good, "--data", demo_support(), "--backend", "tensorrt", "--episodes", 1)
+def test_engine_that_is_asked_for_and_missing_exits_with_3(run_module, good, clips):
+    arguments = ("verify", good, "--data", clips, "--backend", "tensorrt", "--episodes", 1)
     done = run_module("m2df_export.commands.export", *arguments)
     assert done.returncode == 3
     assert "error: TensorRT cannot be used" in done.stderr
