@@ -292,7 +292,15 @@ PYTHON = [block for block in BLOCKS if block.language == "python" and block.page
 RUN = [block for block in [*SHELL, *PYTHON] if block.reason is None]
 
 
-@pytest.mark.parametrize("block", RUN, ids=name)
+def begins_another(block: Block) -> bool:
+    """Whether a longer block that is run begins with the same lines, so that they run there."""
+    return any(other.text.startswith(block.text + "\n") and other.language == block.language for other in RUN)
+
+
+RUN_ONCE = [block for block in RUN if not begins_another(block)]
+
+
+@pytest.mark.parametrize("block", RUN_ONCE, ids=name)
 def test_a_documented_command_runs(block: Block, workspace: Path) -> None:
     environment = {
         **os.environ,
