@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from benchmarks import accuracy
 from benchmarks.descriptors import describe, euclidean, hog, mean_cosine, motion_history, otam
 from m2df_train.synthetic import render_action
 from m2df_train.synthetic.demo_clips import encode_mp4
@@ -51,7 +52,7 @@ def test_copies_of_the_support_clips_are_recognised_by_every_subject(clips: Path
     assert str(clips.parent) not in record["command"]
 
 
-def test_clips_that_are_all_the_same_are_told_apart_by_nobody(clips: Path, tmp_path: Path, run_module) -> None:
+def test_clips_that_are_all_the_same_are_told_apart_by_nobody(clips: Path, tmp_path: Path) -> None:
     for label in ("one", "two"):
         (tmp_path / "data" / label).mkdir(parents=True)
         for number in (1, 2):
@@ -60,11 +61,21 @@ def test_clips_that_are_all_the_same_are_told_apart_by_nobody(clips: Path, tmp_p
     out = tmp_path / "accuracy.json"
     labels = tmp_path / "labels.csv"
     labels.write_text("class,text\none,a person\ntwo,a person\n")
-    done = run_module(
-        "benchmarks.accuracy", "--data", tmp_path / "data", "--way", 2, "--shot", 1, "--episodes", 8, "--out", out,
-        "--labels", labels,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    arguments = (
+        "--data",
+        tmp_path / "data",
+        "--way",
+        2,
+        "--shot",
+        1,
+        "--episodes",
+        8,
+        "--out",
+        out,
+        "--labels",
+        labels,
+    )
+    accuracy.cli.main([*map(str, arguments)], standalone_mode=False)
     subjects = json.loads(out.read_text())["data"]["results"]["2-way 1-shot"]
     assert {values["accuracy"] for values in subjects.values()} == {50.0}
 
