@@ -16,10 +16,19 @@ from m2df_runtime.bundle.shipped import demo_queries, demo_support
 PAGE = Path(__file__).parents[2] / "docs" / "python.md"
 
 
+@pytest.fixture(scope="module")
+def actions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of actions that has been used before, so that its bank lies beside the clips."""
+    folder = tmp_path_factory.mktemp("used") / "actions"
+    shutil.copytree(demo_support(), folder)
+    m2df.SupportBank.of(m2df.load(), folder)
+    return folder
+
+
 @pytest.fixture
-def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def user(actions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where a user works: a folder of actions, a clip to classify, two clips of another action."""
-    shutil.copytree(demo_support(), tmp_path / "actions")
+    shutil.copytree(actions, tmp_path / "actions")
     for name, query in (("clip", "clap"), ("a", "golf_swing"), ("b", "side_bend")):
         shutil.copy(demo_queries() / f"{query}.mp4", tmp_path / f"{name}.mp4")
     monkeypatch.chdir(tmp_path)
