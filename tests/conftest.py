@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -133,5 +134,21 @@ def run_module() -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.run(
             command, input=stdin, capture_output=True, text=True, cwd=cwd, env=environment, check=False
         )
+
+    return run
+
+
+@pytest.fixture
+def run_here(capsys: pytest.CaptureFixture[str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a command in this process, which has PyTorch loaded already: `run_here(cli, "--data", folder)`.
+
+    Exit code, standard output and error are those of the process; what depends on one takes `run_module`.
+    """
+    from m2df_runtime.commands.console import guarded
+
+    def run(command: click.Command, *args: object) -> subprocess.CompletedProcess[str]:
+        words = [str(arg) for arg in args]
+        code = guarded(lambda: command.main(words, standalone_mode=False))
+        return subprocess.CompletedProcess(words, code, *capsys.readouterr())
 
     return run

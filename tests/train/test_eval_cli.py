@@ -14,7 +14,6 @@ from colour_clips import write_colour_clip, write_colour_folder
 from onnx import numpy_helper
 from tiny_bundle import SIZE, write_bundle, write_support
 
-from m2df_runtime.commands.console import guarded
 from m2df_runtime.errors import ClipError
 from m2df_runtime.files import sha256_bytes
 from m2df_train.cache.features import FeatureCache
@@ -34,12 +33,12 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def evaluate(capsys):
+def evaluate(run_here):
     """Run the command in this process; gives exit code, stdout and stderr."""
 
     def run(*args: object) -> tuple[int, str, str]:
-        code = guarded(lambda: cli.main([str(arg) for arg in args], standalone_mode=False))
-        return code, *capsys.readouterr()
+        done = run_here(cli, *args)
+        return done.returncode, done.stdout, done.stderr
 
     return run
 
@@ -163,9 +162,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def test_a_bundle_and_a_checkpoint_side_by_side(colours, tiny_bundle, trained, run_module):
+def test_a_bundle_and_a_checkpoint_side_by_side(colours, tiny_bundle, trained, run_here):
     options = ("--data", colours, "--way", 3, "--episodes", 40, "--query", 2)
-    done = run_module("m2df_train.commands.evaluate", "--compare", trained, tiny_bundle, *options)
+    done = run_here(cli, "--compare", trained, tiny_bundle, *options)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == "3-way 1-shot, 40 episodes, the same for both models"

@@ -11,13 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from reference import Reference
 from safetensors.torch import load_file
 from test_heads_reference import episode_of
 
 from m2df_runtime.errors import InputError
-from m2df_train.commands.import_ import import_command
+from m2df_train.commands.train import cli
 from m2df_train.importing.importer import ImportRequest, benchmark_labels, import_official
 from m2df_train.model.backbone import normalised_pixels, rebuild_backbone
 from m2df_train.model.checkpoint import load_checkpoint
@@ -372,11 +371,11 @@ def test_labels_are_spelled_as_the_repository_spells_them():
     assert [len(benchmark_labels(d, "paper")) for d in ("hmdb51", "ucf101", "kinetics100")] == [51, 101, 100]
 
 
-def test_the_checkpoint_keeps_what_reproduces_the_logits(tmp_path, towers, text_model, head_state, run_module):
+def test_the_checkpoint_keeps_what_reproduces_the_logits(tmp_path, towers, text_model, head_state, run_here):
     path = write(tmp_path / "epoch.pyth", head_state("fsar"), towers["vit"], fsar_file)
     out = tmp_path / "runs" / "mine"
     arguments = ["import", path, "--dataset", "ucf101", "--shot", "5", "--out", out, "--text-model", text_model]
-    result = run_module("m2df_train.commands.train", *arguments, "--set", "prompt=a clip of {}", "--json")
+    result = run_here(cli, *arguments, "--set", "prompt=a clip of {}", "--json")
     assert result.returncode == 0, result.stderr
     record = json.loads(result.stdout)
     assert record == json.loads((out / "import.json").read_text())
@@ -397,18 +396,18 @@ def test_the_checkpoint_keeps_what_reproduces_the_logits(tmp_path, towers, text_
     assert training["data"] == {"hflip": 0.0, "labels": "official"}
     assert training["file_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
-    again = run_module("m2df_train.commands.train", *arguments)
+    again = run_here(cli, *arguments)
     assert again.returncode == 2
     assert "holds a run already" in again.stderr
-    shown = CliRunner().invoke(import_command, [str(a) for a in arguments[1:]] + ["--out", str(tmp_path / "other")])
+    shown = run_here(cli, *arguments, "--out", tmp_path / "other")
     assert "frames: 8, segment_center (the repository draws one at random of each segment)" in shown.stdout
     assert "pixels: squash 256 bilinear, no antialias, crop 32, mean 0.45 0.45 0.45, std 0.225" in shown.stdout
 
 
-def test_the_command_says_what_became_of_the_keys(tmp_path, towers, text_model, head_state, run_module):
+def test_the_command_says_what_became_of_the_keys(tmp_path, towers, text_model, head_state, run_here):
     path = write(tmp_path / "fully_trained.pt", head_state("m2df"), towers["rn"])
     arguments = ["import", path, "--dataset", "kinetics100", "--out", tmp_path / "run", "--text-model", text_model]
-    result = run_module("m2df_train.commands.train", *arguments)
+    result = run_here(cli, *arguments)
     assert result.returncode == 0, result.stderr
     for expected in (
         "official-m2df: head m2df, image tower RN-1-2-1-1-w8-64px",
@@ -434,24 +433,19 @@ def test_the_command_says_what_became_of_the_keys(tmp_path, towers, text_model, 
         (["import", "x.pt", "--dataset", "hmdb51"], "x.pt: no such file"),
     ],
 )
-def test_misuse_exits_2(tmp_path, run_module, arguments, reason):
-    result = run_module("m2df_train.commands.train", *arguments, cwd=tmp_path)
+def test_misuse_exits_2(tmp_path, run_here, monkeypatch, arguments, reason):
+    monkeypatch.chdir(tmp_path)
+    result = run_here(cli, *arguments)
     assert result.returncode == 2
     assert reason in result.stderr
     assert "Traceback" not in result.stderr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("method", "container", "file", "run_name", "array"),
-    [
-        ("m2df", m2df_periodic, "mdmf_5w1s_q5_sorted.npz", "eval_argmax", "dis_logits"),
-        ("fsar", fsar_file, "clipfsar_5w1s_q5_sorted.npz", "eval_merge0_single0", "logits"),
-    ],
-)
 def test_an_official_file_runs_in_the_runtime_with_the_official_logits(
-    shared_dir, tmp_path, towers, text_model, head_state, run_module, method, container, file, run_name, array
+    shared_dir, tmp_path, towers, text_model, head_state, run_here
 ):
+    from m2df_export.commands.export import cli as export
     from m2df_runtime.backends.model import Model
     from m2df_runtime.bundle.bundle import Bundle
     from m2df_runtime.bundle.prompt_texts import LabelRules
@@ -459,18 +453,18 @@ def test_an_official_file_runs_in_the_runtime_with_the_official_logits(
     from m2df_runtime.pixels.load import load_clip
     from m2df_train.evaluation.torch_scorer import CheckpointScorer
 
-    path = write(tmp_path / "official.pt", head_state(method), towers["vit"], container)
+    path = write(tmp_path / "official.pt", head_state("m2df"), towers["vit"], m2df_periodic)
     run, bundle = tmp_path / "runs" / "official", tmp_path / "bundle"
     steps = (
-        ("m2df_train.commands.train", "import", path, "--dataset", "hmdb51", "--out", run, "--text-model", text_model),
-        ("m2df_export.commands.export", "--checkpoint", run, "--out", bundle, "--no-verify"),
+        (cli, "import", path, "--dataset", "hmdb51", "--out", run, "--text-model", text_model),
+        (export, "--checkpoint", run, "--out", bundle, "--no-verify"),
     )
     for step in steps:
-        result = run_module(*step, OMP_NUM_THREADS="1")
+        result = run_here(*step)
         assert result.returncode == 0, result.stderr
     session = Model(Bundle.open(bundle), backend="cpu", threads=1)
 
-    ref = Reference(shared_dir / "reference", file, torch.float32)
+    ref = Reference(shared_dir / "reference", "mdmf_5w1s_q5_sorted.npz", torch.float32)
     episode = episode_of(ref, "text_features_test", "text_features_test")
     prompts = episode.class_prompts.numpy()
     prototypes = np.stack(
@@ -480,12 +474,12 @@ def test_an_official_file_runs_in_the_runtime_with_the_official_logits(
         ]
     )
     scores = session.match(episode.query_features.numpy(), prompts, prototypes)
-    ref.check(run_name, array, torch.from_numpy(scores.logits))
+    ref.check("eval_argmax", "dis_logits", torch.from_numpy(scores.logits))
 
     manifest = session.bundle.manifest
     rules = LabelRules(manifest.text.prompt, manifest.text.labels)
     assert rules.prompt("shake_hands") == "a photo of shake_hands"
-    assert manifest.source.training["preset"] == {"m2df": "official-m2df", "fsar": "official-fsar"}[method]
+    assert manifest.source.training["preset"] == "official-m2df"
     actions = ("wave_one_hand", "shake_hands", "kick")
     clip_files = [sorted((shared_dir / "data" / "clips" / action).iterdir())[0] for action in actions]
     clips = np.stack([load_clip(open_source(clip), manifest.clip) for clip in clip_files])

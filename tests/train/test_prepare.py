@@ -17,6 +17,8 @@ from tiny_bundle import write_clip
 
 from m2df_runtime.bundle.prompt_texts import LabelRules
 from m2df_runtime.errors import InputError
+from m2df_train.commands.evaluate import cli as evaluate_command
+from m2df_train.commands.train import cli as train_command
 from m2df_train.data.benchmark_clips import find_clips
 from m2df_train.data.completeness import check_download
 from m2df_train.public_benchmarks import SPLITS, benchmark
@@ -352,19 +354,9 @@ def test_texts_of_the_benchmark_stand_under_the_models_own():
 # --- the commands -----------------------------------------------------------------------------------------------------
 
 
-def test_command_complete(tmp_path, clip, lists, run_module):
+def test_command_complete(tmp_path, clip, lists, run_here):
     root = ucf_download(tmp_path / "root", clip)
-    done = run_module(
-        "m2df_train.commands.train",
-        "prepare",
-        "--dataset",
-        "ucf101",
-        "--root",
-        root,
-        "--split-files",
-        lists,
-        "--decode",
-    )
+    done = run_here(train_command, "prepare", "--dataset", "ucf101", "--root", root, "--split-files", lists, "--decode")
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert [line.split() for line in lines] == [
@@ -374,7 +366,7 @@ def test_command_complete(tmp_path, clip, lists, run_module):
     ]
 
 
-def test_command_incomplete(tmp_path, clip, lists, run_module):
+def test_command_incomplete(tmp_path, clip, lists, run_module, run_here):
     root = ucf_download(tmp_path / "root", clip)
     (root / "Archery" / "v_Archery_g01_c02.avi").unlink()
     shutil.rmtree(root / "Surfing")
@@ -393,7 +385,7 @@ def test_command_incomplete(tmp_path, clip, lists, run_module):
     assert lines[6].startswith("unreadable: Punch/v_Punch_g01_c01.avi: not a readable video")
     assert lines[7:] == ["extra: 1 clip of no split, in Knitting (1)"]
 
-    done = run_module("m2df_train.commands.train", *arguments, "--json")
+    done = run_here(train_command, *arguments, "--json")
     assert done.returncode == 1
     record = json.loads(done.stdout)
     assert (record["dataset"], record["root"], record["complete"]) == ("ucf101", str(root), False)
@@ -404,9 +396,9 @@ def test_command_incomplete(tmp_path, clip, lists, run_module):
     assert list(test["unreadable"]) == ["Punch/v_Punch_g01_c01.avi"]
 
 
-def test_command_without_lists(tmp_path, clip, run_module):
+def test_command_without_lists(tmp_path, clip, run_here):
     root = ucf_download(tmp_path / "root", clip)
-    done = run_module("m2df_train.commands.train", "prepare", "--dataset", "ucf101", "--root", root)
+    done = run_here(train_command, "prepare", "--dataset", "ucf101", "--root", root)
     assert done.returncode == 1
     lines = done.stdout.splitlines()
     assert lines[3].split() == ["test", "2/21", "4/2745", "2741", "0"]
@@ -436,34 +428,34 @@ def test_bad_roots(tmp_path, clip, make, expected):
     assert str(caught.value).startswith(f"{root}: {expected}")
 
 
-def test_exit_code_of_a_bad_root_and_of_bad_lists(tmp_path, clip, lists, run_module):
+def test_exit_code_of_a_bad_root_and_of_bad_lists(tmp_path, clip, lists, run_here):
     arguments = ("prepare", "--dataset", "ucf101", "--root")
-    done = run_module("m2df_train.commands.train", *arguments, tmp_path / "nowhere")
+    done = run_here(train_command, *arguments, tmp_path / "nowhere")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"error: {tmp_path / 'nowhere'}: no such folder (expected ROOT/class/video.avi")
     root = ucf_download(tmp_path / "root", clip)
     (tmp_path / "empty").mkdir()
-    done = run_module("m2df_train.commands.train", *arguments, root, "--split-files", tmp_path / "empty")
+    done = run_here(train_command, *arguments, root, "--split-files", tmp_path / "empty")
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {tmp_path / 'empty'}: no list of ucf101 (")
     write_list(lists / "testlist03.txt", ["Punch/a", "Snooker/b"])
-    done = run_module("m2df_train.commands.train", *arguments, root, "--split-files", lists)
+    done = run_here(train_command, *arguments, root, "--split-files", lists)
     assert done.returncode == 2
     assert f"{lists / 'testlist03.txt'}, line 2: 'Snooker' is no class of ucf101" in done.stderr
 
 
-def test_eval_on_a_benchmark(tmp_path, lists, tiny_bundle, run_module):
+def test_eval_on_a_benchmark(tmp_path, lists, tiny_bundle, run_here):
     for colour, (name, found) in zip(("red", "blue"), UCF["test"].items(), strict=True):
         for seed, video in enumerate(found):
             write_clip(tmp_path / "root" / name / f"{video}.avi", colour, seed)
     arguments = ("--bundle", tiny_bundle, "--dataset", "ucf101", "--way", "2", "--episodes", "20", "--json")
     for options in (("--split-files", lists), ("--split", "test")):
-        done = run_module("m2df_train.commands.evaluate", *arguments, "--data", tmp_path / "root", *options)
+        done = run_here(evaluate_command, *arguments, "--data", tmp_path / "root", *options)
         assert done.returncode == 0, done.stderr
         record = json.loads(done.stdout)
         assert record["accuracy"] == 100.0
         assert set(record["per_class"]) == set(UCF["test"])
-    done = run_module("m2df_train.commands.evaluate", *arguments, "--data", tmp_path / "root", "--split", "train")
+    done = run_here(evaluate_command, *arguments, "--data", tmp_path / "root", "--split", "train")
     assert (done.returncode, done.stdout) == (2, "")
     assert "holds no clip of ucf101, train" in done.stderr
 
@@ -477,8 +469,8 @@ def test_eval_on_a_benchmark(tmp_path, lists, tiny_bundle, run_module):
         (("--data", "x", "--dataset", "ucf"), "'ucf' is not one of 'hmdb51', 'ucf101'"),
     ],
 )
-def test_eval_options_that_need_each_other(run_module, options, expected):
-    done = run_module("m2df_train.commands.evaluate", *options)
+def test_eval_options_that_need_each_other(run_here, options, expected):
+    done = run_here(evaluate_command, *options)
     assert (done.returncode, done.stdout) == (2, "")
     assert expected in done.stderr
 

@@ -13,7 +13,6 @@ import torch
 from colour_clips import write_colour_folder
 
 from m2df_runtime.bundle.manifest import SourceInfo
-from m2df_runtime.commands.console import guarded
 from m2df_runtime.pixels.spec import ClipSpec
 from m2df_train.commands.evaluate import cli
 from m2df_train.model.backbone import load_backbone
@@ -100,15 +99,19 @@ def save(tmp_path_factory: pytest.TempPathFactory):
     return write
 
 
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("features")
+
+
 @pytest.fixture
-def evaluate(capsys, colours):
-    """Run the command in this process on the colours; gives exit code, records and stderr."""
+def evaluate(run_here, colours, features):
+    """Run the command on the colours; gives exit code, records and stderr."""
 
     def run(*args: object, data: Path = colours) -> tuple[int, list[dict], str]:
-        shots = ("--data", data, "--way", 2, "--shot", "1,3", "--query", 2, "--episodes", 40, "--no-cache", "--json")
-        code = guarded(lambda: cli.main([str(arg) for arg in (*shots, *args)], standalone_mode=False))
-        out, err = capsys.readouterr()
-        return code, [json.loads(line) for line in out.splitlines()], err
+        shots = ("--way", 2, "--shot", "1,3", "--query", 2, "--episodes", 40)
+        done = run_here(cli, "--data", data, "--cache", features, *shots, "--json", *args)
+        return done.returncode, [json.loads(line) for line in done.stdout.splitlines()], done.stderr
 
     return run
 
