@@ -22,6 +22,8 @@ from small_runs import tiny_backbone, video_recipe, write_clips, write_model
 
 from m2df_runtime.errors import CheckFailed, InputError
 from m2df_runtime.progress import silent, unseen
+from m2df_train.commands.evaluate import cli as evaluate_command
+from m2df_train.commands.train import cli as train_command
 from m2df_train.data.augment import Augmentation
 from m2df_train.data.episode_clips import EpisodeClips, EpisodePixels
 from m2df_train.data.episodes import EpisodeSampler
@@ -74,7 +76,10 @@ def run(recipe: Recipe, folder: Path, progress: Any = None) -> Result:
 
 
 class StopsAt:
-    """Progress that sends this process Ctrl-C when so many episodes are done, or their validation begins."""
+    """Progress that sends this process Ctrl-C when so many episodes are done, or their validation begins.
+
+    Those that an earlier run did count.
+    """
 
     def __init__(self, done: int, note: str = "loss") -> None:
         self._left, self._note = done, note
@@ -125,13 +130,13 @@ def test_a_folder_becomes_a_measured_checkpoint_and_a_stopped_run_the_same_one(
     assert all(name.startswith("clip.visual.") for name in moved)
     assert bool(moved) is (strategy != "frozen")
 
+    folder = tmp_path / "stopped twice"
     for done, note in ((4, "loss"), (8, "validation")):
-        folder = tmp_path / f"stopped at {note}"
         with pytest.raises(Interrupted, match=rf"stopped after {done} of 12 episodes .*--out '{folder}' --resume"):
             run(recipe, folder, StopsAt(done, note))
         assert load_checkpoint(folder / "last.safetensors").source.recipe == "small"
-        run(recipe, folder)
-        assert_same_weights(folder, tmp_path / "whole")
+    run(recipe, folder)
+    assert_same_weights(folder, tmp_path / "whole")
 
 
 def test_mixed_precision_and_checkpointed_gradients_train_all_the_same(recipe: Recipe, tmp_path: Path) -> None:
@@ -275,7 +280,7 @@ def start(*arguments: object, **environment: str) -> subprocess.Popen[str]:
 @pytest.mark.slow
 def test_killed_and_interrupted_commands_go_on_to_the_same_weights(recipe: Recipe, tmp_path: Path) -> None:
     # Long enough to be met in the middle; adapters, whose state is the most involved.
-    long = with_values(recipe, tuning={"strategy": "adapter"}, train={"episodes": 48})
+    long = with_values(recipe, tuning={"strategy": "adapter"}, train={"episodes": 32})
     file = tmp_path / "long.yaml"
     file.write_text(dump_recipe(long))
     run(load_recipe(str(file)), tmp_path / "whole")
@@ -300,25 +305,25 @@ def test_killed_and_interrupted_commands_go_on_to_the_same_weights(recipe: Recip
     assert_same_weights(out, tmp_path / "whole")
 
 
-@pytest.mark.slow
-def test_from_a_folder_to_a_bundle_by_commands_alone(clips: Path, model: str, tmp_path: Path, run_module) -> None:
-    out, bundle = tmp_path / "run", tmp_path / "bundle"
+def test_commands_go_from_a_folder_to_weights_that_need_no_other_file(
+    clips: Path, tmp_path: Path, run_here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = write_model(tmp_path / "model", tiny_backbone("vit"))
     values = video_recipe(clips, model, tuning={"strategy": "adapter"}).model_dump(mode="json")
     del values["data"]["root"]
     folder = os.path.relpath(model.removeprefix("local-dir:"), tmp_path)
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump(values | {"model": f"local-dir:{folder}"}))
     data = os.path.relpath(clips, tmp_path)
-    begin = ("m2df_train.commands.train", "--recipe", "mine.yaml", "--data", data, "--out", "run", "--json")
-    trained = run_module(*begin, cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    trained = run_here(train_command, "--recipe", "mine.yaml", "--data", data, "--out", "run", "--json")
     assert trained.returncode == 0, trained.stderr
     assert Path(json.loads(trained.stdout)["checkpoint"]) == Path("run", "best.safetensors")
 
-    # From elsewhere, where the paths that were given lead nowhere.
-    evaluated = run_module(
-        "m2df_train.commands.evaluate", "--checkpoint", out, "--split", "test", "--way", 2, "--episodes", 5, "--json"
-    )
+    # From elsewhere, where the paths that were given lead nowhere, and without the model it began with.
+    monkeypatch.chdir(ROOT)
+    shutil.rmtree(tmp_path / "model")
+    options = ("--split", "test", "--way", 2, "--episodes", 5, "--json")
+    evaluated = run_here(evaluate_command, "--checkpoint", tmp_path / "run", *options)
     assert evaluated.returncode == 0, evaluated.stderr
-    exported = run_module("m2df_export.commands.export", "--checkpoint", out, "--out", bundle, "--no-verify")
-    assert exported.returncode == 0, exported.stderr
-    assert (bundle / "manifest.json").is_file()
+    assert json.loads(evaluated.stdout)["split"] == "test"
