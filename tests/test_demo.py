@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -14,11 +15,16 @@ from m2df_train.synthetic import ACTIONS
 from m2df_train.synthetic.demo_clips import CLIPS, write_clips
 
 
-def test_the_demo_recognises_the_shipped_clips_and_draws_the_match(tmp_path: Path, run_module) -> None:
-    picture = tmp_path / "demo.png"
-    result = run_module("m2df_runtime.commands.run", "--json", "--picture", str(picture), cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    records = [json.loads(line) for line in result.stdout.splitlines()]
+def test_the_demo_recognises_the_shipped_clips_draws_the_match_and_reads_the_bank_next_time(
+    tmp_path: Path, run_module
+) -> None:
+    def run(*options: str) -> list[dict[str, Any]]:
+        kept = str(tmp_path / "cache")
+        result = run_module("m2df_runtime.commands.run", "--json", *options, cwd=tmp_path, XDG_CACHE_HOME=kept)
+        assert result.returncode == 0, result.stderr
+        return [json.loads(line) for line in result.stdout.splitlines()]
+
+    records = run("--picture", str(tmp_path / "demo.png"))
     assert {Path(r["query"]).stem for r in records} == set(CLIPS)
     for record in records:
         assert {p["label"] for p in record["predictions"]} == set(CLIPS)
@@ -29,17 +35,8 @@ def test_the_demo_recognises_the_shipped_clips_and_draws_the_match(tmp_path: Pat
     assert len(pictures) == len(CLIPS)
     with Image.open(pictures[0]) as image:
         assert image.width >= 400 and image.height >= 150
-
-
-def test_a_second_run_reads_the_bank_and_answers_the_same(tmp_path: Path, run_module) -> None:
-    def predictions() -> list[object]:
-        result = run_module("m2df_runtime.commands.run", "--json", cwd=tmp_path, XDG_CACHE_HOME=str(tmp_path / "cache"))
-        assert result.returncode == 0, result.stderr
-        return [json.loads(line)["predictions"] for line in result.stdout.splitlines()]
-
-    first = predictions()
     assert list((tmp_path / "cache").rglob("*.bank"))
-    assert predictions() == first
+    assert [r["predictions"] for r in run()] == [r["predictions"] for r in records]
 
 
 def test_the_shipped_bundle_is_small_verified_and_says_where_it_comes_from() -> None:

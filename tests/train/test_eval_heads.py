@@ -75,14 +75,13 @@ def test_batches_answer_as_single_episodes_do(name, checkpoint, monkeypatch):
     data = make_clips()
     threads = torch.get_num_threads()
     for options in ({"way": 5, "shot": 1, "query": 1}, {"way": 3, "shot": 5, "query": 2, "seed": 4}):
-        expected = plain_loop(scorer, *data, episodes=100, **options)
+        expected = plain_loop(scorer, *data, episodes=40, **options)
         answers = [
-            episode_answers(scorer, EncodedClips(*data), EpisodePlan(episodes=100, **options), workers=w)
-            for w in (1, 3)
+            episode_answers(scorer, EncodedClips(*data), EpisodePlan(episodes=40, **options), workers=w) for w in (1, 3)
         ]
         with monkeypatch.context() as patch:
             patch.setattr(episode_run, "_PARTS_BYTES", 0)  # nothing of the queries is kept
-            answers.append(episode_answers(scorer, EncodedClips(*data), EpisodePlan(episodes=100, **options)))
+            answers.append(episode_answers(scorer, EncodedClips(*data), EpisodePlan(episodes=40, **options)))
         for found in answers:
             np.testing.assert_array_equal(found.predicted, expected)
         assert 0.3 < answers[0].right.mean() < 0.999

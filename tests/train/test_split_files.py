@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -173,11 +174,17 @@ def test_a_missing_folder_of_lists(tmp_path):
 # --- the published lists ----------------------------------------------------------------------------------------------
 
 
+@cache
+def published(path: Path, dataset: str, split: str) -> tuple[SplitClip, ...]:
+    """A published list; the longest have tens of thousands of lines, and several tests ask for each."""
+    return read_split(path, dataset, split)
+
+
 @pytest.mark.parametrize("name", BENCHMARKS)
 @pytest.mark.parametrize("repository", ["clip-fsar", "clip-mdmf"])
 def test_published_lists(shared_dir, repository, name):
     folder = shared_dir / "splits" / repository
-    lists = [read_split(find_split_file(folder, name, split), name, split) for split in SPLITS]
+    lists = [published(find_split_file(folder, name, split), name, split) for split in SPLITS]
     counts = [Counter(clip.class_id for clip in clips) for clips in lists]
     videos, train, test = PUBLISHED[repository, name]
     assert tuple(map(len, lists)) == videos
@@ -193,7 +200,7 @@ def test_published_lists(shared_dir, repository, name):
 def test_both_repositories_list_the_same_videos_of_the_same_classes(shared_dir, name):
     for split in SPLITS:
         found = [
-            read_split(find_split_file(shared_dir / "splits" / repository, name, split), name, split)
+            published(find_split_file(shared_dir / "splits" / repository, name, split), name, split)
             for repository in ("clip-fsar", "clip-mdmf")
         ]
         assert {(clip.class_id, clip.stem) for clip in found[0]} == {(clip.class_id, clip.stem) for clip in found[1]}
@@ -202,13 +209,13 @@ def test_both_repositories_list_the_same_videos_of_the_same_classes(shared_dir, 
 @pytest.mark.parametrize("split", SPLITS)
 def test_both_lists_of_ssv2_full_in_one_folder_agree(shared_dir, split):
     folder = shared_dir / "splits" / "clip-mdmf" / "ssv2_OTAM"
-    lists = [read_split(folder / f"{split}list{kind}.txt", "ssv2-full", split) for kind in ("03", "07")]
+    lists = [published(folder / f"{split}list{kind}.txt", "ssv2-full", split) for kind in ("03", "07")]
     assert lists[0] == lists[1]
 
 
 def test_the_second_kinetics_test_list_of_clip_mdmf(shared_dir):
     path = shared_dir / "splits" / "clip-mdmf" / "kinetics_CMN" / "testlist03_bb.txt"
-    assert Counter(clip.class_id for clip in read_split(path, "kinetics100", "test")) == Counter(
+    assert Counter(clip.class_id for clip in published(path, "kinetics100", "test")) == Counter(
         {item.id: item.videos for item in benchmark("kinetics100").classes("test")}
     )
 
@@ -221,4 +228,4 @@ def test_every_published_file_is_read(shared_dir):
     for file in files:
         dataset = ssv2.get(file.parent.name) or next(n for k, n in names.items() if file.parent.name.startswith(k))
         split = next(split for split in SPLITS if file.name.startswith(split))
-        assert read_split(file, dataset, split)
+        assert published(file, dataset, split)
