@@ -127,16 +127,32 @@ class TextVisualFusionOptions(_Frozen):
         return self.mode != "off"
 
 
+class AppearanceOptions(_Frozen):
+    """Numbers of a frame that show how it looks, beside those that text is aligned with.
+
+    They are compared as they are, without text, fusion or order: by the cosine of their means over a clip's frames.
+
+    Attributes:
+        dim: How many of the D numbers they are, the last ones (A); 0 for a tower that has none.
+        weight: What a distance of 1 between appearances takes from the logits, shared by the views.
+    """
+
+    dim: int = Field(default=0, ge=0)
+    weight: Weight = 0.0
+
+
 class MatchOptions(_Frozen):
     """What every head's matching has.
 
     Attributes:
+        appearance: The part of features that is no part of the papers' methods.
         otam: The alignment.
         cos_eps: Added to the product of norms in every cosine.
         otam_weight: Weight of OTAM in a view's distance.
         mean_weight: Weight of the distance of time-averaged frames, on OTAM's scale; 0 is the papers' method.
     """
 
+    appearance: AppearanceOptions = AppearanceOptions()
     otam: OtamOptions = OtamOptions()
     cos_eps: Weight = 0.01
     otam_weight: Weight = 1.0

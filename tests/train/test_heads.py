@@ -290,3 +290,42 @@ def test_options_survive_a_round_trip_under_their_file_names():
     assert M2dfOptions.model_validate(values) == options
     assert M2dfOptions().pps.train == "sample"
     assert M2dfOptions().pps.eval == "argmax"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_appearance_is_compared_beside_what_the_method_compares(name):
+    whole = small(name, appearance={"dim": 6, "weight": 3.0})
+    torch.manual_seed(7)
+    method = build_head(name, 10, 4, {} if name == "training-free" else SMALL).eval()
+    method.load_state_dict(whole.state_dict())
+    episode = random_episode(3, 3, [1, 2, 1], 5)
+
+    def without(values: Tensor) -> Tensor:
+        return values[..., :10]
+
+    inner = replace(
+        episode,
+        support_features=without(episode.support_features),
+        query_features=without(episode.query_features),
+        class_prompts=without(episode.class_prompts),
+    )
+    support, query = (f[..., 10:].mean(dim=1) for f in (episode.support_features, episode.query_features))
+    labels = episode.support_labels
+    classes = torch.stack([support[labels == w].mean(dim=0) for w in range(3)])
+    norms = query.norm(dim=1)[:, None] * classes.norm(dim=1)[None]
+    looks = 1.0 - query @ classes.T / (norms + 0.01)
+    expected = method(inner).distances + 3.0 / whole.views * looks[:, None]
+    torch.testing.assert_close(whole(episode).distances, expected)
+    match = whole.match(episode.query_features, episode.class_prompts, class_by_class(whole, episode))
+    torch.testing.assert_close(match.distances, expected)
+    torch.testing.assert_close(match.selected, method(inner).selected)
+    if name == "m2df":
+        torch.testing.assert_close(match.logits, method(inner).logits - 3.0 * looks)
+    torch.testing.assert_close(
+        match.tokens[..., 10:], episode.query_features[:, None, :, 10:].expand(-1, whole.views, -1, -1)
+    )
+
+
+def test_appearance_must_leave_something_to_the_method():
+    with pytest.raises(ValueError, match="leaves nothing"):
+        build_head("m2df", 16, 4, {"appearance": {"dim": 16}})

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from m2df_train.model.alignment import view_distances
+from m2df_train.model.alignment import mean_distance, view_distances, widen
 from m2df_train.model.options import ClipFsarLossOptions, HeadName, M2dfLossOptions, MatchOptions
 
 
@@ -106,6 +106,7 @@ class Head(nn.Module, ABC):
         dim: Feature size D.
         frames: Frames T per clip.
         options: The head's options.
+        text_dim: How many of the D features are aligned with text (M); the rest is appearance.
     """
 
     name: HeadName
@@ -117,6 +118,9 @@ class Head(nn.Module, ABC):
         self.dim = dim
         self.frames = frames
         self.options = options
+        self.text_dim = dim - options.appearance.dim
+        if self.text_dim < 1:
+            raise ValueError(f"appearance.dim {options.appearance.dim} leaves nothing of {dim} features")
 
     @property
     @abstractmethod
@@ -139,22 +143,31 @@ class Head(nn.Module, ABC):
         """Match queries [Q, T, D] with classes of prompts [C, D] and prototypes [C, V, T, D]."""
         return self.match_parts(self.clip_parts(features), prompts, prototypes)
 
+    def text_cosines(self, features: Tensor, prompts: Tensor) -> Tensor:
+        """Cosine of time-averaged frames [Q, T, D] with texts [C, D], both L2-normalised, no epsilon -> [Q, C]."""
+        pooled = F.normalize(widen(features[..., : self.text_dim]).mean(dim=1), dim=-1)
+        return pooled @ F.normalize(widen(prompts[:, : self.text_dim]), dim=-1).T
+
     @abstractmethod
     def forward(self, episode: Episode) -> EpisodeOutput:
         """Run a whole episode; losses need ``episode.query_labels``."""
 
     def distances(self, query: Tensor, prototypes: Tensor) -> Tensor:
-        """Distances [Q, V, C] of encoded queries [Q, V, T, D] to prototypes [C, V, T, D]."""
+        """Distances [Q, V, C] of encoded queries [Q, V, T, D] to prototypes [C, V, T, D], appearance included."""
         o: MatchOptions = self.options
-        return view_distances(
-            query,
-            prototypes,
+        distances = view_distances(
+            query[..., : self.text_dim],
+            prototypes[..., : self.text_dim],
             lam=o.otam.lam,
             bidirectional=o.otam.bidirectional,
             eps=o.cos_eps,
             otam_weight=o.otam_weight,
             mean_weight=o.mean_weight,
         )
+        if not o.appearance.dim:
+            return distances
+        looks = mean_distance(query[..., self.text_dim :], prototypes[..., self.text_dim :], o.cos_eps)
+        return distances + o.appearance.weight / self.views * looks
 
 
 def class_means(values: Tensor, labels: Tensor, way: int) -> Tensor:

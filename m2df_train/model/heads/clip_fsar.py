@@ -6,21 +6,14 @@ One encoder serves both sides; at test time the text may also enter the logits d
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from m2df_train.model.alignment import cosine, widen
+from m2df_train.model.alignment import cosine
 from m2df_train.model.fusion import FusionEncoder
 from m2df_train.model.heads.base import Episode, EpisodeOutput, Head, Match, class_means, episode_losses
 from m2df_train.model.options import ClipFsarOptions
 
 VISUAL_TEMPERATURE = 8.0  # of p_visual = softmax(-d / 8) under text-visual fusion; a constant of the code, not T
-
-
-def plain_text_cosines(features: Tensor, prompts: Tensor) -> Tensor:
-    """Cosine of time-averaged frames [Q, T, D] with texts [C, D], both L2-normalised, no epsilon -> [Q, C]."""
-    pooled = F.normalize(widen(features).mean(dim=1), dim=-1)
-    return pooled @ F.normalize(widen(prompts), dim=-1).T
 
 
 class ClipFsarHead(Head):
@@ -41,7 +34,7 @@ class ClipFsarHead(Head):
         super().__init__(dim, frames, o)
         self.text_scale = nn.Parameter(torch.ones(1))
         self.fusion = FusionEncoder(
-            dim,
+            self.text_dim,
             heads=o.heads,
             depth=o.depth,
             ffn_dim=o.ffn_dim,
@@ -50,9 +43,10 @@ class ClipFsarHead(Head):
         )
 
     def encode_support(self, frames: Tensor, prompts: Tensor) -> Tensor:
-        """Frames [B, T, D] beside their text [B, D] -> frame tokens [B, T, D]."""
-        tokens = self.fusion(torch.cat([frames, prompts.unsqueeze(1)], dim=1))
-        return tokens[:, :-1]
+        """Frames [B, T, D] beside their text [B, D] -> frame tokens [B, T, D]; appearance goes past the fusion."""
+        moving, looks = frames[..., : self.text_dim], frames[..., self.text_dim :]
+        tokens = self.fusion(torch.cat([moving, prompts[..., : self.text_dim].unsqueeze(1)], dim=1))
+        return torch.cat([tokens[:, :-1], looks], dim=-1)
 
     @property
     def merges_after(self) -> bool:
@@ -67,14 +61,18 @@ class ClipFsarHead(Head):
 
     def clip_parts(self, features: Tensor) -> Tensor:
         """Frames and what the encoder makes of them: [B, T, D] -> [B, 2, T, D]."""
-        return torch.stack([features, self.fusion(features)], dim=1)
+        return torch.stack([features, self._encode_query(features)], dim=1)
+
+    def _encode_query(self, features: Tensor) -> Tensor:
+        moving, looks = features[..., : self.text_dim], features[..., self.text_dim :]
+        return torch.cat([self.fusion(moving), looks], dim=-1)
 
     def match_parts(self, parts: Tensor, prompts: Tensor, prototypes: Tensor) -> Match:
         """Match queries with classes; the text enters the logits as ``text_visual_fusion`` says."""
         features, fused = parts.unbind(1)
         tokens = fused.unsqueeze(1)  # [Q, 1, T, D]
         distances = self.distances(tokens, prototypes)  # [Q, 1, C]
-        text_logits = self.text_scale * plain_text_cosines(features, prompts)
+        text_logits = self.text_scale * self.text_cosines(features, prompts)
         return Match(self.fuse(distances, text_logits), distances, torch.softmax(text_logits, dim=-1), tokens)
 
     def fuse(self, distances: Tensor, text_logits: Tensor) -> Tensor:
@@ -97,13 +95,13 @@ class ClipFsarHead(Head):
         else:
             classes = class_means(self.encode_support(episode.support_features, prompts[labels]), labels, way)
         classes = classes.unsqueeze(1)  # [W, 1, T, D]
-        distances = self.distances(self.fusion(episode.query_features).unsqueeze(1), classes)  # [Q, 1, W]
-        text_logits = self.text_scale * plain_text_cosines(episode.query_features, prompts)
+        distances = self.distances(self._encode_query(episode.query_features).unsqueeze(1), classes)  # [Q, 1, W]
+        text_logits = self.text_scale * self.text_cosines(episode.query_features, prompts)
         logits = -distances[:, 0] if self.training else self.fuse(distances, text_logits)
         class_logits = None
         if episode.text_table is not None:
-            pooled = torch.cat([episode.support_features, episode.query_features]).mean(dim=1)  # [S+Q, D]
-            class_logits = self.text_scale * cosine(pooled, episode.text_table, o.cos_eps)
+            pooled = torch.cat([episode.support_features, episode.query_features]).mean(dim=1)[:, : self.text_dim]
+            class_logits = self.text_scale * cosine(pooled, episode.text_table[:, : self.text_dim], o.cos_eps)
         return EpisodeOutput(
             logits=logits,
             distances=distances,

@@ -7,6 +7,7 @@ are the negative weighted sum of both views' distances (method section 2).
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m2df_train.model.alignment import cosine
@@ -66,13 +67,13 @@ class M2dfHead(Head):
         options = options or M2dfOptions()
         super().__init__(dim, frames, options)
         self.text_scale = nn.Parameter(torch.ones(1))
-        self.local_view = TemporalView(LocalContext(dim), self._fusion())
-        self.global_view = TemporalView(GlobalContext(dim, options.dropout.context), self._fusion())
+        self.local_view = TemporalView(LocalContext(self.text_dim), self._fusion())
+        self.global_view = TemporalView(GlobalContext(self.text_dim, options.dropout.context), self._fusion())
 
     def _fusion(self) -> FusionEncoder:
         o = self.options
         return FusionEncoder(
-            self.dim,
+            self.text_dim,
             heads=o.heads,
             depth=o.depth,
             ffn_dim=o.ffn_dim,
@@ -86,20 +87,27 @@ class M2dfHead(Head):
 
     def clip_parts(self, features: Tensor) -> Tensor:
         """Frames, local and global context, none of which depends on a prompt: [B, T, D] -> [B, 3, T, D]."""
-        contexts = self.local_view.context(features), self.global_view.context(features)
-        return torch.stack([features, *contexts], dim=1)
+        moving = features[..., : self.text_dim]
+        contexts = self.local_view.context(moving), self.global_view.context(moving)
+        return torch.stack([features, *(F.pad(c, (0, self.dim - self.text_dim)) for c in contexts)], dim=1)
 
     def _fused(self, parts: Tensor, prompts: Tensor, *, skip: int = 0) -> Tensor:
-        """Tokens of both views but the first ``skip``: [B, 3, T, D], [B, D] -> [B, 2, 1+T-skip, D]."""
-        frames, local, whole = parts.unbind(1)
+        """Tokens of both views but the first ``skip``: [B, 3, T, D], [B, D] -> [B, 2, 1+T-skip, D].
+
+        Appearance goes past the fusion.
+        """
+        frames, local, whole = parts[..., : self.text_dim].unbind(1)
+        prompts = prompts[..., : self.text_dim]
         views = self.local_view(frames, local, prompts, skip=skip), self.global_view(frames, whole, prompts, skip=skip)
-        return torch.stack(views, dim=1)
+        looks = F.pad(parts[:, 0, :, self.text_dim :], (0, 0, 1 - skip, 0))  # [B, 1+T-skip, A]
+        return torch.stack([torch.cat([view, looks], dim=-1) for view in views], dim=1)
 
     def select(
         self, features: Tensor, prompts: Tensor, mode: PromptMode, uniforms: Tensor | None = None
     ) -> PromptSelection:
         """Prompt of each query [Q, T, D] out of the class texts [W, D]."""
-        scores = topk_score(frame_cosines(prompts, features, self.options.cos_eps), self.options.topk_frames)
+        cosines = frame_cosines(prompts[..., : self.text_dim], features[..., : self.text_dim], self.options.cos_eps)
+        scores = topk_score(cosines, self.options.topk_frames)
         pps = self.options.pps
         return select_prompts(
             scores, prompts, mode, temperature=pps.temperature, detach_probs=pps.detach_probs, uniforms=uniforms
@@ -136,8 +144,9 @@ class M2dfHead(Head):
 
     def class_logits(self, episode: Episode, selection: PromptSelection, table: Tensor) -> Tensor:
         """Cosine of the frames closest to a clip's text with all texts of the split (method 2.9) -> [S+Q, C]."""
-        features = torch.cat([episode.support_features, episode.query_features])  # [B, T, D]
+        features = torch.cat([episode.support_features, episode.query_features])[..., : self.text_dim]  # [B, T, M]
         texts = episode.class_prompts[torch.cat([episode.support_labels, selection.best])]  # [B, D]
+        texts, table = texts[:, : self.text_dim], table[:, : self.text_dim]
         cosines = cosine(texts.unsqueeze(1), features, self.options.cos_eps).squeeze(1)  # [B, T]
         kept, _ = topk_frames(features, cosines, self.options.topk_frames)
         return self.text_scale * cosine(kept.mean(dim=1), table, self.options.cos_eps)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from m2df_train.model.heads.base import Episode, EpisodeOutput, Head, Match, class_means, episode_losses
-from m2df_train.model.heads.clip_fsar import plain_text_cosines
 from m2df_train.model.options import ClipFsarLossOptions, TrainingFreeOptions
 
 
@@ -54,7 +53,7 @@ class TrainingFreeHead(Head):
         distances = self.distances(parts, prototypes)  # [Q, 1, C]
         directions = 2 if o.otam.bidirectional else 1
         visual = distances[:, 0] / (parts.shape[2] * directions * (o.otam_weight + o.mean_weight))
-        text_logits = o.logit_scale * plain_text_cosines(parts[:, 0], prompts)
+        text_logits = o.logit_scale * self.text_cosines(parts[:, 0], prompts)
         logits = o.beta * text_logits - (1.0 - o.beta) * o.logit_scale * visual
         return Match(logits, distances, torch.softmax(text_logits, dim=-1), parts)
 
