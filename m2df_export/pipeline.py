@@ -48,6 +48,7 @@ from m2df_runtime.progress import Advance, unseen
 from m2df_train.model.backbone import load_backbone
 from m2df_train.model.checkpoint import Checkpoint
 from m2df_train.model.heads import Head, TrainingFreeOptions, build_head, deterministic_head
+from m2df_train.model.options import AppearanceOptions
 
 TOKENIZER = "tokenizer.json"
 
@@ -117,7 +118,10 @@ def pretrained_model(model: str, pretrained: str | None, frames: int = 8) -> Che
         mean=backbone.mean,
         std=backbone.std,
     )
-    options = TrainingFreeOptions(logit_scale=float(backbone.logit_scale.detach().mean()))
+    options = TrainingFreeOptions(
+        logit_scale=float(backbone.logit_scale.detach().mean()),
+        appearance=AppearanceOptions(dim=backbone.appearance_dim),
+    )
     return Checkpoint(
         backbone=backbone,
         head=build_head("training-free", backbone.dim, frames, options).eval(),

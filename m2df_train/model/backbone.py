@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from m2df_runtime.errors import InputError, first_line
+from m2df_runtime.errors import InputError, M2dfError, first_line
 from m2df_runtime.pixels.spec import ClipSpec
 from m2df_train.model.hub import LOCAL_HINT, on_this_machine, server_of, why_unreachable
 
@@ -46,7 +46,7 @@ def import_open_clip() -> ModuleType:
         _declare_torchvision_ops()
     import open_clip
 
-    from m2df_train.model import towers  # noqa: F401 - registers the small tower with timm
+    from m2df_train.model import towers, two_stream  # noqa: F401 - registers the small towers with timm
 
     if CONFIGS not in open_clip.factory._MODEL_CONFIG_PATHS:
         open_clip.add_model_config(CONFIGS)
@@ -87,14 +87,22 @@ class Backbone(nn.Module):
         self.std: tuple[float, float, float] = tuple(preprocess["std"])
         self.interpolation: str = preprocess["interpolation"]
         self.dim = int(config["embed_dim"])
+        self.appearance_dim = int(getattr(getattr(clip.visual, "trunk", None), "appearance_dim", 0))
 
     def visual(self, pixels: Tensor) -> Tensor:
         """Frame embeddings [N, D] of normalised pixels [N, 3, S, S]."""
         features: Tensor = self.clip.encode_image(pixels)  # type: ignore[operator]
         return features
 
+    def visual_like_text(self, pixels: Tensor) -> Tensor:
+        """The part of frame embeddings that is aligned with text: [N, D - A], without the A numbers of appearance."""
+        if not self.appearance_dim:
+            return self.visual(pixels)
+        features: Tensor = self.clip.visual.trunk.motion(pixels)  # type: ignore[union-attr, operator]
+        return features
+
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """Text embeddings [P, D] of tokens [P, 77]."""
+        """Text embeddings [P, D] of tokens [P, 77]; the last A numbers are 0."""
         embeddings: Tensor = self.clip.encode_text(tokens)  # type: ignore[operator]
         return embeddings
 
@@ -110,10 +118,20 @@ class Backbone(nn.Module):
         """CLIP's learned multiplier of cosines (not its logarithm)."""
         return self.log_scale.exp()
 
-    def encode_frames(self, frames: Tensor, clip: ClipSpec) -> Tensor:
-        """Features [..., D] of uint8 frames [..., S, S, 3] as `load_clip` returns them, on the backbone's device."""
+    def encode_frames(self, frames: Tensor, clip: ClipSpec, *, like_text: bool = False) -> Tensor:
+        """Features of uint8 frames [..., S, S, 3] as `load_clip` returns them, on the backbone's device.
+
+        Args:
+            frames: The frames.
+            clip: How pixels are normalised.
+            like_text: Leave the numbers of appearance out, and the time that they take.
+
+        Returns:
+            [..., D], or [..., D - A] of `visual_like_text`.
+        """
+        encode = self.visual_like_text if like_text else self.visual
         frames = frames.to(self.log_scale.device)
-        return self.visual(normalised_pixels(frames, clip)).unflatten(0, frames.shape[:-3])
+        return encode(normalised_pixels(frames, clip)).unflatten(0, frames.shape[:-3])
 
 
 def normalised_pixels(frames: Tensor, clip: ClipSpec) -> Tensor:
@@ -149,8 +167,9 @@ def load_backbone(model: str, pretrained: str | None = None) -> Backbone:
             config = open_clip.get_model_config(model)
             if config is not None:
                 _require_clip_tokenizer(model, config)
-                clip = open_clip.create_model(model, pretrained=pretrained, load_weights=True)
-        except InputError:
+                fresh = not pretrained and (CONFIGS / f"{model}.json").is_file()
+                clip = open_clip.create_model(model, pretrained=pretrained, load_weights=True, pretrained_image=fresh)
+        except M2dfError:
             raise
         except Exception as error:  # open_clip raises whatever its readers and the hub client raise
             if unreachable:
@@ -160,7 +179,11 @@ def load_backbone(model: str, pretrained: str | None = None) -> Backbone:
             raise InputError(f"{source}: {first_line(error)}", hint) from None
     if config is None:
         raise InputError(f"{model}: open_clip knows no model of that name", "see open_clip.list_models()")
-    return Backbone(clip.eval(), model, config)
+    backbone = Backbone(clip.eval(), model, config)
+    if fresh and backbone.appearance_dim:
+        with torch.no_grad():
+            clip.text_projection[:, -backbone.appearance_dim :] = 0.0  # texts say nothing of it
+    return backbone
 
 
 def is_torchscript(file: Path) -> bool:

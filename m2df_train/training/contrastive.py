@@ -87,8 +87,9 @@ def _losses_of(
     if stage.varied:
         clips = vary(clips, torch.Generator().manual_seed(recipe.seed * 1_000_003 + update))
     with torch.autocast(backbone.log_scale.device.type, torch.bfloat16, enabled=stage.precision == "bf16"):
-        features = backbone.encode_frames(clips, recipe.clip.deployed).float()  # (N, T, D)
-        texts = backbone.encode_text(tokenize(list(batch.texts)).to(features.device)).float()  # (P, D)
+        features = backbone.encode_frames(clips, recipe.clip.deployed, like_text=True).float()  # (N, T, D)
+        texts = backbone.encode_text(tokenize(list(batch.texts)).to(features.device)).float()  # (P, D + A)
+    texts = texts[:, : features.shape[-1]]
     return contrastive_losses(features, texts, torch.from_numpy(batch.classes), backbone.logit_scale)
 
 

@@ -29,7 +29,7 @@ from m2df_train.data.workers import worker_count
 from m2df_train.interrupt import Interrupted, Stop
 from m2df_train.model.backbone import Backbone, load_backbone
 from m2df_train.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from m2df_train.model.heads import build_head
+from m2df_train.model.heads import TrainingFreeOptions, build_head
 from m2df_train.model.run_folder import BEST, RECIPE
 from m2df_train.public_benchmarks import Spelling
 from m2df_train.recipe.places import model_name, weights_name
@@ -225,7 +225,8 @@ class _Run:
         recipe, path = self._recipe, self._folder / BEST
         best = load_checkpoint(path)
         best.backbone.to(self._processes.device)
-        free = build_head("training-free", best.backbone.dim, recipe.clip.frames)
+        options = TrainingFreeOptions(appearance=best.head.options.appearance)
+        free = build_head("training-free", best.backbone.dim, recipe.clip.frames, options)
         found: dict[str, SplitResult] = {}
         sets: dict[str, ClipSet] = {"validation": self._splits.validation, "test": self._splits.test}
         for split, clips in sets.items():
@@ -261,6 +262,11 @@ def _check_fit(backbone: Backbone, recipe: Recipe) -> None:
             f"clip.size is {recipe.clip.size}, the image tower of {recipe.model} takes {backbone.image_size}"
         )
     try:
-        build_head(recipe.head.name, backbone.dim, recipe.clip.frames, recipe.head.options)
+        head = build_head(recipe.head.name, backbone.dim, recipe.clip.frames, recipe.head.options)
     except ValueError as error:
         raise InputError(f"head {recipe.head.name}: {first_line(error)}") from None
+    if head.options.appearance.dim != backbone.appearance_dim:
+        raise InputError(
+            f"head.options.appearance.dim is {head.options.appearance.dim}, "
+            f"the image tower of {recipe.model} gives {backbone.appearance_dim} numbers of appearance"
+        )

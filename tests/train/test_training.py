@@ -66,6 +66,7 @@ def backbone() -> Backbone:
     [
         ("clip.size=32", r"clip\.size is 32, the image tower of m2df-tiny takes 64"),
         ("head.options.heads=7", "head m2df: .*7"),
+        ("head.options.appearance.dim=8", "appearance.dim is 8, the image tower of m2df-tiny gives 0 numbers"),
     ],
 )
 def test_a_recipe_that_does_not_fit_its_model_leaves_no_run(tmp_path: Path, setting: str, message: str) -> None:
