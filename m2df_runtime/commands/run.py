@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 import click
 
 from m2df_runtime.commands.console import M2dfGroup, emit, emit_json, main_entry, progress, report
+from m2df_runtime.commands.recordings import LONG, RecordingOptions, recording_options, say_how_to_watch, watch
 from m2df_runtime.errors import CheckFailed, ClipError, InputError
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ Examples:
   m2df-run --support actions --query 'new/*.mp4' --json
   find . -name '*.mp4' | m2df-run --support actions --query - --topk 1
   m2df-run --support actions --query clip.mp4 --picture strip.png
+  m2df-run --support actions --query long.mp4 --window 2    what happens when in a recording
 
 --support names a folder with one sub-folder per class and one to five clips in each:
 
@@ -91,6 +93,7 @@ class RunOptions:
     roi: Region | None
     picture: Path | None
     threads: int | None
+    recording: RecordingOptions | None
 
     def __post_init__(self) -> None:
         if self.queries and self.support is None:
@@ -139,10 +142,12 @@ class RunOptions:
     "out of the query first and leaves the support clips as they are.",
 )
 @click.option("--picture", type=click.Path(path_type=Path), metavar="PNG", help="Write a filmstrip of each prediction.")
+@recording_options
 @click.option("--threads", type=click.IntRange(1, 256), help="CPU threads. [default: the cores it may use]")
 def cli(**options: Any) -> None:  # noqa: ANN401 - click hands over every option by name
-    """Classify query clips with the classes of a support folder, from one to five clips per class."""
-    run(RunOptions(**options))
+    """Classify query clips, or find events in recordings, with one to five example clips per class."""
+    recording = RecordingOptions.taken_from(options)
+    run(RunOptions(**options, recording=recording))
 
 
 def run(options: RunOptions) -> None:
@@ -173,7 +178,12 @@ def run(options: RunOptions) -> None:
     bank = SupportBank.of(model, support, rules, calibrated=calibrated, in_cache=demo, progress=progress)
     if options.labels:
         warn_unmatched(options.labels, labels, bank.labels)
-    _classify(queries, support, Matcher(model, bank, reject=options.reject), options)
+    matcher = Matcher(model, bank, reject=options.reject)
+    if options.recording is None:
+        _classify(queries, support, matcher, options)
+    else:
+        roi = None if isinstance(options.roi, str) else options.roi
+        watch(queries, matcher, options.recording, roi=roi, json=options.json, topk=options.topk)
 
 
 def _lines(stream: TextIO) -> Iterator[str]:
@@ -193,7 +203,10 @@ def _classify(queries: Sequence[Path], support: Path, matcher: Matcher, options:
         OSError: The only picture cannot be written.
         CheckFailed: Some of several.
     """
+    from m2df_runtime.stream.stream import default_window
+
     failed = undrawn = 0
+    length, said = default_window(matcher.bank), False
     look = _look(matcher) if options.picture else None
     roi = None if isinstance(options.roi, str) else options.roi
     for number, query in enumerate(queries, 1):
@@ -209,6 +222,9 @@ def _classify(queries: Sequence[Path], support: Path, matcher: Matcher, options:
             emit_json(prediction.record(options.topk))
         else:
             emit(prediction.text(options.topk))
+        if prediction.seconds and prediction.seconds > LONG * length and not said:
+            say_how_to_watch(prediction.query, prediction.seconds, length)
+            said = True
         if options.picture and look:
             try:
                 path = options.picture if len(queries) == 1 else _numbered(options.picture, number)

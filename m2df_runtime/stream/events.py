@@ -101,7 +101,7 @@ class Event:
         >>> from m2df_runtime import Event
         >>> event = Event("end", 1, "door", None, "wave", 0.9, 0.95, "clap", -3.2, 7, 12.25, 15.75, None, None)
         >>> print(event.text())
-        12.2 to 15.8 s  wave  95 %
+        door: wave from 0:12.2 to 0:15.8, 95 %
         >>> event.record()["label"]
         'wave'
     """
@@ -126,8 +126,17 @@ class Event:
         return {name: round(v, 3) if name in _TIMES and v is not None else v for name, v in asdict(self).items()}
 
     def text(self) -> str:
-        """The line that `m2df-run --window` prints."""
-        return printable(f"{self.start:.1f} to {self.end:.1f} s  {self.label}  {100 * self.top_score:.0f} %")
+        """The line that `m2df-run --window` prints at its end."""
+        when = f"from {clock(self.start)} to {clock(self.end)}"
+        return printable(f"{self.camera}: {self.label} {when}, {100 * self.top_score:.0f} %")
+
+
+def clock(seconds: float) -> str:
+    """Seconds of a recording as people read them: 0:12.5, 1:02:05.4."""
+    tenths = round(10 * seconds)
+    minutes, rest = divmod(tenths, 600)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest / 10:04.1f}" if hours else f"{minutes}:{rest / 10:04.1f}"
 
 
 _TIMES = ("start", "end", "start_time", "end_time")

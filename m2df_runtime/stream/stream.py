@@ -21,7 +21,7 @@ from m2df_runtime.match.results import Prediction
 from m2df_runtime.pixels.load import chosen_frames
 from m2df_runtime.pixels.resize_and_crop import fit
 from m2df_runtime.pixels.spec import ClipSpec
-from m2df_runtime.stream.events import Event, EventRules, EventTracker, WindowScores
+from m2df_runtime.stream.events import Event, EventRules, EventTracker, WindowScores, clock
 from m2df_runtime.stream.frames import Frame, kept_frames
 from m2df_runtime.stream.read_ahead import read_ahead
 from m2df_runtime.stream.sources.file import FileFrames
@@ -64,6 +64,7 @@ class WindowAnswer:
     """One window and its answer.
 
     Attributes:
+        camera: Name of the recording or camera.
         start: Its first second.
         end: The second at which it ends.
         prediction: The answer to it as to any clip.
@@ -71,6 +72,7 @@ class WindowAnswer:
         still: Whether nothing moves in it.
     """
 
+    camera: str
     start: float
     end: float
     prediction: Prediction
@@ -82,6 +84,7 @@ class WindowAnswer:
         classes = [{**asdict(one), "score": self.scores[one.label]} for one in self.prediction.classes[:topk]]
         return {
             "type": "window",
+            "camera": self.camera,
             "start": round(self.start, 3),
             "end": round(self.end, 3),
             "classes": classes,
@@ -91,9 +94,9 @@ class WindowAnswer:
 
     def text(self, topk: int | None = None) -> str:
         """The line that `m2df-run --windows` prints."""
-        shown = ", ".join(f"{one.label} {one.probability:.0%}" for one in self.prediction.classes[:topk])
+        shown = ", ".join(f"{one.label} {100 * one.probability:.0f} %" for one in self.prediction.classes[:topk])
         why = "  (nothing moves)" if self.still else "  (unknown)" if self.prediction.rejected else ""
-        return printable(f"{self.start:.2f} to {self.end:.2f} s  {shown}{why}")
+        return printable(f"{self.camera}, {clock(self.start)} to {clock(self.end)}: {shown}{why}")
 
 
 @dataclass(frozen=True)
@@ -200,7 +203,9 @@ class Stream:
                 counts.windows += 1
                 events = tracker.step(WindowScores(window.start, window.end, scores, distances))
                 counts.events += sum(event.type == "new" for event in events)
-                yield Step(WindowAnswer(window.start, window.end, prediction, scores, window.still), tuple(events))
+                yield Step(
+                    WindowAnswer(self.name, window.start, window.end, prediction, scores, window.still), tuple(events)
+                )
         events = tracker.finish()
         counts.events += sum(event.type == "new" for event in events)
         yield Step(None, tuple(events))

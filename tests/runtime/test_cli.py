@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import warnings
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,31 +16,10 @@ from signal_at import signal_at
 from tiny_bundle import write_clip
 
 from m2df_runtime.commands.console import guarded
-from m2df_runtime.commands.run import cli
 from m2df_runtime.errors import CheckFailed, EnvironmentMissing, InputError
 
 MODULE = "m2df_runtime.commands.run"
 TIMINGS = {"decode", "preprocess", "visual", "query", "total"}
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    """Run m2df-run inside this process, with the exit codes and streams of a process of its own."""
-
-    def call(*args: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-        monkeypatch.delenv("M2DF_DEBUG", raising=False)
-        capsys.readouterr()
-        code = guarded(lambda: cli.main([str(arg) for arg in args], "m2df-run", standalone_mode=False))
-        return subprocess.CompletedProcess(args, code, *capsys.readouterr())
-
-    return call
-
-
-@pytest.fixture
-def run(command, tiny_bundle: Path, support_dir: Path):
-    """`command` on the tiny bundle and the support folder of three colours."""
-    return partial(command, "--bundle", tiny_bundle, "--support", support_dir)
 
 
 def test_json_is_one_object_per_query_with_the_documented_keys(

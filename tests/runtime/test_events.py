@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from m2df_runtime import Event, EventRules
 from m2df_runtime.errors import InputError
-from m2df_runtime.stream.events import EventTracker, WindowScores
+from m2df_runtime.stream.events import EventTracker, WindowScores, clock
 
 LENGTH, STRIDE = 2.0, 0.5
 EXACT = {"min_duration": 0.0, "merge_gap": 0.0}
@@ -155,6 +155,12 @@ def test_what_is_told_is_always_in_order(scores: list[float], skips: list[float]
         assert course[-1].end - course[-1].start >= rules.get("min_duration", 0.0) - 1e-9
     ends = spans(told)
     assert all(b[0] - a[1] >= rules["cooldown"] - 1e-9 for a, b in itertools.pairwise(ends))
+
+
+def test_times_are_written_as_people_read_them() -> None:
+    assert [clock(s) for s in (0, 9.96, 59.96, 61.25, 3599.94, 3725.44)] == [
+        "0:00.0", "0:10.0", "1:00.0", "1:01.2", "59:59.9", "1:02:05.4"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
