@@ -68,7 +68,7 @@ def test_imports_run_downwards_only(package):
 ROOMS = {
     "m2df_runtime": (
         "errors", "regular_files", "files", "user_cache", "cpus", "progress",
-        "clips", "pixels", "bundle", "backends", "bank", "match", "stream", "show", "commands",
+        "clips", "pixels", "bundle", "backends", "bank", "match", "stream", "show", "sinks", "commands",
     ),
     "m2df_train": (
         "public_benchmarks", "interrupt", "model", "synthetic", "recipe", "data", "cache", "evaluation", "training",

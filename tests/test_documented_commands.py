@@ -249,6 +249,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (place / folder).mkdir()
         for query in queries[:2]:
             shutil.copy(query, place / folder)
+    write_long(queries, place / "long.mp4")
     rows = [f"{folder.name},a person doing {folder.name}" for folder in sorted(demo_support().iterdir())]
     (place / "labels.csv").write_text("\n".join(["class,text", *rows]) + "\n", encoding="utf-8")
     for bundle in ("old", "mine"):
@@ -284,6 +285,22 @@ def write_copy(clip: Path, target: Path, *, mirrored: bool) -> None:
         stream.height, stream.width = frames.shape[1:3]
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame.copy(), format="rgb24")))
+        container.mux(stream.encode())
+
+
+def write_long(clips: list[Path], target: Path) -> None:
+    """A recording of all clips, one after the other."""
+    import av
+
+    from m2df_runtime.clips.opening import open_source
+
+    with av.open(str(target), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        sources = [open_source(clip) for clip in clips]
+        frames = [frame for source in sources for frame in source.read(range(source.n_frames))]
+        stream.height, stream.width = frames[0].shape[:2]
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
 
 

@@ -445,7 +445,7 @@ class _VideoPicture(Picture):
                 kind = cv2.INTER_AREA if shrunk else cv2.INTER_LINEAR
                 luma = cv2.resize(luma, size, interpolation=kind).astype(np.uint8, copy=False)
             full = self._frame.color_range == _FULL_RANGE or self._frame.format.name.startswith("yuvj")
-            grey = luma if full else _FROM_LIMITED[luma]
+            grey = luma if full else cv2.LUT(luma, _FROM_LIMITED).astype(np.uint8, copy=False)
             return np.array(self._look.turn(self._frame)(grey), dtype=np.uint8, order="C")
 
     def _converted(self, width: int, height: int) -> NDArray[np.uint8]:

@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import click
 
 from m2df_runtime.commands.console import emit, emit_json, report, say
-from m2df_runtime.errors import CheckFailed, ClipError, printable
+from m2df_runtime.errors import CheckFailed, ClipError, InputError, printable
 
 if TYPE_CHECKING:
-    from m2df_runtime import Matcher, Stream
-    from m2df_runtime.clips.source import Rectangle
+    from m2df_runtime import EventRules, Matcher, Stream
+    from m2df_runtime.clips.source import FrameSource, Rectangle
+    from m2df_runtime.sinks.clips import ClipFolder
+    from m2df_runtime.stream.stream import Step
 
+_ROLL = 1.0  # seconds of a clip before and after its event
 LONG = 4  # times the length of the support clips, from which a clip is taken for a recording
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -35,6 +38,11 @@ class RecordingOptions:
     merge_gap: float | None
     max_duration: float | None
     cooldown: float | None
+    save_video: Path | None
+    save_clips: Path | None
+    before: float | None
+    after: float | None
+    keep: int | None
 
     @classmethod
     def taken_from(cls, options: dict[str, Any]) -> RecordingOptions | None:
@@ -51,6 +59,11 @@ class RecordingOptions:
                 raise click.UsageError(f"--{one.name.replace('_', '-')} needs --window, for example --window auto")
         return None
 
+    def __post_init__(self) -> None:
+        for name in ("before", "after", "keep"):
+            if getattr(self, name) is not None and self.save_clips is None:
+                raise click.UsageError(f"--{name} needs --save-clips DIR")
+
 
 def parse_window(ctx: click.Context, param: click.Parameter, value: str | None) -> float | Literal["auto"] | None:
     """`auto`, or seconds. Raises BadParameter."""
@@ -62,10 +75,23 @@ def parse_window(ctx: click.Context, param: click.Parameter, value: str | None) 
         raise click.BadParameter(f"{value!r} is not auto or a number of seconds", ctx, param) from None
 
 
+def parse_keep(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Bytes. Raises BadParameter."""
+    if value is None:
+        return None
+    from m2df_runtime.sinks.clips import parse_size
+
+    try:
+        return parse_size(value)
+    except InputError as error:
+        raise click.BadParameter(str(error), ctx, param) from None
+
+
 def recording_options(command: Command) -> Command:
     """The options of recordings on a click command."""
     seconds = click.FloatRange(0)
     score = click.FloatRange(0, 1)
+    path = click.Path(path_type=Path)
     added = (
         click.option(
             "--window",
@@ -82,32 +108,47 @@ def recording_options(command: Command) -> Command:
         click.option("--merge-gap", type=seconds, metavar="SECONDS", help="Join events so close. [default: 0.5]"),
         click.option("--max-duration", type=seconds, metavar="SECONDS", help="End events after this. [default: never]"),
         click.option("--cooldown", type=seconds, metavar="SECONDS", help="Pause after an event. [default: 0]"),
+        click.option("--save-clips", type=path, metavar="DIR", help="Write a clip of every event into a folder."),
+        click.option("--before", type=seconds, metavar="SECONDS", help="Begin a clip so early. [default: 1]"),
+        click.option("--after", type=seconds, metavar="SECONDS", help="Let a clip go on so long. [default: 1]"),
+        click.option(
+            "--keep",
+            metavar="SIZE",
+            callback=parse_keep,
+            help="Remove the oldest clips of events beyond this size, such as 2GB. [default: keep all]",
+        ),
+        click.option("--save-video", type=path, metavar="MP4", help="Write a copy with the answers below the picture."),
     )
     for option in reversed(added):
         command = option(command)
     return command
 
 
+@dataclass(frozen=True)
+class Output:
+    """How answers are printed and drawn: the options that clips have, too."""
+
+    json: bool
+    topk: int
+    picture: Path | None
+
+
 def watch(
-    queries: Sequence[Path],
-    matcher: Matcher,
-    options: RecordingOptions,
-    *,
-    roi: Rectangle | None,
-    json: bool,
-    topk: int,
+    queries: Sequence[Path], matcher: Matcher, options: RecordingOptions, output: Output, roi: Rectangle | None
 ) -> None:
     """Print the events of recordings, one recording after the other; a bad one does not stop the rest.
 
     Raises:
         InputError: The options contradict each other, or the bank has one class.
         ClipError: The only recording cannot be read.
-        CheckFailed: Some of several.
+        OSError: A picture, clip or video cannot be written.
+        CheckFailed: Some of several recordings cannot be read.
     """
     failed = 0
-    for query in queries:
+    for number, query in enumerate(queries, 1):
+        several = number if len(queries) > 1 else None
         try:
-            _watched(query, matcher, options, roi=roi, json=json, topk=topk)
+            _watched(query, matcher, options, output, roi, several)
         except ClipError as error:
             if len(queries) == 1:
                 raise
@@ -125,25 +166,93 @@ def say_how_to_watch(name: str, seconds: float, length: float) -> None:
     )
 
 
+def numbered(path: Path, number: int | None) -> Path:
+    """The path of one of several files, such as `match-2.png`."""
+    return path if number is None else path.with_name(f"{path.stem}-{number}{path.suffix}")
+
+
 def _watched(
-    query: Path, matcher: Matcher, options: RecordingOptions, *, roi: Rectangle | None, json: bool, topk: int
+    query: Path,
+    matcher: Matcher,
+    options: RecordingOptions,
+    output: Output,
+    roi: Rectangle | None,
+    number: int | None,
 ) -> None:
+    """One recording, the `number`-th of several."""
     from m2df_runtime import EventRules, Stream
+    from m2df_runtime.clips.opening import open_source
 
     named = {one.name: getattr(options, one.name, None) for one in fields(EventRules)}
     rules = EventRules(**{name: value for name, value in named.items() if value is not None})
     window = None if options.window == "auto" else options.window
-    stream = Stream(matcher, query, window=window, stride=options.stride, roi=roi, rules=rules)
+    recording = open_source(query)
+    stream = Stream(matcher, recording, window=window, stride=options.stride, roi=roi, rules=rules)
+    files = _Files(recording, rules, options, output, number)
     with closing(stream.steps()) as steps:
         for step in steps:
             if options.windows and step.answer:
-                emit_json(step.answer.record(topk)) if json else emit(step.answer.text(topk))
+                emit_json(step.answer.record(output.topk)) if output.json else emit(step.answer.text(output.topk))
             for event in step.events:
-                if json:
+                if output.json:
                     emit_json(event.record())
                 elif event.type == "end":
                     emit(event.text())
+            files.add(step)
+    files.write()
     _say_what_it_took(stream)
+
+
+class _Files:
+    """What is written of one recording besides standard output."""
+
+    def __init__(
+        self,
+        recording: FrameSource,
+        rules: EventRules,
+        options: RecordingOptions,
+        output: Output,
+        number: int | None,
+    ) -> None:
+        self._recording = recording
+        self._picture = output.picture and numbered(output.picture, number)
+        self._video = options.save_video and numbered(options.save_video, number)
+        if self._picture:
+            from m2df_runtime.show.timeline import Timeline
+
+            self._timeline = Timeline(recording.name, rules)
+        if self._video:
+            from m2df_runtime.sinks.overlay import AnnotatedVideo
+
+            self._annotated = AnnotatedVideo()
+        if options.save_clips:
+            from m2df_runtime.sinks.clips import ClipFolder
+
+            before, after = (_ROLL if roll is None else roll for roll in (options.before, options.after))
+            self._clips: ClipFolder | None = ClipFolder(options.save_clips, before, after, options.keep)
+        else:
+            self._clips = None
+
+    def add(self, step: Step) -> None:
+        if self._picture:
+            self._timeline.add(step.answer, step.events)
+        if self._video:
+            self._annotated.add(step.answer, step.events)
+        for event in step.events:
+            if self._clips and event.type == "end":
+                self._clips.save(event, self._recording)
+
+    def write(self) -> None:
+        if self._picture:
+            import numpy as np
+
+            from m2df_runtime.show.filmstrip import save_picture
+
+            times = self._recording.times
+            places = [int(np.searchsorted(times, at, side="right")) - 1 for at in self._timeline.moments]
+            save_picture(self._picture, self._timeline.draw([*self._recording.read(places)] if places else []))
+        if self._video:
+            self._annotated.write(self._video, self._recording)
 
 
 def _say_what_it_took(stream: Stream) -> None:

@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 import click
 
 from m2df_runtime.commands.console import M2dfGroup, emit, emit_json, main_entry, progress, report
-from m2df_runtime.commands.recordings import LONG, RecordingOptions, recording_options, say_how_to_watch, watch
+from m2df_runtime.commands.recordings import (
+    LONG,
+    Output,
+    RecordingOptions,
+    numbered,
+    recording_options,
+    say_how_to_watch,
+    watch,
+)
 from m2df_runtime.errors import CheckFailed, ClipError, InputError
 
 if TYPE_CHECKING:
@@ -141,7 +149,12 @@ class RunOptions:
     help="Part of the picture to look at: all, or what moves [default: the bundle's]; a rectangle in pixels is cut "
     "out of the query first and leaves the support clips as they are.",
 )
-@click.option("--picture", type=click.Path(path_type=Path), metavar="PNG", help="Write a filmstrip of each prediction.")
+@click.option(
+    "--picture",
+    type=click.Path(path_type=Path),
+    metavar="PNG",
+    help="Write a filmstrip of each prediction, or the time line of a recording.",
+)
 @recording_options
 @click.option("--threads", type=click.IntRange(1, 256), help="CPU threads. [default: the cores it may use]")
 def cli(**options: Any) -> None:  # noqa: ANN401 - click hands over every option by name
@@ -183,7 +196,7 @@ def run(options: RunOptions) -> None:
         _classify(queries, support, matcher, options)
     else:
         roi = None if isinstance(options.roi, str) else options.roi
-        watch(queries, matcher, options.recording, roi=roi, json=options.json, topk=options.topk)
+        watch(queries, matcher, options.recording, Output(options.json, options.topk, options.picture), roi)
 
 
 def _lines(stream: TextIO) -> Iterator[str]:
@@ -227,7 +240,7 @@ def _classify(queries: Sequence[Path], support: Path, matcher: Matcher, options:
             said = True
         if options.picture and look:
             try:
-                path = options.picture if len(queries) == 1 else _numbered(options.picture, number)
+                path = numbered(options.picture, number if len(queries) > 1 else None)
                 _draw(path, support, prediction, matcher, look)
             except (ClipError, OSError) as error:
                 if len(queries) == 1:
@@ -255,10 +268,6 @@ def _draw(path: Path, support: Path, prediction: Prediction, matcher: Matcher, l
     nearest = matcher.bank.nearest_clip(prediction.features, prediction.label)
     match = shown_frames(open_source(support / nearest.name), look)
     save_picture(path, filmstrip(prediction.frames, match, prediction, nearest.name))
-
-
-def _numbered(path: Path, number: int) -> Path:
-    return path.with_name(f"{path.stem}-{number}{path.suffix}")
 
 
 def main() -> None:

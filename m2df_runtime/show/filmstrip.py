@@ -69,7 +69,7 @@ def filmstrip(
     _bars(draw, prediction, page)
     top = MARGIN + header
     for title, clip in (("query", query), (f"most similar support clip: {match_name}", match)):
-        _text(draw, (MARGIN, top), title, 12, FAINT, strip)
+        write_text(draw, (MARGIN, top), title, 12, FAINT, strip)
         for t in range(frames):
             image.paste(Image.fromarray(clip[t]), (MARGIN + t * (width + GAP), top + ROW_TITLE))
         top += ROW_TITLE + height + GAP * 2
@@ -85,9 +85,9 @@ def save_picture(path: Path, image: Image.Image) -> None:
 
 def _header(draw: ImageDraw.ImageDraw, prediction: Prediction, page: int) -> None:
     width = page // 2 - 2 * MARGIN
-    _text(draw, (MARGIN, MARGIN - 2), Path(prediction.query).name, 13, FAINT, width)
-    _text(draw, (MARGIN, MARGIN + 16), prediction.answer, 28, REJECTED if prediction.rejected else INK, width)
-    _text(draw, (MARGIN, MARGIN + 52), f"{prediction.probability:.1%}", 16, FAINT, width)
+    write_text(draw, (MARGIN, MARGIN - 2), Path(prediction.query).name, 13, FAINT, width)
+    write_text(draw, (MARGIN, MARGIN + 16), prediction.answer, 28, REJECTED if prediction.rejected else INK, width)
+    write_text(draw, (MARGIN, MARGIN + 52), f"{prediction.probability:.1%}", 16, FAINT, width)
 
 
 def _bars(draw: ImageDraw.ImageDraw, prediction: Prediction, page: int) -> None:
@@ -97,18 +97,18 @@ def _bars(draw: ImageDraw.ImageDraw, prediction: Prediction, page: int) -> None:
     for rank, score in enumerate(prediction.classes[:BARS]):
         y = MARGIN + rank * BAR_HEIGHT
         colour = OTHER if rank else REJECTED if prediction.rejected else ACCENT
-        _text(draw, (left, y), score.label, 12, INK if rank == 0 else FAINT, bar_left - left - 8)
+        write_text(draw, (left, y), score.label, 12, INK if rank == 0 else FAINT, bar_left - left - 8)
         draw.rounded_rectangle((bar_left, y + 3, bar_right, y + 13), 3, TRACK)
         length = round((bar_right - bar_left) * score.probability)
         if length >= 2:
             draw.rounded_rectangle((bar_left, y + 3, bar_left + length, y + 13), min(3, length // 2), colour)
-        _text(draw, (bar_right + 8, y), f"{score.probability:.1%}", 12, FAINT, 52)
+        write_text(draw, (bar_right + 8, y), f"{score.probability:.1%}", 12, FAINT, 52)
 
 
-def _text(
+def write_text(
     draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, size: int, colour: tuple[int, int, int], width: int
 ) -> None:
-    """One line of text, shortened with dots where it is wider than `width` pixels."""
+    """Draw one line of text, shortened with dots where it is wider than `width` pixels."""
     text = "".join(char if char.isprintable() else "?" for char in text)
     font = _font(text, size)
     if not isinstance(font, ImageFont.FreeTypeFont):

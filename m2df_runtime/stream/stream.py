@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 
 from m2df_runtime.bank.contents import BankContents
 from m2df_runtime.clips.source import ArraySource, FrameSource, Picture, Rectangle
+from m2df_runtime.cpus import available_cpus
 from m2df_runtime.errors import InputError, printable
 from m2df_runtime.match.matcher import Matcher
 from m2df_runtime.match.results import Prediction
@@ -124,7 +127,7 @@ class Stream:
     from their scores. Memory does not grow with the recording. Each iteration reads the source from its start.
 
     Args:
-        matcher: Answers the windows; `Matcher.swap` takes effect between two of them.
+        matcher: Answers the windows; `Matcher.swap` takes effect between two of them, of a file those not yet begun.
         source: A path (video file, frame folder, pattern or animated picture), all frames (uint8 [n, H, W, 3] RGB, 25
             a second), a `FrameSource`, or any iterator of pairs of a time in seconds and a frame (uint8 [H, W, 3]).
         window: Seconds of a window; None takes the median length of the support clips, between 1 and 6 s.
@@ -189,15 +192,14 @@ class Stream:
         """
         return (step.answer for step in self.steps() if step.answer is not None)
 
-    def steps(self) -> Iterator[Step]:
+    def steps(self) -> Generator[Step]:
         """The answer to every window with the events that it told of. Raises as `windows`."""
         tracker = EventTracker(self.rules, self.window, self.stride, camera=self.name, began=self._source.began)
         self.counts = counts = Counts()
         self.matcher.model.prepare("visual", "query")
         predict = self._predictor(counts)
-        with closing(self._windows(counts)) as windows:
-            for window in windows:
-                prediction = predict(window)
+        with closing(self._answered(self._windows(counts), predict)) as answered:
+            for window, prediction in answered:
                 scores = scores_of(prediction, window.still)
                 distances = {score.label: score.distance for score in prediction.classes}
                 counts.windows += 1
@@ -223,6 +225,28 @@ class Stream:
             return self.matcher.predict(window)
 
         return predict
+
+    def _answered(
+        self, windows: Generator[Window], predict: Callable[[Window], Prediction]
+    ) -> Generator[tuple[Window, Prediction]]:
+        """Windows with their answers; of a file, several at once.
+
+        Others wait for nothing that is yet to come: what happens is told when it is known.
+        """
+        several = available_cpus() if self._source.any_thread and not isinstance(predict, _EncodedOnce) else 1
+        with closing(windows), ThreadPoolExecutor(several, "m2df windows") as pool:
+            waiting: deque[tuple[Window, Future[Prediction]]] = deque()
+            try:
+                for window in windows:
+                    waiting.append((window, pool.submit(predict, window)))
+                    if len(waiting) >= several:
+                        first, answer = waiting.popleft()
+                        yield first, answer.result()
+                while waiting:
+                    first, answer = waiting.popleft()
+                    yield first, answer.result()
+            finally:
+                pool.shutdown(cancel_futures=True)
 
     def _windows(self, counts: Counts) -> Generator[Window]:
         kept = kept_frames(RisingTimes(self._source), self._spec, self.name, self._roi)

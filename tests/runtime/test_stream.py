@@ -294,7 +294,8 @@ def test_an_unreadable_frame_is_told_where_it_is_asked_for(matcher: m2df.Matcher
 
 
 def test_a_bank_may_be_swapped_between_two_windows(matcher: m2df.Matcher, support_dir: Path) -> None:
-    stream = m2df.Stream(matcher, scene(("white", 4)), window=1.0)
+    frames = scene(("white", 4))
+    stream = m2df.Stream(matcher, ((t / FPS, frame) for t, frame in enumerate(frames)), window=1.0)
     labels = []
     for number, answer in enumerate(stream.windows()):
         labels.append(len(answer.scores))
