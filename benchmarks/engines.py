@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.models import random_model
-from m2df_runtime.backends.model import BackendName, probe_backend
+from m2df_runtime.backends.model import probe_backend
 from m2df_runtime.bundle.bundle import Bundle
-from m2df_runtime.bundle.manifest import GraphName, Precision
+from m2df_runtime.bundle.manifest import GraphName
+from m2df_runtime.engine_names import BackendName, Precision
 from m2df_runtime.errors import EnvironmentMissing
 
 Float = NDArray[np.float32]

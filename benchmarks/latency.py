@@ -28,11 +28,11 @@ from m2df_export.precision.optional_packages import nncf_missing
 from m2df_runtime.backends.model import Model
 from m2df_runtime.bank.folder import read_support
 from m2df_runtime.bundle.bundle import Bundle
-from m2df_runtime.bundle.manifest import Precision
 from m2df_runtime.bundle.shipped import demo_queries, demo_support, newest_bundle
 from m2df_runtime.clips.listing import list_clips
 from m2df_runtime.commands.console import main_entry
 from m2df_runtime.cpus import MAX_THREADS
+from m2df_runtime.engine_names import Precision
 from m2df_runtime.errors import CheckFailed, InputError
 from m2df_runtime.files import sha256_file
 

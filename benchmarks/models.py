@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from m2df_runtime.bundle.bundle import Bundle
-from m2df_runtime.bundle.manifest import Precision, SourceInfo
+from m2df_runtime.bundle.manifest import SourceInfo
+from m2df_runtime.engine_names import Precision
 from m2df_runtime.pixels.spec import ClipSpec
 
 if TYPE_CHECKING:

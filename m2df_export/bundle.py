@@ -17,7 +17,8 @@ from typing import Any
 
 from m2df_export.graphs.onnx import signature
 from m2df_export.precision.convert import file_name
-from m2df_runtime.bundle.manifest import GRAPHS, MANIFEST_NAME, BundleFile, GraphInfo, GraphName, Manifest, Precision
+from m2df_runtime.bundle.manifest import GRAPHS, MANIFEST_NAME, BundleFile, GraphInfo, GraphName, Manifest
+from m2df_runtime.engine_names import Precision
 from m2df_runtime.errors import InputError
 from m2df_runtime.files import atomic_file, exchange, sha256_file, sync_folder, temporary_folder
 

@@ -37,10 +37,10 @@ from m2df_runtime.bundle.manifest import (
     GraphName,
     HeadInfo,
     Manifest,
-    Precision,
     SourceInfo,
     TextInfo,
 )
+from m2df_runtime.engine_names import Precision
 from m2df_runtime.errors import CheckFailed, InputError
 from m2df_runtime.files import exclusive
 from m2df_runtime.pixels.spec import ClipSpec

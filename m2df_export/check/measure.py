@@ -28,8 +28,8 @@ from m2df_export.check.stages import (
     differing_fields,
 )
 from m2df_export.check.walk import INFO, Request, read_answers, read_results
-from m2df_runtime.backends.model import BackendName
-from m2df_runtime.bundle.manifest import GRAPHS, GraphName, Precision, PrecisionParity
+from m2df_runtime.bundle.manifest import GRAPHS, GraphName, PrecisionParity
+from m2df_runtime.engine_names import BackendName, Precision
 
 _ENVIRONMENT = 3  # exit status of a process whose engine is not on this machine
 

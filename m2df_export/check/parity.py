@@ -11,7 +11,7 @@ import torch
 from m2df_export.check.episodes import EPISODES, SEED, chosen_clips, source_name, usable
 from m2df_export.check.measure import EngineResult, Reference, measure
 from m2df_export.check.walk import Opened, Request, Walk, write_results
-from m2df_runtime.bundle.manifest import Precision
+from m2df_runtime.engine_names import Precision
 from m2df_runtime.errors import ClipError
 from m2df_runtime.pixels.load import load_clip
 from m2df_train.evaluation.torch_scorer import CheckpointScorer

@@ -11,7 +11,7 @@ from m2df_export.check.episodes import SHOT
 from m2df_export.check.measure import EngineResult, Reference
 from m2df_export.check.stages import STAGES, StageResult
 from m2df_export.check.verify import Verification
-from m2df_runtime.bundle.manifest import Precision
+from m2df_runtime.engine_names import Precision
 
 FLIPS_SHOWN = 5
 

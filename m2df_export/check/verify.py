@@ -14,9 +14,9 @@ from m2df_export.check.episodes import ClipFile, clip_files, source_name, usable
 from m2df_export.check.measure import EngineResult, Reference, measure, run_walk
 from m2df_export.check.process import scratch
 from m2df_export.check.walk import INFO, Request, read_results
-from m2df_runtime.backends.model import BACKENDS, ON_CPU, BackendName, probe_backend
+from m2df_runtime.backends.model import probe_backend
 from m2df_runtime.bundle.bundle import Bundle
-from m2df_runtime.bundle.manifest import Precision
+from m2df_runtime.engine_names import BACKENDS, ON_CPU, BackendName, Precision
 from m2df_runtime.errors import CheckFailed, EnvironmentMissing, InputError
 from m2df_train.evaluation.models import is_bundle
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from m2df_export.tensorrt.parity import EngineParity
     from m2df_runtime.backends.tensorrt.engine_files import Range
     from m2df_runtime.bundle.bundle import Bundle
-    from m2df_runtime.bundle.manifest import Precision
+    from m2df_runtime.engine_names import Precision
 
 EPILOG = """\b
 Examples:

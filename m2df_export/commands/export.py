@@ -25,7 +25,7 @@ from m2df_runtime.errors import InputError
 if TYPE_CHECKING:
     from m2df_export.pipeline import ExportOptions, ExportResult
     from m2df_export.triton.repository import Repository
-    from m2df_runtime.bundle.manifest import Precision
+    from m2df_runtime.engine_names import Precision
     from m2df_train.model.checkpoint import Checkpoint
 
 BUNDLES = Path("bundles")

@@ -14,8 +14,8 @@ from m2df_runtime.errors import InputError
 if TYPE_CHECKING:
     from m2df_export.triton.repository import Repository
     from m2df_runtime.bundle.bundle import Bundle
-    from m2df_runtime.bundle.manifest import Precision
     from m2df_runtime.bundle.prompt_texts import LabelRules
+    from m2df_runtime.engine_names import Precision
 
 Device = Literal["gpu", "cpu"]
 

@@ -15,7 +15,8 @@ from m2df_export.graphs.onnx import check_model
 from m2df_export.precision.fp8 import write_fp8
 from m2df_export.precision.half import TOWERS, graph_to_half
 from m2df_export.precision.static_int8 import Calibration, write_static_int8
-from m2df_runtime.bundle.manifest import GraphName, Precision
+from m2df_runtime.bundle.manifest import GraphName
+from m2df_runtime.engine_names import Precision
 
 MIN_ROWS = 4096  # smaller tables are not worth the extra nodes
 

@@ -34,7 +34,8 @@ from m2df_runtime.files import atomic_write, exclusive, sweep_dead
 
 if TYPE_CHECKING:
     from m2df_runtime.bundle.bundle import Bundle
-    from m2df_runtime.bundle.manifest import GraphInfo, GraphName, Precision
+    from m2df_runtime.bundle.manifest import GraphInfo, GraphName
+    from m2df_runtime.engine_names import Precision
 
 # Sizes of the dynamic axes: clips at once, classes, support clips of a class, texts at once.
 DEFAULT_RANGES: Mapping[str, Range] = {"Q": (1, 1, 16), "C": (1, 5, 1000), "K": (1, 1, 32), "P": (1, 5, 64)}

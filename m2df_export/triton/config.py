@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 import onnx
 
 from m2df_export.triton.graphs import Interface, TensorSpec
-from m2df_runtime.bundle.manifest import Precision
+from m2df_runtime.engine_names import Precision
 from m2df_runtime.pixels.spec import ClipSpec
 
 # Clips wait this long for others to share a run with. The clips of one visual run come out together, so `bank`

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from m2df_runtime.bank.bank import SupportBank
 from m2df_runtime.bundle.bundle import Bundle
-from m2df_runtime.bundle.manifest import GraphName, Precision
+from m2df_runtime.bundle.manifest import GraphName
+from m2df_runtime.engine_names import Precision
 from m2df_runtime.errors import InputError
 
 FLOAT, STRING, BOOL = ir.DataType.FLOAT, ir.DataType.STRING, ir.DataType.BOOL

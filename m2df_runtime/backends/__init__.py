@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from m2df_runtime.bundle.bundle import Bundle
-    from m2df_runtime.bundle.manifest import GraphName, Precision
+    from m2df_runtime.bundle.manifest import GraphName
+    from m2df_runtime.engine_names import Precision
 
 
 @dataclass(frozen=True)

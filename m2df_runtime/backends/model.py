@@ -22,14 +22,12 @@ from m2df_runtime.backends.arrays import checked, finite_rows, refuse_infinite
 from m2df_runtime.backends.onnxruntime import OnnxRuntimeBackend, import_onnxruntime
 from m2df_runtime.backends.tensorrt.engine_files import EngineUnusable
 from m2df_runtime.bundle.bundle import Bundle
-from m2df_runtime.bundle.manifest import GRAPHS, GraphName, Precision
+from m2df_runtime.bundle.manifest import GRAPHS, GraphName
 from m2df_runtime.bundle.shipped import newest_bundle
 from m2df_runtime.bundle.tokenizer import Tokenizer
+from m2df_runtime.engine_names import BackendName, Precision
 from m2df_runtime.errors import CheckFailed, ClipError, EnvironmentMissing, InputError, M2dfError, first_line
 
-BackendName = Literal["auto", "tensorrt", "cuda", "openvino", "cpu"]
-BACKENDS: tuple[BackendName, ...] = ("auto", "tensorrt", "cuda", "openvino", "cpu")
-ON_CPU = ("cpu", "openvino")
 Float = NDArray[np.float32]
 
 Result = TypeVar("Result", bound=Tensor)

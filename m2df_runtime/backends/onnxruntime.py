@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     import onnxruntime
 
     from m2df_runtime.bundle.bundle import Bundle
-    from m2df_runtime.bundle.manifest import GraphName, Precision
+    from m2df_runtime.bundle.manifest import GraphName
+    from m2df_runtime.engine_names import Precision
 
 NOWHERE = "/dev/null/none"  # a folder that cannot exist
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}

@@ -25,7 +25,8 @@ from m2df_runtime.errors import EnvironmentMissing, InputError, first_line
 
 if TYPE_CHECKING:
     from m2df_runtime.bundle.bundle import Bundle
-    from m2df_runtime.bundle.manifest import GraphName, Precision
+    from m2df_runtime.bundle.manifest import GraphName
+    from m2df_runtime.engine_names import Precision
 
 DEVICE = "CPU"
 INSTALL = "pip install 'm2df[openvino]'"

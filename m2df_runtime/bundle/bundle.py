@@ -10,7 +10,8 @@ import json
 from pathlib import Path
 
 from m2df_runtime.bundle.files import read_file
-from m2df_runtime.bundle.manifest import MANIFEST_NAME, BundleFile, GraphName, Manifest, Precision, parse_manifest
+from m2df_runtime.bundle.manifest import MANIFEST_NAME, BundleFile, GraphName, Manifest, parse_manifest
+from m2df_runtime.engine_names import Precision
 from m2df_runtime.errors import InputError
 from m2df_runtime.files import sha256_bytes, sha256_file
 from m2df_runtime.pixels.spec import PIXELS_VERSION, ClipSpec

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from m2df_runtime.bundle.prompt_texts import MAX_TEXT, LabelRules, check_template
 from m2df_runtime.bundle.signatures import signature_problem
+from m2df_runtime.engine_names import Precision
 from m2df_runtime.errors import InputError
 from m2df_runtime.pixels.spec import PIXELS_VERSION, ClipSpec
 
@@ -23,7 +24,6 @@ GRAPHS = ("visual", "text", "support", "query")
 GraphName = Literal["visual", "text", "support", "query"]
 # Best reference first. int8 quantises activations as it runs, int8-static with ranges measured at export;
 # fp8 is for TensorRT.
-Precision = Literal["fp32", "fp16", "int8", "int8-static", "fp8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 _log = logging.getLogger(__name__)

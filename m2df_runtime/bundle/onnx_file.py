@@ -17,7 +17,8 @@ from m2df_runtime.errors import InputError
 
 if TYPE_CHECKING:
     from m2df_runtime.bundle.bundle import Bundle
-    from m2df_runtime.bundle.manifest import GraphName, Precision, TensorInfo
+    from m2df_runtime.bundle.manifest import GraphName, TensorInfo
+    from m2df_runtime.engine_names import Precision
 
 Buffer = bytes | mmap.mmap
 

@@ -24,6 +24,7 @@ from m2df_runtime.commands.recordings import (
     say_how_to_watch,
     watch,
 )
+from m2df_runtime.engine_names import BACKENDS, PRECISIONS, BackendName, Precision
 from m2df_runtime.errors import CheckFailed, ClipError, InputError
 
 if TYPE_CHECKING:
@@ -91,8 +92,8 @@ class RunOptions:
     support: Path | None
     queries: tuple[str, ...]
     bundle: Path | None
-    backend: Literal["auto", "tensorrt", "cuda", "openvino", "cpu"]
-    precision: Literal["fp32", "fp16", "int8", "int8-static", "fp8"] | None
+    backend: BackendName
+    precision: Precision | None
     topk: int
     json: bool
     reject: Reject
@@ -120,13 +121,13 @@ class RunOptions:
 )
 @click.option(
     "--backend",
-    type=click.Choice(["auto", "tensorrt", "cuda", "openvino", "cpu"]),
+    type=click.Choice(BACKENDS),
     default="auto",
     show_default=True,
 )
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "fp16", "int8", "int8-static", "fp8"]),
+    type=click.Choice(PRECISIONS),
     help="[default: fastest that passed its parity check]",
 )
 @click.option("--topk", type=click.IntRange(1), default=5, show_default=True, help="Classes to list per query.")

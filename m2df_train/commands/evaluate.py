@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from m2df_runtime.commands.console import M2dfGroup, emit, emit_json, main_entry, progress
+from m2df_runtime.engine_names import BACKENDS, PRECISIONS, BackendName, Precision
 from m2df_train.public_benchmarks import BENCHMARKS, BenchmarkName
 
 if TYPE_CHECKING:
-    from m2df_runtime.backends.model import BackendName
-    from m2df_runtime.bundle.manifest import Precision
     from m2df_train.cache.features import FeatureCache
     from m2df_train.evaluation.clips import EpisodeOptions, SplitClips
     from m2df_train.evaluation.episode_run import Answers
@@ -33,7 +32,6 @@ Examples:
   m2df-eval --checkpoint runs/mine --split validation,test
   m2df-eval --dataset ucf101 --data UCF-101 --split-files CLIP-MDMF/splits/ucf_ARN
 """
-ENGINES = ("auto", "tensorrt", "cuda", "openvino", "cpu")
 CACHE_BYTES = 10 << 30
 
 
@@ -101,10 +99,10 @@ def _splits(_ctx: click.Context, _parameter: click.Parameter, value: Sequence[st
 @click.option("--classes", callback=_comma_list, help="Only these classes, separated by commas.")
 @click.option("--labels", type=click.Path(path_type=Path), help="CSV with columns class,text.")
 @click.option("--groups", metavar="REGEX", help="First capture group in a clip's name: never both support and query.")
-@click.option("--backend", type=click.Choice(ENGINES), default="auto", help="Inference engine of a bundle.")
+@click.option("--backend", type=click.Choice(BACKENDS), default="auto", help="Inference engine of a bundle.")
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "fp16", "int8", "int8-static", "fp8"]),
+    type=click.Choice(PRECISIONS),
     help="[fastest that passed its parity check]",
 )
 @click.option("--cache", type=click.Path(path_type=Path), help="Folder that keeps features [in the user's cache].")

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-from m2df_runtime.backends.model import ON_CPU, BackendName, Model, QueryScores
+from m2df_runtime.backends.model import Model, QueryScores
 from m2df_runtime.bundle.bundle import Bundle
-from m2df_runtime.bundle.manifest import Precision
 from m2df_runtime.cpus import available_cpus
+from m2df_runtime.engine_names import ON_CPU, BackendName, Precision
 
 Float = NDArray[np.float32]
 

@@ -10,11 +10,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from m2df_runtime.backends.model import BackendName
 from m2df_runtime.bundle.bundle import Bundle
-from m2df_runtime.bundle.manifest import MANIFEST_NAME, Precision
+from m2df_runtime.bundle.manifest import MANIFEST_NAME
 from m2df_runtime.bundle.prompt_texts import LabelRules
 from m2df_runtime.bundle.shipped import newest_bundle
+from m2df_runtime.engine_names import BackendName, Precision
 from m2df_runtime.errors import InputError
 from m2df_runtime.pixels.spec import ClipSpec
 from m2df_runtime.progress import Progress, silent

@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 from tiny_bundle import FRAMES, write_bundle
 
-from m2df_runtime.backends.model import BackendName, Model
+from m2df_runtime.backends.model import Model
 from m2df_runtime.bundle.bundle import MAX_MANIFEST_BYTES, Bundle
 from m2df_runtime.bundle.shipped import demo_bundle, newest_bundle
+from m2df_runtime.engine_names import BackendName
 from m2df_runtime.errors import InputError
 from m2df_runtime.pixels.spec import PIXELS_VERSION
 

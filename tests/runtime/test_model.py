@@ -21,7 +21,8 @@ from m2df_runtime.backends.onnxruntime import BoundGraph
 from m2df_runtime.bank.bank import SupportBank
 from m2df_runtime.bank.contents import keys_of
 from m2df_runtime.bundle.bundle import Bundle
-from m2df_runtime.bundle.manifest import PRECISIONS, Precision, PrecisionParity
+from m2df_runtime.bundle.manifest import PRECISIONS, PrecisionParity
+from m2df_runtime.engine_names import Precision
 from m2df_runtime.errors import CheckFailed, ClipError, EnvironmentMissing, InputError
 from m2df_runtime.match.matcher import Matcher
 

@@ -29,7 +29,8 @@ from m2df_runtime.errors import EnvironmentMissing, first_line
 
 if TYPE_CHECKING:
     from m2df_runtime.bundle.bundle import Bundle
-    from m2df_runtime.bundle.manifest import GraphName, Precision
+    from m2df_runtime.bundle.manifest import GraphName
+    from m2df_runtime.engine_names import Precision
 
 OLDEST = (8, 5)
 SHARES_PROFILES = (8, 6)  # before, two execution contexts could not use one optimisation profile

@@ -23,7 +23,8 @@ from m2df_runtime.user_cache import cache_dir
 
 if TYPE_CHECKING:
     from m2df_runtime.bundle.bundle import Bundle
-    from m2df_runtime.bundle.manifest import GraphName, Precision
+    from m2df_runtime.bundle.manifest import GraphName
+    from m2df_runtime.engine_names import Precision
 
 INDEX_NAME = "index.json"
 SCHEMA_VERSION = 1

@@ -1,0 +1,12 @@
+"""Names of inference backends and precisions: once, and light enough for the options of a command."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+BackendName = Literal["auto", "tensorrt", "cuda", "openvino", "cpu"]
+BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
+ON_CPU = ("cpu", "openvino")
+
+Precision = Literal["fp32", "fp16", "int8", "int8-static", "fp8"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
