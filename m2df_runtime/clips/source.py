@@ -49,6 +49,7 @@ class FrameSource(ABC):
         times: Presentation times in seconds from the clip's start, float64 [n], ascending; the first is 0 except in a
             window of a recording, which may begin between two frames.
         fps: Mean frames per second.
+        is_part: Whether it is one of many parts of a recording: what is odd about it is not worth a warning for each.
 
     Example:
         >>> import numpy as np
@@ -66,6 +67,7 @@ class FrameSource(ABC):
     n_frames: int
     times: NDArray[np.float64]
     fps: float
+    is_part: bool = False
 
     @property
     def duration(self) -> float:
@@ -142,6 +144,7 @@ class SeenThrough(FrameSource):
     def __init__(self, source: FrameSource) -> None:
         self._source = source
         self.name, self.n_frames, self.times, self.fps = source.name, source.n_frames, source.times, source.fps
+        self.is_part = source.is_part
 
     @property
     def duration(self) -> float:

@@ -89,14 +89,14 @@ class VideoFile(FrameSource):
         """See `FrameSource.pictures`."""
         previous: VideoFrame | None = None
         repeated = 0
-        for frame in self._frames(indices.tolist()):
+        for frame in self._frames(indices):
             repeated += frame is previous
             previous = frame
             yield _VideoPicture(frame, self._look)
         if repeated:
             _log.warning("%s: %d of %d frames cannot be decoded; repeating", self.name, repeated, len(indices))
 
-    def _frames(self, wanted: list[int]) -> Iterator[VideoFrame]:
+    def _frames(self, wanted: NDArray[np.int64]) -> Iterator[VideoFrame]:
         """The decoded frame for each wanted index."""
         done = 0
         while done < len(wanted):
@@ -112,15 +112,16 @@ class VideoFile(FrameSource):
                 _log.debug("%s: %s; counting frames", self.name, error)
                 self._stamped = False
 
-    def _by_stamp(self, wanted: list[int]) -> Iterator[VideoFrame]:
+    def _by_stamp(self, wanted: NDArray[np.int64]) -> Iterator[VideoFrame]:
         """Frames on screen at the wanted frames' stamps; decoding begins anew at the keyframe before each."""
         place = 0
         passed = False
         previous: VideoFrame | None = None
         entry: int | None = None
-        stamps = {int(self._stamps[index]) for index in wanted}
         with self._opened() as (container, stream):
-            passes_over = self._jumps and stream.codec_context.name in _PASS_OVER
+            # Not where every frame is wanted: of a long recording the set alone would take 100 bytes a frame.
+            passes_over = self._jumps and len(wanted) < self.n_frames and stream.codec_context.name in _PASS_OVER
+            stamps = set(self._stamps[wanted].tolist()) if passes_over else set()
             for number, packet in enumerate(container.demux(stream)):
                 if self._jumps and number < self._starts[wanted[place]]:
                     passed = True
@@ -150,7 +151,7 @@ class VideoFile(FrameSource):
                     previous = frame
         yield from self._rest(previous, len(wanted) - place)
 
-    def _by_number(self, wanted: list[int]) -> Iterator[VideoFrame]:
+    def _by_number(self, wanted: NDArray[np.int64]) -> Iterator[VideoFrame]:
         """Frames by their number in the order in which the decoder gives them."""
         place, count = 0, 0
         previous: VideoFrame | None = None

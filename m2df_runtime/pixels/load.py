@@ -45,7 +45,7 @@ def load_clip(source: FrameSource, spec: ClipSpec, *, rng: np.random.Generator |
     """
     chosen = chosen_frames(source, spec, rng=rng)
     different, possible = len(np.unique(chosen)), min(spec.frames, source.n_frames)
-    if rng is None and spec.sampler == "uniform" and different < possible:
+    if rng is None and spec.sampler == "uniform" and different < possible and not source.is_part:
         _log.warning("%s: its frames are so uneven in time that %d of %d are sampled", source.name, different, possible)
     return _load(source, spec, chosen, fit)
 

@@ -29,6 +29,8 @@ class Window(FrameSource):
         frames: Its frames.
     """
 
+    is_part = True
+
     def __init__(self, name: str, start: float, end: float, frames: tuple[Frame, ...]) -> None:
         self.name = f"{name}, {start:.2f} to {end:.2f} s"
         self.start, self.end, self.frames = start, end, frames
