@@ -189,7 +189,7 @@ def _watched(
     recording = open_source(query)
     stream = Stream(matcher, recording, window=window, stride=options.stride, roi=roi, rules=rules)
     files = _Files(recording, rules, options, output, number)
-    with closing(stream.steps()) as steps:
+    with closing(stream.steps(every=options.windows)) as steps:
         for step in steps:
             if options.windows and step.answer:
                 emit_json(step.answer.record(output.topk)) if output.json else emit(step.answer.text(output.topk))
@@ -258,7 +258,8 @@ class _Files:
 def _say_what_it_took(stream: Stream) -> None:
     counts = stream.counts
     events = f"{counts.events} event{'' if counts.events == 1 else 's'}"
+    still = f"nothing moves in {counts.still}; " if counts.still else ""
     say(
         f"{printable(stream.name)}: {events} in {counts.windows} windows of {stream.window:g} s, one every "
-        f"{stream.stride:g} s; {counts.frames} frames read, {counts.encoded} encoded"
+        f"{stream.stride:g} s; {still}{counts.frames} frames read, {counts.encoded} encoded"
     )

@@ -6,7 +6,7 @@ import logging
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -52,14 +52,13 @@ def default_window(bank: BankContents) -> float:
     return float(np.clip(round(median, 1), *WINDOW_SECONDS))
 
 
-def scores_of(prediction: Prediction, still: bool) -> dict[str, float]:
+def scores_of(prediction: Prediction) -> dict[str, float]:
     """Scores of classes that mean something when none of them is going on: class to [0, 1].
 
-    That is a class's probability, and 0 for all where nothing moves or the answer is rejected. Probabilities alone
-    only compare the classes: one of them is always the most probable.
+    That is a class's probability, and 0 for all where the answer is rejected. Probabilities alone only compare the
+    classes: one of them is always the most probable. Where nothing moves, all scores are 0 without a question.
     """
-    accepted = not (still or prediction.rejected)
-    return {score.label: score.probability if accepted else 0.0 for score in prediction.classes}
+    return {score.label: 0.0 if prediction.rejected else score.probability for score in prediction.classes}
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class WindowAnswer:
         camera: Name of the recording or camera.
         start: Its first second.
         end: The second at which it ends.
-        prediction: The answer to it as to any clip.
+        prediction: The answer to it as to any clip; None where nothing moves and nobody asked for it.
         scores: Class to score in [0, 1], what events are made of; see `scores_of`.
         still: Whether nothing moves in it.
     """
@@ -78,28 +77,31 @@ class WindowAnswer:
     camera: str
     start: float
     end: float
-    prediction: Prediction
+    prediction: Prediction | None
     scores: dict[str, float]
     still: bool
 
     def record(self, topk: int | None = None) -> dict[str, object]:
         """The object that `m2df-run --windows --json` prints, with the best `topk` classes or all of them."""
-        classes = [{**asdict(one), "score": self.scores[one.label]} for one in self.prediction.classes[:topk]]
+        found = self.prediction.classes[:topk] if self.prediction else ()
         return {
             "type": "window",
             "camera": self.camera,
             "start": round(self.start, 3),
             "end": round(self.end, 3),
-            "classes": classes,
-            "rejected": self.prediction.rejected,
+            "classes": [{**asdict(one), "score": self.scores[one.label]} for one in found],
+            "rejected": self.prediction is not None and self.prediction.rejected,
             "still": self.still,
         }
 
     def text(self, topk: int | None = None) -> str:
         """The line that `m2df-run --windows` prints."""
+        when = f"{self.camera}, {clock(self.start)} to {clock(self.end)}:"
+        if self.prediction is None:
+            return printable(f"{when} nothing moves")
         shown = ", ".join(f"{one.label} {100 * one.probability:.0f} %" for one in self.prediction.classes[:topk])
         why = "  (nothing moves)" if self.still else "  (unknown)" if self.prediction.rejected else ""
-        return printable(f"{self.camera}, {clock(self.start)} to {clock(self.end)}: {shown}{why}")
+        return printable(f"{when} {shown}{why}")
 
 
 @dataclass(frozen=True)
@@ -112,10 +114,19 @@ class Step:
 
 @dataclass
 class Counts:
-    """What a pass over a recording took, as it goes on."""
+    """What a pass over a recording took, as it goes on.
+
+    Attributes:
+        frames: Frames read.
+        windows: Windows looked at.
+        still: Those of them in which nothing moves.
+        encoded: Frames encoded.
+        events: Events told.
+    """
 
     frames: int = 0
     windows: int = 0
+    still: int = 0
     encoded: int = 0
     events: int = 0
 
@@ -190,19 +201,29 @@ class Stream:
             ClipError: A frame cannot be read, the frames of a window take too much memory, or its features are not
                 finite.
         """
-        return (step.answer for step in self.steps() if step.answer is not None)
+        return (step.answer for step in self.steps(every=True) if step.answer is not None)
 
-    def steps(self) -> Generator[Step]:
-        """The answer to every window with the events that it told of. Raises as `windows`."""
+    def steps(self, *, every: bool = False) -> Generator[Step]:
+        """The answer to every window with the events that it told of.
+
+        Args:
+            every: Also answer windows in which nothing moves, whose scores are 0 whatever the answer.
+
+        Raises:
+            ClipError: As `windows`.
+        """
         tracker = EventTracker(self.rules, self.window, self.stride, camera=self.name, began=self._source.began)
         self.counts = counts = Counts()
         self.matcher.model.prepare("visual", "query")
-        predict = self._predictor(counts)
-        with closing(self._answered(self._windows(counts), predict)) as answered:
+        with closing(self._answered(counts, every)) as answered:
             for window, prediction in answered:
-                scores = scores_of(prediction, window.still)
-                distances = {score.label: score.distance for score in prediction.classes}
+                if prediction is None or window.still:
+                    scores, distances = dict.fromkeys(self.matcher.bank.labels, 0.0), {}
+                else:
+                    scores = scores_of(prediction)
+                    distances = {score.label: score.distance for score in prediction.classes}
                 counts.windows += 1
+                counts.still += window.still
                 events = tracker.step(WindowScores(window.start, window.end, scores, distances))
                 counts.events += sum(event.type == "new" for event in events)
                 yield Step(
@@ -216,35 +237,31 @@ class Stream:
     def _spec(self) -> ClipSpec:
         return self.matcher.model.bundle.manifest.clip
 
-    def _predictor(self, counts: Counts) -> Callable[[Window], Prediction]:
-        if self._spec.channels == "rgb" and self._spec.region == "full":
-            return _EncodedOnce(self.matcher, counts)
-
-        def predict(window: Window) -> Prediction:
-            counts.encoded += self._spec.frames
-            return self.matcher.predict(window)
-
-        return predict
-
-    def _answered(
-        self, windows: Generator[Window], predict: Callable[[Window], Prediction]
-    ) -> Generator[tuple[Window, Prediction]]:
-        """Windows with their answers; of a file, several at once.
+    def _answered(self, counts: Counts, every: bool) -> Generator[tuple[Window, Prediction | None]]:
+        """Windows with their answers; of a file, several are answered at once.
 
         Others wait for nothing that is yet to come: what happens is told when it is known.
         """
-        several = available_cpus() if self._source.any_thread and not isinstance(predict, _EncodedOnce) else 1
-        with closing(windows), ThreadPoolExecutor(several, "m2df windows") as pool:
-            waiting: deque[tuple[Window, Future[Prediction]]] = deque()
+        once = _EncodedOnce(self.matcher) if self._spec.channels == "rgb" and self._spec.region == "full" else None
+        several = available_cpus() if self._source.any_thread and once is None else 1
+        waiting: deque[tuple[Window, Future[Prediction] | None]] = deque()
+
+        def first() -> tuple[Window, Prediction | None]:
+            window, answer = waiting.popleft()
+            prediction = answer.result() if answer else None
+            counts.encoded = once.encoded if once else counts.encoded + (answer is not None) * self._spec.frames
+            return window, prediction
+
+        with closing(self._windows(counts)) as windows, ThreadPoolExecutor(several, "m2df windows") as pool:
             try:
                 for window in windows:
-                    waiting.append((window, pool.submit(predict, window)))
+                    wanted = every or not window.still
+                    predict = once or self.matcher.predict
+                    waiting.append((window, pool.submit(predict, window) if wanted else None))
                     if len(waiting) >= several:
-                        first, answer = waiting.popleft()
-                        yield first, answer.result()
+                        yield first()
                 while waiting:
-                    first, answer = waiting.popleft()
-                    yield first, answer.result()
+                    yield first()
             finally:
                 pool.shutdown(cancel_futures=True)
 
@@ -277,11 +294,14 @@ class _EncodedOnce:
 
     Its features differ from those of a clip by what an engine's batch changes: nothing or rounding in float graphs;
     in int8 the range of the values that are encoded together.
+
+    Attributes:
+        encoded: Frames so far.
     """
 
-    def __init__(self, matcher: Matcher, counts: Counts) -> None:
+    def __init__(self, matcher: Matcher) -> None:
+        self.encoded = 0
         self._matcher = matcher
-        self._counts = counts
         self._spec = matcher.model.bundle.manifest.clip
         self._features: dict[int, Float] = {}  # frame's number to [D]
 
@@ -294,7 +314,7 @@ class _EncodedOnce:
             pixels = np.stack([fit(frame.picture.rgb(), None, self._spec) for frame in new.values()])
             encoded = self._matcher.model.encode_clips(pixels[None], [window.name])[0]  # (n, D)
             self._features.update(zip(new, encoded, strict=True))
-            self._counts.encoded += len(new)
+            self.encoded += len(new)
         features = np.stack([self._features[frame.number] for frame in chosen])
         return self._matcher.predict_encoded(features[None], [window.name])[0]
 

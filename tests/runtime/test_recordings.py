@@ -39,7 +39,9 @@ def test_events_are_lines_as_they_end(watch, long: Path) -> None:
     lines = done.stdout.splitlines()
     assert [line.split(" from ")[0] for line in lines] == [f"{long}: red", f"{long}: blue"]
     assert lines[1].endswith(" to 0:08.0, 100 %")
-    assert done.stderr == (f"{long}: 2 events in 15 windows of 1 s, one every 0.5 s; 200 frames read, 46 encoded\n")
+    assert done.stderr == (
+        f"{long}: 2 events in 15 windows of 1 s, one every 0.5 s; nothing moves in 5; 200 frames read, 30 encoded\n"
+    )
 
 
 def test_json_has_one_object_per_event_and_line_with_the_documented_keys(watch, long: Path) -> None:

@@ -68,6 +68,8 @@ def test_what_happens_is_told_once_each_with_its_time(matcher: m2df.Matcher, rec
         assert abs(event.start - start) <= 1 and abs(event.end - end) <= 1  # a window
         assert (event.camera, event.zone, event.start_time) == (str(recording), None, None)
     assert (stream.counts.events, stream.counts.frames) == (3, round(13.4 * FPS))
+    asked = [event for step in stream.steps(every=True) for event in step.events if event.type == "end"]
+    assert asked == events, "answers to windows in which nothing moves change no event"
     assert events == ended(m2df.Stream(matcher, recording, window=1.0, stride=0.25))
     assert events == ended(stream), "a file is read anew by every iteration"
 
@@ -208,6 +210,7 @@ def test_nothing_moving_is_nothing(matcher: m2df.Matcher, recording: Path) -> No
     stream = m2df.Stream(matcher, red, window=1.0)
     assert [answer.prediction.label for answer in stream.windows()] == ["red"] * stream.counts.windows
     assert list(stream) == []
+    assert (stream.counts.windows, stream.counts.still, stream.counts.encoded) == (13, 13, 0)
     assert all(answer.still and max(answer.scores.values()) == 0 for answer in stream.windows())
     assert list(m2df.Stream(matcher, red[:1], window=1.0)) == []
 
