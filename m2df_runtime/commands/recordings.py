@@ -257,9 +257,12 @@ class _Files:
 
 def _say_what_it_took(stream: Stream) -> None:
     counts = stream.counts
-    events = f"{counts.events} event{'' if counts.events == 1 else 's'}"
+    events, windows = (
+        f"{count} {what}{'' if count == 1 else 's'}"
+        for count, what in ((counts.events, "event"), (counts.windows, "window"))
+    )
     still = f"nothing moves in {counts.still}; " if counts.still else ""
     say(
-        f"{printable(stream.name)}: {events} in {counts.windows} windows of {stream.window:g} s, one every "
+        f"{printable(stream.name)}: {events} in {windows} of {stream.window:g} s, one every "
         f"{stream.stride:g} s; {still}{counts.frames} frames read, {counts.encoded} encoded"
     )

@@ -215,6 +215,18 @@ def test_nothing_moving_is_nothing(matcher: m2df.Matcher, recording: Path) -> No
     assert list(m2df.Stream(matcher, red[:1], window=1.0)) == []
 
 
+def test_uneven_times_are_not_warned_of_in_every_window(
+    matcher: m2df.Matcher, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stamps = [burst + k for burst in range(0, 6000, 1200) for k in range(0, 120, 20)]
+    path = write_video(tmp_path / "uneven.mkv", scene(("red", len(stamps) / FPS)), stamps=stamps)
+    stream = m2df.Stream(matcher, path, window=1.5, stride=0.25)
+    assert len(list(stream.windows())) > 5
+    assert not caplog.text
+    matcher.predict(Part(open_source(path), 0.0, 1.5))
+    assert "so uneven in time" in caplog.text
+
+
 def test_what_is_rejected_has_no_score(tiny_bundle: Path, support_dir: Path) -> None:
     matcher = m2df.Matcher(model := m2df.load(tiny_bundle), m2df.SupportBank.of(model, support_dir), reject=1.0)
     stream = m2df.Stream(matcher, scene(("red", 3)), window=1.0)
