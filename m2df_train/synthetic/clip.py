@@ -7,42 +7,20 @@ pixels whatever was read before it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from functools import cached_property
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from m2df_runtime.clips.source import ArrayPicture, FrameSource, Picture
-from m2df_train.synthetic.body import Camera, Look, draw, person_shapes, sample_look
+from m2df_train.synthetic.body import Camera, sample_look
 from m2df_train.synthetic.kinematics import JOINT, POSITION_CHANNELS, Array, Skeleton, Track, solve_scene
 from m2df_train.synthetic.motion import Style
 from m2df_train.synthetic.moves import follow, step_aside, wander, warped
-from m2df_train.synthetic.props import HAND_HELD, prop_shapes
-from m2df_train.synthetic.scene import MARGIN, Film, Image, background, sample_film, smooth_path
+from m2df_train.synthetic.props import HAND_HELD
+from m2df_train.synthetic.scene import MARGIN, background, sample_film, smooth_path
+from m2df_train.synthetic.stage import Stage, exposed, shadow
 from m2df_train.synthetic.table import Action
-
-_GROUNDED = [JOINT[name] for name in ("pelvis", "r_ankle", "l_ankle")]
-
-
-@dataclass(frozen=True)
-class _Stage:
-    """Everything needed to draw any frame of a clip."""
-
-    people: list[Skeleton]
-    looks: list[Look]
-    props: list[str]
-    camera: Camera
-    flip: float
-    scale: Array  # [n] pixels per body height
-    origin: Array  # [n, 2]
-    view: Array | None  # [n, 2, 3] frame to background maps of a zooming camera, else None
-    corner: NDArray[np.int64]  # [n, 2] first column and row of the background in view
-    backdrop: Image
-    shadow: NDArray[np.uint16] | None  # [h, w, 1] gain in 1/256 around the feet
-    film: Film
-    prop_colour: tuple[float, float, float]
 
 
 def _sway(tracks: list[Track], times: Array, rng: np.random.Generator) -> None:
@@ -54,24 +32,6 @@ def _sway(tracks: list[Track], times: Array, rng: np.random.Generator) -> None:
         amp[[0, 1]] *= 0.5
         phase = 2 * np.pi * (rng.uniform(0.15, 0.7, n) * times[:, None] + rng.random(n))
         q[:, POSITION_CHANNELS:] += amp * np.sin(phase)
-
-
-def _shadow(depth: float, scale: float) -> NDArray[np.uint16]:
-    """Gain of an elliptic shadow that takes away `depth` of the light in its middle."""
-    half_w, half_h = int(0.24 * scale) + 2, int(0.07 * scale) + 2
-    x, y = (np.arange(-half, half) / half for half in (half_w, half_h))
-    dark = depth * np.maximum(1 - x[None] ** 2 - y[:, None] ** 2, 0)
-    return np.asarray(np.rint(256 * (1 - dark)), dtype=np.uint16)[..., None]
-
-
-def _exposed(look: Look, film: Film) -> Look:
-    """Return the look with its colours as the film shows them."""
-
-    def tone(colours: Array) -> Array:
-        flat = np.clip(colours, 0, 255).astype(np.uint8).reshape(1, -1, 3)
-        return film.expose(flat).reshape(colours.shape).astype(np.float64)
-
-    return replace(look, colours=tone(look.colours), hair=tone(look.hair), shirt=tone(look.shirt), hips=tone(look.hips))
 
 
 class SyntheticClip(FrameSource):
@@ -109,70 +69,16 @@ class SyntheticClip(FrameSource):
 
     def pictures(self, indices: NDArray[np.int64]) -> Iterator[Picture]:
         """See `FrameSource.pictures`."""
-        for frame in self._rendered(indices):
+        for frame in self._stage.render(indices):
             yield ArrayPicture(frame)
-
-    def _rendered(self, frames: NDArray[np.int64]) -> Image:
-        """uint8 [M, H, W, 3] RGB."""
-        out = np.empty((len(frames), self.height, self.width, 3), dtype=np.uint8)
-        s = self._stage
-        drawings = [
-            person_shapes(person, look, s.camera, s.scale[frames], s.origin[frames], frames, s.flip)
-            for person, look in zip(s.people, s.looks, strict=True)
-        ]
-        feet = [self._feet(person, frames).tolist() for person in s.people]
-        for m, index in enumerate(frames.tolist()):
-            image = self._backdrop(index)
-            shapes = [shape for drawing in drawings for shape in drawing[m]]
-            for person, prop, below in zip(s.people, s.props, feet, strict=True):
-                self._cast_shadow(image, *below[m])
-                if prop:
-                    xy, depth, _ = s.camera.project(person.joints[index])
-                    xy = xy * (s.scale[index] * np.array([s.flip, 1.0])) + s.origin[index]
-                    order = float(depth[JOINT["r_hand"]]) - 0.2
-                    shapes += prop_shapes(prop, xy, order, float(s.scale[index]), s.prop_colour)
-            draw(image, shapes)
-            out[m] = s.film.develop(image, index, self.height, self.width)
-        return out
 
     @property
     def mirrored(self) -> bool:
         """Whether the scene is flipped left to right."""
         return self._stage.flip < 0
 
-    def _backdrop(self, index: int) -> Image:
-        s = self._stage
-        if s.view is None:
-            high, wide = s.backdrop.shape[:2]
-            x = min(max(int(s.corner[index, 0]), 0), wide - self.width)
-            y = min(max(int(s.corner[index, 1]), 0), high - self.height)
-            return s.backdrop[y : y + self.height, x : x + self.width].copy()
-        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        size = (self.width, self.height)
-        warped = cv2.warpAffine(s.backdrop, s.view[index], size, flags=flags, borderMode=cv2.BORDER_REFLECT)
-        return np.asarray(warped, dtype=np.uint8)
-
-    def _feet(self, person: Skeleton, frames: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Image points [M, 2] on the ground below a person."""
-        s = self._stage
-        below = person.joints[frames][:, _GROUNDED].mean(axis=1) * np.array([1.0, 0.0, 1.0])
-        xy = s.camera.project(below)[0] * (s.scale[frames, None] * np.array([s.flip, 1.0])) + s.origin[frames]
-        return np.asarray(np.clip(np.rint(xy), -10_000, 10_000), dtype=np.int64)
-
-    def _cast_shadow(self, image: Image, x: int, y: int) -> None:
-        """Darken the ground around an image point."""
-        mask = self._stage.shadow
-        if mask is None:
-            return
-        half_h, half_w = mask.shape[0] // 2, mask.shape[1] // 2
-        x0, x1 = max(x - half_w, 0), min(x + half_w, self.width)
-        y0, y1 = max(y - half_h, 0), min(y + half_h, self.height)
-        if x1 > x0 and y1 > y0:
-            dark = mask[y0 - y + half_h : y1 - y + half_h, x0 - x + half_w : x1 - x + half_w]
-            image[y0:y1, x0:x1] = (image[y0:y1, x0:x1] * dark) >> 8
-
     @cached_property
-    def _stage(self) -> _Stage:
+    def _stage(self) -> Stage:
         rng = np.random.default_rng(self._rng.integers(2**63))
         style = Style(rng, jitter=float(rng.uniform(0.06, 0.16)))
         tracks = self.action.program(self._phase, style)
@@ -214,11 +120,13 @@ class SyntheticClip(FrameSource):
         origin = middle + zoom[:, None] * (origin - pan - middle) + offset
         film = sample_film(rng, self.n_frames, self.height, self.width)
         backdrop = film.expose(background(rng, high, wide, horizon))
-        looks = [_exposed(look, film) for look in looks]
-        return _Stage(
+        looks = [exposed(look, film) for look in looks]
+        return Stage(
+            self.height,
+            self.width,
             people,
             looks,
-            [t.prop for t in tracks],
+            [[t.prop] * self.n_frames for t in tracks],
             camera,
             flip,
             scale * zoom,
@@ -226,9 +134,10 @@ class SyntheticClip(FrameSource):
             view,
             corner,
             backdrop,
-            _shadow(float(rng.uniform(0.1, 0.6)), float(scale.mean())) if rng.random() < 0.55 else None,
+            shadow(float(rng.uniform(0.1, 0.6)), float(scale.mean())) if rng.random() < 0.55 else None,
             film,
             tuple(rng.uniform(10, 245, 3).tolist()),
+            np.arange(self.n_frames),
         )
 
     def _yaw(self, rng: np.random.Generator) -> float:
