@@ -13,6 +13,7 @@ from m2df_train.synthetic.places import Canvas, furnish
 
 Image = NDArray[np.uint8]
 MARGIN = 12  # pixels of background outside the frame, room for camera shake
+_GRAIN = (61, 67)  # rows and columns of grain beyond the frame: places from which a frame takes its own
 _BANK = np.random.default_rng(20240229).standard_normal((640, 640, 3)).astype(np.float32)
 
 
@@ -133,7 +134,7 @@ class Film:
         if self.flicker[index] != 1.0:
             image = np.asarray(cv2.convertScaleAbs(image, alpha=float(self.flicker[index])), dtype=np.uint8)
         if self.noise is not None:
-            y, x = (index * 37) % 61, (index * 53) % 67
+            y, x = (index * 37) % _GRAIN[0], (index * 53) % _GRAIN[1]
             grain = self.noise[y : y + height, x : x + width]
             image = np.asarray(cv2.add(image, grain, dtype=cv2.CV_8U), dtype=np.uint8)
         if self.grey:
@@ -154,8 +155,12 @@ def sample_film(rng: np.random.Generator, frames: int, height: int, width: int) 
         lut = np.clip(255 * lifted, 0, 255).astype(np.uint8).reshape(256, 1, 3)
     noise = None
     if rng.random() < 0.5:
-        y, x0 = rng.integers(0, 640 - height - 61), rng.integers(0, 640 - width - 67)
-        patch = _BANK[y : y + height + 61, x0 : x0 + width + 67] * np.float32(rng.uniform(1, 9))
+        bank, (high, wide) = _BANK, (height + _GRAIN[0], width + _GRAIN[1])
+        if high >= len(bank) or wide >= len(bank):  # grain repeats unseen
+            times = 1 + max(high, wide) // len(bank)
+            bank = np.tile(bank, (times, times, 1))
+        y, x0 = rng.integers(0, len(bank) - high), rng.integers(0, len(bank) - wide)
+        patch = bank[y : y + high, x0 : x0 + wide] * np.float32(rng.uniform(1, 9))
         if rng.random() < 0.5:
             patch = np.repeat(patch[..., :1], 3, axis=2)
         noise = patch.astype(np.int16)
