@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from benchmarks.record import RESULTS, Machine, bundle_hash, write
 from m2df_runtime.backends.model import Model
 from m2df_runtime.bundle.bundle import Bundle
-from m2df_runtime.bundle.prompt_texts import read_labels
+from m2df_runtime.bundle.prompt_texts import ClassTexts, prompt_embeddings, read_labels
 from m2df_runtime.bundle.shipped import newest_bundle
 from m2df_runtime.commands.console import main_entry, progress
 from m2df_runtime.errors import InputError
@@ -37,11 +37,11 @@ Answer = Callable[[EpisodeIndices], NDArray[np.int64]]
 MODEL = "bundle"
 
 
-def bundle_answers(session: Model, clips: Sequence[LabelledClip], texts: dict[str, str]) -> Answer:
+def bundle_answers(session: Model, clips: Sequence[LabelledClip], texts: ClassTexts) -> Answer:
     """Encode the clips with a bundle and answer by its support and query graphs."""
     spec, rules = session.bundle.manifest.clip, session.bundle.manifest.text.rules.over(texts)
     names = list(dict.fromkeys(clip.label for clip in clips))
-    prompts = session.encode_texts([rules.prompt(name) for name in names])
+    prompts = prompt_embeddings(map(rules.prompts, names), session.encode_texts)
     with progress("encoding", len(clips)) as advance:
         features = []
         for clip in clips:

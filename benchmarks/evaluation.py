@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks.models import random_model
 from benchmarks.record import Machine, bundle_hash, write
 from m2df_runtime.bundle.bundle import Bundle
-from m2df_runtime.bundle.prompt_texts import LabelRules
+from m2df_runtime.bundle.prompt_texts import LabelRules, prompt_embeddings
 from m2df_runtime.bundle.shipped import newest_bundle
 from m2df_runtime.commands.console import main_entry, progress
 from m2df_runtime.errors import InputError
@@ -146,7 +146,7 @@ def measure(
 ) -> list[dict[str, object]]:
     """One record per number of shots."""
     labels = [clip.label for clip in clips]
-    prompts = subject.scorer.encode_texts([subject.rules.prompt(name) for name in dict.fromkeys(labels)])
+    prompts = prompt_embeddings(map(subject.rules.prompts, dict.fromkeys(labels)), subject.scorer.encode_texts)
     features, encoding = features_of(subject, clips, count)
     records = []
     for shot in shots:

@@ -28,6 +28,7 @@ from m2df_export.precision.optional_packages import nncf_missing
 from m2df_runtime.backends.model import Model
 from m2df_runtime.bank.folder import read_support
 from m2df_runtime.bundle.bundle import Bundle
+from m2df_runtime.bundle.prompt_texts import prompt_embeddings
 from m2df_runtime.bundle.shipped import demo_queries, demo_support, newest_bundle
 from m2df_runtime.clips.listing import list_clips
 from m2df_runtime.commands.console import main_entry
@@ -53,7 +54,8 @@ def work_of(bundle: Bundle, query: Path | None, support: Path, way: int, shot: i
     if len(clips) < way or min(map(len, clips)) < shot:
         raise InputError(f"{support}: less than {way} classes of {shot} clips", "take a smaller --way or --shot")
     rules = bundle.manifest.text.rules
-    prompts = Model(bundle, backend="cpu").encode_texts([rules.prompt(label) for label, _ in classes])
+    encode = Model(bundle, backend="cpu").encode_texts
+    prompts = prompt_embeddings((rules.prompts(label) for label, _ in classes), encode)
     return Work(query or list_clips(demo_queries()).clips[0], clips, bundle.manifest.clip), prompts
 
 

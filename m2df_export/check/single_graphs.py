@@ -39,7 +39,7 @@ def drawn_inputs(model: Scorer, rules: LabelRules, spec: ClipSpec) -> dict[str, 
     """
     rng = np.random.default_rng(0)
     pictures = smooth_pictures(rng, spec.frames, spec.size)[None]
-    texts = [rules.prompt(name) for name in _ACTIONS]
+    texts = [rules.prompts(name)[0] for name in _ACTIONS]
     features, prompts = model.encode_clips(pictures), model.encode_texts(texts)
     magnitude = float(np.sqrt(np.mean(features**2)))
 

@@ -21,7 +21,7 @@ from m2df_export.check.single_graphs import cpu_ms, drawn_inputs, graph_outputs
 from m2df_export.check.stages import ALONE, EPISODES, STAGES, Stage
 from m2df_runtime.backends.model import Model, QueryScores
 from m2df_runtime.bundle.bundle import Bundle
-from m2df_runtime.bundle.prompt_texts import LabelRules
+from m2df_runtime.bundle.prompt_texts import LabelRules, prompt_embeddings
 from m2df_runtime.clips.opening import open_source
 from m2df_runtime.commands.console import guarded
 from m2df_runtime.errors import ClipError, InputError
@@ -207,9 +207,9 @@ class Walk:
         given = self._given("pixels", pixels)
         alone = features if np.array_equal(given, pixels) else _encode(run, given)
         self._save("features", chain=features, alone=alone)
-        texts = [model.rules.prompt(name) for name in dict.fromkeys(labels)]
-        prompts = run.encode_texts(texts)
-        self._save("prompts", chain=prompts, alone=prompts, texts=np.array(texts))
+        sets = [model.rules.prompts(name) for name in dict.fromkeys(labels)]
+        prompts = prompt_embeddings(sets, run.encode_texts)
+        self._save("prompts", chain=prompts, alone=prompts, texts=np.array(["; ".join(own) for own in sets]))
         prototypes = _prototypes(run, features, prompts, support)
         others = self._given("features", features), self._given("prompts", prompts)
         alone = prototypes if self._reference is None else _prototypes(run, *others, support)

@@ -42,8 +42,8 @@ class SupportBank(BankContents):
         >>> bank = m2df.SupportBank.of(m2df.load(), "actions")
         >>> bank.labels
         ('clap', 'golf_swing', 'high_knees', 'punch_person', 'side_bend')
-        >>> bank.classes[1].prompt
-        'a photo of golf swing'
+        >>> bank.classes[1].prompts
+        ('a photo of golf swing',)
     """
 
     model: Model = field(kw_only=True, repr=False, compare=False)
@@ -120,7 +120,7 @@ class SupportBank(BankContents):
         said and skipped.
 
         Args:
-            label: The class; of a new one the prompt follows from the bank's rules.
+            label: The class; of a new one the prompts follow from the bank's rules.
             clips: Paths of video files, frame folders or animated pictures.
 
         Raises:
@@ -145,9 +145,11 @@ class SupportBank(BankContents):
         if not new:
             raise InputError(f"class {label!r} is given no clip", "name at least one")
         members = sorted([*(own.clips if own else ()), *new], key=lambda clip: natural_key(clip.name))
-        text, prompt = (own.text, own.prompt) if own else (self.rules.text(label), self.rules.prompt(label))
-        embedding = embed([prompt], self.model, self)[prompt]
-        made = make_class(label, text, prompt, embedding, members, self.model)
+        texts, prompts = (
+            (own.texts, own.prompts) if own else (self.rules.descriptions(label), self.rules.prompts(label))
+        )
+        embedding = embed([prompts], self.model, self)[prompts]
+        made = make_class(label, texts, prompts, embedding, members, self.model)
         others = [entry for entry in self.classes if entry is not own]
         classes = sorted([*others, made], key=lambda entry: natural_key(entry.label))
         return replace(self, classes=tuple(classes), calibration=None).calibrated(self.model)

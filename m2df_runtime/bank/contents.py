@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from m2df_runtime.bank.calibration import Calibration, calibrate, can_calibrate
 from m2df_runtime.bank.file import BankIndex, BankKeys, CalibrationEntry, ClassEntry, ClipEntry, read_bank, write_bank
 from m2df_runtime.bank.folder import Stamp
+from m2df_runtime.bundle.prompt_texts import prompt_embeddings
 from m2df_runtime.clips.opening import open_source
 from m2df_runtime.errors import CheckFailed, ClipError, InputError
 from m2df_runtime.pixels.load import load_clip
@@ -49,11 +50,11 @@ class BankClip:
 
 @dataclass(frozen=True)
 class BankClass:
-    """One class: folder name, its text and prompt, prompt embedding [D], prototypes [V, T, D], clips."""
+    """One class: folder name, its texts and prompts, their mean embedding [D], prototypes [V, T, D], clips."""
 
     label: str
-    text: str
-    prompt: str
+    texts: tuple[str, ...]
+    prompts: tuple[str, ...]
     embedding: Float
     prototypes: Float
     clips: tuple[BankClip, ...]
@@ -64,9 +65,9 @@ class BankClass:
         return np.stack([clip.features for clip in self.clips])
 
     @property
-    def made_from(self) -> tuple[str, ...]:
-        """What its prototypes depend on: the prompt and the content of its clips."""
-        return (self.prompt, *(clip.digest for clip in self.clips))
+    def made_from(self) -> tuple[tuple[str, ...], ...]:
+        """What its prototypes depend on: the prompts and the content of its clips."""
+        return self.prompts, tuple(clip.digest for clip in self.clips)
 
 
 _Self = TypeVar("_Self", bound="BankContents")
@@ -154,14 +155,14 @@ def read_contents(path: Path, bundle: Bundle) -> BankContents:
             for c, features in zip(entry.clips, rows, strict=True)
         )
         prompt, prototypes = tensors["prompts"][number], tensors["prototypes"][number]
-        classes.append(BankClass(entry.label, entry.text, entry.prompt, prompt, prototypes, clips))
+        classes.append(BankClass(entry.label, entry.texts, entry.prompts, prompt, prototypes, clips))
     calibration = Calibration(**index.calibration.model_dump()) if index.calibration else None
     return BankContents(tuple(classes), index.keys, calibration)
 
 
 def _class_entry(entry: BankClass) -> ClassEntry:
     clips = tuple(ClipEntry(name=c.name, digest=c.digest, **asdict(c.stamp), seconds=c.seconds) for c in entry.clips)
-    return ClassEntry(label=entry.label, text=entry.text, prompt=entry.prompt, clips=clips)
+    return ClassEntry(label=entry.label, texts=entry.texts, prompts=entry.prompts, clips=clips)
 
 
 def keys_of(bundle: Bundle) -> BankKeys:
@@ -186,25 +187,31 @@ def encode(path: Path, model: Model) -> Encoded:
     return Encoded(model.encode_clips(frames[None], [os.fspath(path)])[0], seconds)
 
 
-def embed(prompts: Iterable[str], model: Model, old: BankContents | None) -> dict[str, Float]:
-    """Prompt to embedding [D], of those that the old bank has not computed with the same graph, and of its own."""
+def embed(prompts: Iterable[tuple[str, ...]], model: Model, old: BankContents | None) -> dict[tuple[str, ...], Float]:
+    """Prompts of a class to embedding [D], of those that the old bank has not computed with the same graph, and of
+    its own."""
     same = old is not None and old.keys.text == model.bundle.key("text")
-    embeddings = {entry.prompt: entry.embedding for entry in old.classes} if old and same else {}
+    embeddings = {entry.prompts: entry.embedding for entry in old.classes} if old and same else {}
     new = sorted(set(prompts) - embeddings.keys())
     for start in range(0, len(new), PROMPT_BATCH):
         batch = new[start : start + PROMPT_BATCH]
-        embeddings.update(zip(batch, model.encode_texts(batch), strict=True))
+        embeddings.update(zip(batch, prompt_embeddings(batch, model.encode_texts), strict=True))
     return embeddings
 
 
 def make_class(
-    label: str, text: str, prompt: str, embedding: Float, clips: Sequence[BankClip], model: Model
+    label: str,
+    texts: tuple[str, ...],
+    prompts: tuple[str, ...],
+    embedding: Float,
+    clips: Sequence[BankClip],
+    model: Model,
 ) -> BankClass:
-    """A class from its prompt's embedding [D] and its clips' features.
+    """A class from the embedding [D] of its prompts and its clips' features.
 
     Raises:
         CheckFailed: Its prototypes are not finite.
     """
     features = np.stack([clip.features for clip in clips])  # (K, T, D)
     prototypes = model.prototypes(features, embedding[None])
-    return BankClass(label, text, prompt, embedding, prototypes, tuple(clips))
+    return BankClass(label, texts, prompts, embedding, prototypes, tuple(clips))

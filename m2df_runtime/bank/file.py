@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 
-from m2df_runtime.bundle.prompt_texts import MAX_TEXT
+from m2df_runtime.bundle.prompt_texts import MAX_TEXT, MAX_TEXTS
 from m2df_runtime.errors import InputError
 from m2df_runtime.files import atomic_write
 from m2df_runtime.regular_files import open_regular
 
-BANK_VERSION = 3  # 1 had no change time and inode of clips, 2 did not say how long they last
+BANK_VERSION = 4  # 1 had no change time and inode of clips, 2 not how long they last, 3 one text for a class
 # 55,000 clips, of which each takes about 300 bytes and 16 values. JSON of a million values takes 100 MB at most; 20
 # million lists in 64 MB took 1.9 GB.
 MAX_HEADER_BYTES = 16 << 20
@@ -49,6 +49,9 @@ FileName = Annotated[str, Field(max_length=255)]
 Text = Annotated[str, Field(max_length=2 * MAX_TEXT)]  # a prompt is a template with a text in it
 
 
+Texts = Annotated[tuple[Text, ...], Field(min_length=1, max_length=MAX_TEXTS)]
+
+
 class ClipEntry(_Schema):
     """One clip; its features are the next row of `features`."""
 
@@ -65,8 +68,8 @@ class ClassEntry(_Schema):
     """One class; its clips are consecutive rows of `features`."""
 
     label: FileName
-    text: Text
-    prompt: Text
+    texts: Texts
+    prompts: Texts
     clips: Annotated[tuple[ClipEntry, ...], FailFast()] = Field(min_length=1)
 
 
@@ -90,7 +93,7 @@ class CalibrationEntry(_Schema):
 class BankIndex(_Schema):
     """The JSON part of a bank."""
 
-    version: Literal[3] = 3
+    version: Literal[4] = 4
     keys: BankKeys
     classes: Annotated[tuple[ClassEntry, ...], FailFast()] = Field(min_length=1)
     calibration: CalibrationEntry | None = None

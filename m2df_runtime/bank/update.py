@@ -225,18 +225,18 @@ def _classes(
         InputError: None can be used.
     """
     keys = keys_of(model.bundle)
-    embeddings = embed(map(rules.prompt, clips), model, old)
+    embeddings = embed(map(rules.prompts, clips), model, old)
     same = old is not None and (old.keys.text, old.keys.support) == (keys.text, keys.support)
     done = {entry.made_from: entry for entry in old.classes} if old and same else {}
     classes = []
     for label, members in clips.items():
-        text, prompt = rules.text(label), rules.prompt(label)
-        found = done.get((prompt, *(clip.digest for clip in members)))
+        texts, prompts = rules.descriptions(label), rules.prompts(label)
+        found = done.get((prompts, tuple(clip.digest for clip in members)))
         if found is not None:
-            classes.append(replace(found, label=label, text=text, clips=members))
+            classes.append(replace(found, label=label, texts=texts, clips=members))
             continue
         try:
-            classes.append(make_class(label, text, prompt, embeddings[prompt], members, model))
+            classes.append(make_class(label, texts, prompts, embeddings[prompts], members, model))
         except CheckFailed as error:  # numbers that are not finite
             _log.warning("%s: %s; class left out", folder / label, error.message)
     if not classes:
@@ -247,4 +247,4 @@ def _classes(
 def _described(bank: BankContents) -> list[object]:
     """What differs where a bank on disk needs to be written anew."""
     clips = [(c.name, c.digest, c.stamp) for entry in bank.classes for c in entry.clips]
-    return [clips, [(entry.label, entry.text, entry.prompt) for entry in bank.classes], bank.keys, bank.calibration]
+    return [clips, [(entry.label, entry.texts, entry.prompts) for entry in bank.classes], bank.keys, bank.calibration]

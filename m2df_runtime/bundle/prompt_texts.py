@@ -1,4 +1,4 @@
-"""From a folder name to the text a model reads: naming rules, labels.csv and the prompt template."""
+"""From a folder name to the texts a model reads: naming rules, labels.csv and the prompt template."""
 
 from __future__ import annotations
 
@@ -7,16 +7,23 @@ import io
 import logging
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from m2df_runtime.clips.folder_entries import named
 from m2df_runtime.errors import InputError
 from m2df_runtime.regular_files import open_regular
 
+ClassTexts = Mapping[str, str | tuple[str, ...]]
+"""Class folder to its description, or its descriptions."""
+
 MAX_LABELS_BYTES = 16 << 20
 MAX_TEXT = 1000  # characters; a model reads 77 tokens, about 400 letters, and what follows only costs time
+MAX_TEXTS = 32  # of one class
 
 _log = logging.getLogger(__name__)
 
@@ -54,18 +61,20 @@ def check_template(template: str) -> str:
     return template
 
 
-def read_labels(path: Path) -> dict[str, str]:
+def read_labels(path: Path) -> dict[str, tuple[str, ...]]:
     """Read labels.csv: columns `class` (folder name) and `text`; other columns are allowed.
 
+    Several rows of one class are several descriptions of it.
+
     Returns:
-        `class_key` of every class to its text.
+        `class_key` of every class to its texts, in the order of the rows and without repetition.
 
     Raises:
         InputError: No file, not readable as UTF-8 CSV, a column is missing, an empty cell, one of more than
-            `MAX_TEXT` characters, or a class given twice.
+            `MAX_TEXT` characters, or more than `MAX_TEXTS` texts of one class.
     """
     rows = _rows(path)
-    labels: dict[str, str] = {}
+    labels: dict[str, tuple[str, ...]] = {}
     for line, row in rows:
         name, text = class_key(row.get("class") or ""), " ".join((row.get("text") or "").split())
         if not name or not text:
@@ -76,14 +85,17 @@ def read_labels(path: Path) -> dict[str, str]:
                     f"{path}, line {line}: a {column} of {len(cell)} characters, at most {MAX_TEXT} are allowed",
                     "shorten it",
                 )
-        if labels.setdefault(name, text) != text:
-            raise InputError(f"{path}, line {line}: class {name!r} has two texts: {labels[name]!r} and {text!r}")
+        texts = labels.setdefault(name, ())
+        if text not in texts:
+            labels[name] = (*texts, text)
+        if len(texts) == MAX_TEXTS:
+            raise InputError(f"{path}, line {line}: class {name!r} has more than {MAX_TEXTS} texts", "keep the best")
     if not labels:
         raise InputError(f"{path}: no rows", "one row per class folder: class,text")
     return labels
 
 
-def warn_unmatched(path: Path, labels: Mapping[str, str], classes: Iterable[str]) -> None:
+def warn_unmatched(path: Path, labels: Mapping[str, object], classes: Iterable[str]) -> None:
     """Log a warning where no row of a labels file is of any of the classes, which then keep their folders' names."""
     wanted = list(dict.fromkeys(classes))
     if not labels.keys() & {class_key(name) for name in wanted}:
@@ -121,36 +133,54 @@ class LabelRules:
 
     Attributes:
         template: Prompt with one `{}`.
-        texts: Folder name to text, compared by `class_key`, of equal ones the last; folders not in it follow
-            `text_from_folder`.
+        texts: Folder name to its text or texts, compared by `class_key`, of equal ones the last; folders not in it
+            follow `text_from_folder`.
 
     Example:
         >>> import m2df_runtime as m2df
-        >>> rules = m2df.LabelRules("a video of {}", {"highfive": "two people giving a high five"})
-        >>> rules.prompt("hand_waving"), rules.prompt("highfive")
-        ('a video of hand waving', 'a video of two people giving a high five')
+        >>> rules = m2df.LabelRules("a video of {}", {"highfive": ("a high five", "two people clapping hands")})
+        >>> rules.prompts("hand_waving"), rules.prompts("highfive")
+        (('a video of hand waving',), ('a video of a high five', 'a video of two people clapping hands'))
     """
 
     template: str = "a photo of {}"
-    texts: Mapping[str, str] = field(default_factory=dict)
+    texts: ClassTexts = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_template(self.template)
-        object.__setattr__(self, "texts", {class_key(name): text for name, text in self.texts.items()})
+        object.__setattr__(self, "texts", {class_key(name): texts for name, texts in self.texts.items()})
 
-    def over(self, texts: Mapping[str, str], template: str | None = None) -> LabelRules:
+    def over(self, texts: ClassTexts, template: str | None = None) -> LabelRules:
         """These rules with a user's texts over them, and the user's template where there is one."""
         template = self.template if template is None else template
         return LabelRules(template, {**self.texts, **{class_key(name): text for name, text in texts.items()}})
 
-    def completed(self, texts: Mapping[str, str]) -> LabelRules:
+    def completed(self, texts: ClassTexts) -> LabelRules:
         """These rules with texts below theirs: a model keeps the spelling that it was trained with."""
         return LabelRules(self.template, texts).over(self.texts)
 
-    def text(self, folder: str) -> str:
-        """Descriptive text of a class folder."""
-        return self.texts.get(class_key(folder)) or text_from_folder(folder)
+    def descriptions(self, folder: str) -> tuple[str, ...]:
+        """Texts of a class folder, at least one."""
+        texts = self.texts.get(class_key(folder)) or text_from_folder(folder)
+        return (texts,) if isinstance(texts, str) else tuple(texts)
 
-    def prompt(self, folder: str) -> str:
-        """The prompt of a class folder."""
-        return self.template.replace("{}", self.text(folder))
+    def prompts(self, folder: str) -> tuple[str, ...]:
+        """The prompts of a class folder, one for each of its texts."""
+        return tuple(self.template.replace("{}", text) for text in self.descriptions(folder))
+
+
+def prompt_embeddings(
+    prompts: Iterable[Sequence[str]], encode: Callable[[Sequence[str]], NDArray[np.float32]]
+) -> NDArray[np.float32]:
+    """One embedding for each class [C, D]: the mean of its prompts', as CLIP averages them (arXiv 2103.00020, 3.1.4).
+
+    Embeddings are averaged as they are: heads read their length too.
+
+    Args:
+        prompts: The prompts of each class.
+        encode: Texts to embeddings [P, D]; called once, with every prompt once.
+    """
+    sets = [tuple(own) for own in prompts]
+    rows = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompt for own in sets for prompt in own))}
+    embeddings = encode(list(rows))
+    return np.stack([embeddings[[rows[prompt] for prompt in own]].mean(axis=0) for own in sets])

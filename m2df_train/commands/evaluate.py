@@ -14,6 +14,7 @@ from m2df_runtime.engine_names import BACKENDS, PRECISIONS, BackendName, Precisi
 from m2df_train.public_benchmarks import BENCHMARKS, BenchmarkName
 
 if TYPE_CHECKING:
+    from m2df_runtime.bundle.prompt_texts import ClassTexts
     from m2df_train.cache.features import FeatureCache
     from m2df_train.evaluation.clips import EpisodeOptions, SplitClips
     from m2df_train.evaluation.episode_run import Answers
@@ -224,7 +225,7 @@ def _cache(options: Options) -> FeatureCache:
     return FeatureCache(options.cache or cache_dir("features"), CACHE_BYTES, f"the {CACHE_BYTES >> 30} GiB of a cache")
 
 
-def _subjects(options: Options, texts: dict[str, str]) -> list[Subject]:
+def _subjects(options: Options, texts: ClassTexts) -> list[Subject]:
     """Open what is evaluated: one model, or the two that are compared."""
     from m2df_train.evaluation.models import is_bundle, open_bundle, open_checkpoint
 

@@ -99,7 +99,7 @@ def load_splits(recipe: Recipe, run: Path | None = None) -> Splits:
     if data.labels not in _SPELLINGS:
         labels = read_labels(Path(data.labels))
         warn_unmatched(Path(data.labels), labels, (clip.label for clips in found.values() for clip in clips))
-        texts = {**texts, **labels}
+        texts = {**texts, **{name: descriptions[0] for name, descriptions in labels.items()}}
     rules = LabelRules(texts=texts)
     sets: dict[Split, ClipSet] = {}
     for split, clips in found.items():
@@ -107,7 +107,7 @@ def load_splits(recipe: Recipe, run: Path | None = None) -> Splits:
         kept = _at_most(clips, most, recipe.seed)
         if kept or split != "test":
             _check_enough(_NAMES[split], kept, max(stage.shots), stage.queries)
-        sets[split] = ClipSet(tuple(kept), {name: rules.text(name) for name in _counts(kept)})
+        sets[split] = ClipSet(tuple(kept), {name: rules.descriptions(name)[0] for name in _counts(kept)})
     return Splits(sets["train"], sets["val"], sets["test"])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.manifest import MANIFEST_NAME
-from m2df_runtime.bundle.prompt_texts import LabelRules
+from m2df_runtime.bundle.prompt_texts import ClassTexts, LabelRules, prompt_embeddings
 from m2df_runtime.bundle.shipped import newest_bundle
 from m2df_runtime.engine_names import BackendName, Precision
 from m2df_runtime.errors import InputError
@@ -74,9 +74,7 @@ class Encoded:
         return EncodedClips(features.values, features.labels, self.prompts, options.groups_of(features.names))
 
 
-def open_bundle(
-    path: Path | None, backend: BackendName, precision: Precision | None, texts: Mapping[str, str]
-) -> Subject:
+def open_bundle(path: Path | None, backend: BackendName, precision: Precision | None, texts: ClassTexts) -> Subject:
     """A bundle; None for the newest, else the shipped one.
 
     Args:
@@ -101,7 +99,7 @@ def open_bundle(
     return Subject(bundle.path, scorer, bundle.manifest.clip, rules, scorer.backend, scorer.precision, identity)
 
 
-def open_checkpoint(path: Path, backend: BackendName, texts: Mapping[str, str]) -> Subject:
+def open_checkpoint(path: Path, backend: BackendName, texts: ClassTexts) -> Subject:
     """A checkpoint or the best one of a run directory, in PyTorch, on the device that `backend` computes on.
 
     Raises:
@@ -142,7 +140,7 @@ def is_bundle(path: Path) -> bool:
 def encode_for_all(
     subjects: Sequence[Subject],
     clips: Sequence[LabelledClip],
-    texts: Mapping[str, str],
+    texts: ClassTexts,
     cache: FeatureCache,
     progress: Progress = silent,
 ) -> list[Encoded]:
@@ -180,7 +178,7 @@ def encode_for_all(
 
 def _prompted(subject: Subject, features: Features) -> Encoded:
     names = dict.fromkeys(features.labels)
-    prompts = subject.scorer.encode_texts([subject.rules.prompt(name) for name in names])
+    prompts = prompt_embeddings(map(subject.rules.prompts, names), subject.scorer.encode_texts)
     return Encoded(subject, features, prompts)
 
 

@@ -251,7 +251,7 @@ def self_check(checkpoint: Checkpoint, file: Path) -> None:
     frames = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
     features = checkpoint.backbone.encode_frames(frames, clip)  # [2, T, D]
     rules = checkpoint.rules
-    texts = encode_prompts(checkpoint.backbone, [rules.prompt(folder) for folder in list(checkpoint.labels)[:2]])
+    texts = encode_prompts(checkpoint.backbone, [rules.prompts(folder)[0] for folder in list(checkpoint.labels)[:2]])
     prototypes = torch.stack(
         [head.prototypes(x[None], text[None]) for x, text in zip(features, texts, strict=True)]
     )  # [2, V, T, D]

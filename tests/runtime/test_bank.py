@@ -155,7 +155,7 @@ def test_classes_are_added_removed_and_renamed_without_encoding_the_others(suppo
     bank = of(support_dir, model)
     assert model.taken() == (0, 1, 1)
     assert bank.labels == ("blue", "crimson_tide", "white")
-    assert bank.classes[1].prompt == "a photo of crimson tide"
+    assert bank.classes[1].prompts == ("a photo of crimson tide",)
 
 
 def test_new_prompt_recomputes_no_features(support_dir: Path, model: Counting) -> None:
@@ -164,7 +164,11 @@ def test_new_prompt_recomputes_no_features(support_dir: Path, model: Counting) -
     model.taken()
     bank = of(support_dir, model, rules)
     assert model.taken() == (0, 3, 3)
-    assert [entry.prompt for entry in bank.classes] == ["a clip of blue", "a clip of green", "a clip of something red"]
+    assert [entry.prompts for entry in bank.classes] == [
+        ("a clip of blue",),
+        ("a clip of green",),
+        ("a clip of something red",),
+    ]
 
 
 def test_new_head_reuses_the_features(support_dir: Path, model: Counting, tmp_path: Path) -> None:
@@ -296,9 +300,9 @@ def test_a_class_keeps_its_prompt_when_clips_are_added(support_dir: Path, model:
     model.taken()
     taught = bank.add("red", write_clip(tmp_path / "9.mp4", "red", seed=9))
     assert model.taken()[:2] == (1, 0)
-    assert [entry.prompt for entry in taught.classes] == [entry.prompt for entry in bank.classes]
-    assert taught.classes[2].text == "something red" and len(taught.classes[2].clips) == 3
-    assert taught.add("white", write_clip(tmp_path / "w.mp4", "white")).classes[3].prompt == "a photo of white"
+    assert [entry.prompts for entry in taught.classes] == [entry.prompts for entry in bank.classes]
+    assert taught.classes[2].texts == ("something red",) and len(taught.classes[2].clips) == 3
+    assert taught.add("white", write_clip(tmp_path / "w.mp4", "white")).classes[3].prompts == ("a photo of white",)
 
 
 def test_what_cannot_be_added_is_refused_and_the_bank_stays(support_dir: Path, model: Counting, tmp_path: Path) -> None:
@@ -574,7 +578,7 @@ def edit_bank(path: Path, edit: Callable[[Header, Header], object]) -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda h, i: i.update(version=1), "bank version 1, this m2df reads version 3"),
+        (lambda h, i: i.update(version=1), "bank version 1, this m2df reads version 4"),
         (lambda h, i: i["keys"].update(visual="0" * 64), "another bundle"),
         (lambda h, i: i.update(extra=1), "extra"),
         (lambda h, i: i.update(classes=[]), "classes"),
@@ -589,7 +593,8 @@ def edit_bank(path: Path, edit: Callable[[Header, Header], object]) -> None:
         (lambda h, i: h["prompts"].pop("data_offsets"), "damaged bank"),
         (lambda h, i: h["prompts"].update(data_offsets=[-4, 8]), "damaged bank"),
         (lambda h, i: h.update(more=h["prompts"]), "unexpected tensors"),
-        (lambda h, i: i["classes"][0].update(text="x" * 3000), "at most 2000 characters"),
+        (lambda h, i: i["classes"][0].update(texts=["x" * 3000]), "at most 2000 characters"),
+        (lambda h, i: i["classes"][0].update(texts=["x"] * 33), "at most 32 items"),
         (lambda h, i: i["classes"][0].update(label="x" * 300), "at most 255 characters"),
         (lambda h, i: i["classes"][0]["clips"][0].update(size=1 << 70), "size"),
         (lambda h, i: i["classes"][0]["clips"][0].update(seconds=0), "seconds"),
@@ -640,7 +645,7 @@ def nested(text: bytes) -> bytes:
 
 
 def indexed(**index: object) -> bytes:
-    inner = json.dumps({"sha256": "0", "version": 3, **index})
+    inner = json.dumps({"sha256": "0", "version": 4, **index})
     return nested(json.dumps({"__metadata__": {"m2df": inner}}).encode())
 
 

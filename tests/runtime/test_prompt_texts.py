@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from m2df_runtime.bundle.prompt_texts import LabelRules, read_labels, text_from_folder, warn_unmatched
+from m2df_runtime.bundle.prompt_texts import (
+    LabelRules,
+    prompt_embeddings,
+    read_labels,
+    text_from_folder,
+    warn_unmatched,
+)
 from m2df_runtime.errors import InputError
 from m2df_train.data.clips import chosen_classes
 
@@ -41,15 +49,32 @@ def test_labels_file_replaces_the_rule_for_its_classes(tmp_path: Path) -> None:
     path = tmp_path / "labels.csv"
     path.write_text('\ufeffid, class ,text\n1,jump,"jumping, high"\n2,走る,running\n', encoding="utf-8")
     rules = LabelRules("a clip of {}.", read_labels(path))
-    assert rules.prompt("jump") == "a clip of jumping, high."
-    assert rules.prompt("走る") == "a clip of running."
-    assert rules.prompt("hand_waving") == "a clip of hand waving."
+    assert rules.prompts("jump") == ("a clip of jumping, high.",)
+    assert rules.prompts("走る") == ("a clip of running.",)
+    assert rules.prompts("hand_waving") == ("a clip of hand waving.",)
+
+
+def test_several_rows_of_a_class_are_a_set_of_prompts(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("class,text\njump,leaping\nrun,running\njump,jumping\njump,leaping\n", encoding="utf-8")
+    rules = LabelRules("a clip of {}", read_labels(path))
+    assert rules.prompts("jump") == ("a clip of leaping", "a clip of jumping")
+    lengths = {"a clip of leaping": [1.0, 0.0], "a clip of jumping": [0.0, 3.0], "a clip of running": [5.0, 5.0]}
+    calls: list[list[str]] = []
+
+    def encode(texts: Sequence[str]) -> np.ndarray:
+        calls.append(list(texts))
+        return np.array([lengths[text] for text in texts], np.float32)
+
+    found = prompt_embeddings([rules.prompts("jump"), rules.prompts("run"), rules.prompts("jump")], encode)
+    np.testing.assert_array_equal(found, [[0.5, 1.5], [5.0, 5.0], [0.5, 1.5]])
+    assert calls == [sorted(lengths, key=list(lengths).index)]
 
 
 def test_cells_may_hold_line_breaks(tmp_path: Path) -> None:
     path = tmp_path / "labels.csv"
     path.write_bytes('class,text\r\njump,"jumping\nhigh\u2028up"\r\nrun,running\r\n'.encode())
-    assert read_labels(path) == {"jump": "jumping high up", "run": "running"}
+    assert read_labels(path) == {"jump": ("jumping high up",), "run": ("running",)}
 
 
 @pytest.mark.parametrize(
@@ -60,9 +85,8 @@ def test_cells_may_hold_line_breaks(tmp_path: Path) -> None:
         ("class,text\n", "no rows"),
         ("class,text\njump,\n", "line 2: empty text"),
         ("class,text\n,jump\n", "line 2: empty class"),
-        ("class,text\njump,a\njump,b\n", "line 3: class 'jump' has two texts"),
+        ("class,text\n" + "".join(f"jump,{n}\n" for n in range(33)), "line 34: class 'jump' has more than 32 texts"),
         ("class,text\njump\n", "line 2: empty text"),
-        ("class,text\n\u00e9,a\ne\u0301,b\n", "line 3: class '\u00e9' has two texts"),
         ("class,text\njump," + "&amp;" * 250, "line 2: a text of 1250 characters, at most 1000 are allowed"),
         ("class,text\n" + "j" * 1001 + ",a", "line 2: a class of 1001 characters, at most 1000 are allowed"),
     ],
@@ -95,9 +119,9 @@ def test_names_are_compared_in_one_unicode_form(tmp_path: Path) -> None:
     path = tmp_path / "labels.csv"
     for written, folder in ((composed, decomposed), (decomposed, composed)):
         path.write_text(f"class,text\n{written},waving\n", encoding="utf-8")
-        assert LabelRules(texts=read_labels(path)).text(folder) == "waving"
+        assert LabelRules(texts=read_labels(path)).descriptions(folder) == ("waving",)
         rules = LabelRules(texts={written: "of the bundle", **read_labels(path)})
-        assert rules.text(folder) == rules.text(written) == "waving"
+        assert rules.descriptions(folder) == rules.descriptions(written) == ("waving",)
         assert chosen_classes(["a", folder], [written], "data") == [folder]
 
 

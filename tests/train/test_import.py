@@ -478,7 +478,7 @@ def test_an_official_file_runs_in_the_runtime_with_the_official_logits(
 
     manifest = session.bundle.manifest
     rules = LabelRules(manifest.text.prompt, manifest.text.labels)
-    assert rules.prompt("shake_hands") == "a photo of shake_hands"
+    assert rules.prompts("shake_hands") == ("a photo of shake_hands",)
     assert manifest.source.training["preset"] == "official-m2df"
     actions = ("wave_one_hand", "shake_hands", "kick")
     clip_files = [sorted((shared_dir / "data" / "clips" / action).iterdir())[0] for action in actions]
@@ -486,7 +486,7 @@ def test_an_official_file_runs_in_the_runtime_with_the_official_logits(
     logits = []
     for scorer in (session, CheckpointScorer(load_checkpoint(run), "cpu")):
         features = scorer.encode_clips(clips)
-        texts = scorer.encode_texts([rules.prompt(action) for action in actions])
+        texts = scorer.encode_texts([rules.prompts(action)[0] for action in actions])
         support = np.stack([scorer.prototypes(features[i : i + 1], texts[i : i + 1]) for i in range(3)])
         logits.append(scorer.match(features, texts, support).logits)
     np.testing.assert_allclose(logits[0], logits[1], rtol=1e-4, atol=1e-4)

@@ -342,13 +342,13 @@ def test_find_clips_without_any(tmp_path, clip, lists):
 def test_texts_of_the_benchmark_stand_under_the_models_own():
     rules = LabelRules("{}!", {"ride_bike": "ride_bike", "mine": "my own"})
     rules = rules.completed(benchmark("hmdb51").texts())
-    assert [rules.prompt(name) for name in ("ride_bike", "shoot_bow", "mine")] == [
+    assert [rules.prompts(name)[0] for name in ("ride_bike", "shoot_bow", "mine")] == [
         "ride_bike!",
         "shoot bow!",
         "my own!",
     ]
     rules = LabelRules().completed(benchmark("ssv2-full").texts())
-    assert rules.text("Tipping something over") == "Tipping [something] over"
+    assert rules.descriptions("Tipping something over") == ("Tipping [something] over",)
 
 
 # --- the commands -----------------------------------------------------------------------------------------------------
