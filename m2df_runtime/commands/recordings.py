@@ -104,7 +104,9 @@ def recording_options(command: Command) -> Command:
         click.option("--windows", is_flag=True, help="Print the scores of every window, too."),
         click.option("--enter", type=score, metavar="SCORE", help="Score at which an event begins. [default: 0.6]"),
         click.option("--leave", type=score, metavar="SCORE", help="Score below which it ends. [default: 0.4]"),
-        click.option("--min-duration", type=seconds, metavar="SECONDS", help="Leave out shorter events. [default: 0]"),
+        click.option(
+            "--min-duration", type=seconds, metavar="SECONDS", help="Leave out shorter events. [default: two windows]"
+        ),
         click.option("--merge-gap", type=seconds, metavar="SECONDS", help="Join events so close. [default: 0.5]"),
         click.option("--max-duration", type=seconds, metavar="SECONDS", help="End events after this. [default: never]"),
         click.option("--cooldown", type=seconds, metavar="SECONDS", help="Pause after an event. [default: 0]"),

@@ -21,7 +21,8 @@ class EventRules:
     Attributes:
         enter: Score from which an event begins, in (0, 1].
         leave: Score below which it ends, at most `enter`.
-        min_duration: Seconds that it must last before it is told.
+        min_duration: Seconds that it must last before it is told. None: two windows must know it, unless there is but
+            one; what a single window knows is mostly the change from one action to another.
         merge_gap: Seconds between two events of a class up to which they are one. Its end is told that much later.
         max_duration: Seconds after which it ends although it goes on; what follows is another event.
         cooldown: Seconds after its end in which no other of its class begins.
@@ -38,7 +39,7 @@ class EventRules:
 
     enter: float = 0.6
     leave: float = 0.4
-    min_duration: float = 0.0
+    min_duration: float | None = None
     merge_gap: float = 0.5
     max_duration: float = math.inf
     cooldown: float = 0.0
@@ -47,15 +48,17 @@ class EventRules:
     def __post_init__(self) -> None:
         for one in fields(self):
             value = getattr(self, one.name)
+            if value is None and one.default is None:
+                continue
             if not value >= 0 or (math.isinf(value) and one.name != "max_duration"):  # not a number, too
                 raise InputError(f"{one.name} of events is {value}, which is not a number from 0 up")
         if not 0 < self.enter <= 1 or self.leave > self.enter:
             raise InputError(
                 f"events enter at {self.enter} and leave at {self.leave}", "0 <= leave <= enter <= 1, and enter above 0"
             )
-        if self.max_duration <= self.min_duration:
+        if self.max_duration <= (self.min_duration or 0.0):
             raise InputError(
-                f"events of at least {self.min_duration} s cannot be at most {self.max_duration} s long",
+                f"events of at least {self.min_duration or 0} s cannot be at most {self.max_duration} s long",
                 "max_duration must be above min_duration",
             )
 
@@ -184,6 +187,8 @@ class EventTracker:
         self._blocked: dict[str, float] = {}  # class to the second before which none begins
         self._count = 0
         self._last: tuple[float, WindowScores] | None = None  # the newest window, and the end of its middle
+        self._fewest = 2  # windows that must know an event: 1 once the recording is known to have but one
+        self._windows = 0
 
     def step(self, window: WindowScores) -> list[Event]:
         """What the next window tells; windows come in order."""
@@ -191,6 +196,7 @@ class EventTracker:
         if self._last is None:
             start = window.start
         self._last = (end, window)
+        self._windows += 1
         told: list[Event] = []
         for course in list(self._courses.values()):
             if start - course.end > self._rules.merge_gap:
@@ -203,6 +209,7 @@ class EventTracker:
     def finish(self) -> list[Event]:
         """What the end of the recording tells."""
         told: list[Event] = []
+        self._fewest = min(2, self._windows)
         for course in list(self._courses.values()):
             if self._last is not None and course.end == self._last[0]:
                 course.end = min(self._last[1].end, course.start + self._rules.max_duration)
@@ -245,7 +252,9 @@ class EventTracker:
             yield from self._ended(course)
 
     def _new(self, course: _Course) -> Iterator[Event]:
-        if not course.id and course.end - course.start >= self._rules.min_duration:
+        least = self._rules.min_duration
+        enough = course.windows >= self._fewest if least is None else course.end - course.start >= least
+        if not course.id and enough:
             self._count += 1
             course.id = self._count
             yield self._event("new", course)

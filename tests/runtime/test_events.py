@@ -86,6 +86,14 @@ def test_every_class_is_followed_by_itself() -> None:
     assert only.runner_up is None
 
 
+def test_two_windows_must_know_an_event_unless_there_is_but_one() -> None:
+    assert spans(track([0, 1, 0, 0, 0, 1, 1, 0, 0], min_duration=None)) == [(3.0, 4.5)]
+    assert spans(track([1, 0, 0, 0, 0, 1], min_duration=None)) == []
+    assert spans(track([1], min_duration=None)) == [(0.0, 2.0)]
+    new, *_ = track([0, 1, 1, 0, 0], min_duration=None)
+    assert (new.type, new.windows, new.end) == ("new", 2, 2.5)
+
+
 def test_updates_come_at_most_as_often_as_asked() -> None:
     ends = [event.end for event in track([1.0] * 20, update_every=2.0) if event.type != "end"]
     assert ends == [1.5, 3.5, 5.5, 7.5, 9.5]
@@ -173,6 +181,7 @@ def test_times_are_written_as_people_read_them() -> None:
         ({"cooldown": math.nan}, "cooldown of events is nan"),
         ({"cooldown": math.inf}, "cooldown of events is inf"),
         ({"min_duration": 3.0, "max_duration": 2.0}, "at least 3.0 s cannot be at most 2.0 s"),
+        ({"max_duration": 0.0}, "at least 0 s cannot be at most 0.0 s"),
     ],
 )
 def test_rules_that_make_no_sense_are_refused(rules: dict[str, float], message: str) -> None:
