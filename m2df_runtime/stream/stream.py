@@ -40,6 +40,7 @@ Recording = (
 
 WINDOW_SECONDS = (1.0, 6.0)  # shortest and longest that is chosen: below, a window holds no action; above, several
 _STRIDES = 4  # of a window, where nothing else is said
+_AT_ONCE = 4  # windows of a file that are answered: each holds its frames
 _SAID = 0.01  # of a step of the grid, by which a stride may be rounded without a word
 _SHORTEST = 0.01  # seconds of a stride: a recording has no frame in less
 
@@ -243,7 +244,7 @@ class Stream:
         Others wait for nothing that is yet to come: what happens is told when it is known.
         """
         once = _EncodedOnce(self.matcher) if self._spec.channels == "rgb" and self._spec.region == "full" else None
-        several = available_cpus() if self._source.any_thread and once is None else 1
+        several = min(available_cpus(), _AT_ONCE) if self._source.any_thread and once is None else 1
         waiting: deque[tuple[Window, Future[Prediction] | None]] = deque()
 
         def first() -> tuple[Window, Prediction | None]:
