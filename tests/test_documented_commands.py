@@ -250,6 +250,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for query in queries[:2]:
             shutil.copy(query, place / folder)
     write_long(queries, place / "long.mp4")
+    (place / "days").mkdir()
+    shutil.copy(place / "long.mp4", place / "days" / "monday.mp4")
+    write_truth(queries, place / "events.csv")
     rows = [f"{folder.name},a person doing {folder.name}" for folder in sorted(demo_support().iterdir())]
     (place / "labels.csv").write_text("\n".join(["class,text", *rows]) + "\n", encoding="utf-8")
     for bundle in ("old", "mine"):
@@ -302,6 +305,18 @@ def write_long(clips: list[Path], target: Path) -> None:
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
+
+
+def write_truth(clips: list[Path], target: Path) -> None:
+    """What happens in the recording of all clips, each the action that it is named after."""
+    from m2df_runtime.clips.opening import open_source
+
+    rows, start = ["recording,start,end,label"], 0.0
+    for clip in clips:
+        end = start + open_source(clip).n_frames / 25
+        rows.append(f"monday.mp4,{start:.2f},{end:.2f},{clip.stem}")
+        start = end
+    target.write_text("\n".join(rows) + "\n", encoding="utf-8")
 
 
 # python.md has a test of its own, in which its blocks follow one another.

@@ -1,4 +1,4 @@
-"""`m2df-eval`: episode accuracy of a checkpoint or a bundle, or of two on the same episodes."""
+"""`m2df-eval`: episode accuracy of a checkpoint or a bundle, or of two on the same episodes; events in recordings."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import click
 
 from m2df_runtime.commands.console import M2dfGroup, emit, emit_json, main_entry, progress
 from m2df_runtime.engine_names import BACKENDS, PRECISIONS, BackendName, Precision
+from m2df_train.commands.recordings import Models, RecordingOptions, evaluate_recordings, recording_options
 from m2df_train.public_benchmarks import BENCHMARKS, BenchmarkName
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ Examples:
   m2df-eval --compare bundles/old bundles/new --data clips/
   m2df-eval --checkpoint runs/mine --shot 1,5 --report report.html
   m2df-eval --checkpoint runs/mine --split validation,test
+  m2df-eval --recordings days --annotations events.csv --support actions/ --tune
   m2df-eval --dataset ucf101 --data UCF-101 --split-files CLIP-MDMF/splits/ucf_ARN
 """
 CACHE_BYTES = 10 << 30
@@ -113,10 +115,17 @@ def _splits(_ctx: click.Context, _parameter: click.Parameter, value: Sequence[st
 @click.option(
     "--report", type=click.Path(path_type=Path), metavar="FILE", help="Write an HTML page that looks into the model."
 )
+@recording_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per split and shot value, with everything.")
-def cli(**options: Any) -> None:  # noqa: ANN401 - click passes every option by name
-    """Measure episode accuracy with its 95 % confidence interval, without PyTorch for a bundle."""
-    run(Options(**options))
+@click.pass_context
+def cli(context: click.Context, **options: Any) -> None:  # noqa: ANN401 - click passes every option by name
+    """Measure accuracy over episodes with its 95 % confidence interval, or events in recordings, without PyTorch."""
+    recordings = RecordingOptions.taken_from(context, options)
+    if recordings:
+        models = Models(**{name: options[name] for name in ("bundle", "compare", "labels", "backend", "precision")})
+        evaluate_recordings(recordings, models, as_json=options["as_json"])
+    else:
+        run(Options(**options))
 
 
 @dataclass(frozen=True)
