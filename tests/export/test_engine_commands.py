@@ -1,4 +1,4 @@
-"""`m2df-export engines` and `m2df-run` on engines, in processes of their own, when something is in the way.
+"""`m2df-export engines` and `m2df-run` on engines, when something is in the way.
 
 On stand-ins for TensorRT and the GPU's driver (`fake_tensorrt`, `fake_cuda`), which never count as having run them.
 """
@@ -11,57 +11,72 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
+from functools import partial
 
 import pytest
+from exports import export_here
 from fake_cuda import install
+from full_disk import file_size_limit
 from signal_at import signal_at, wait_until_stopped
 from tiny_bundle import write_bundle
 
+from m2df_runtime.backends.tensorrt.backend import open_tensorrt
+from m2df_runtime.backends.tensorrt.cuda import open_device
 from m2df_runtime.backends.tensorrt.engine_files import EngineIndex
+from m2df_runtime.commands.run import cli as run_command
 
 GRAPHS = ["visual", "text", "support", "query"]
 
 
 @pytest.fixture(scope="module")
-def _built(tmp_path_factory, _engines_of):
-    """A bundle with engines for the stand-in."""
-    folder = tmp_path_factory.mktemp("built")
-    write_bundle(folder / "bundle")
-    _engines_of(folder)
-    return folder
+def packages(tmp_path_factory):
+    """Where the stand-ins are installed."""
+    return tmp_path_factory.mktemp("packages")
+
+
+@contextmanager
+def started(packages, folder, **env):
+    """This process as one that was just started, in a folder of a machine with a GPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in install(packages, **env).items():
+            patch.setenv(name, value)
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        patch.syspath_prepend(packages)
+        forget()
+        yield patch
+    forget()
+
+
+def forget():
+    """Have TensorRT and the driver be looked for again."""
+    open_tensorrt.cache_clear()
+    open_device.cache_clear()
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("cuda", "tensorrt")]:
+        del sys.modules[name]
+
+
+def build(packages, folder, *args, code=0, **env):
+    """Run `m2df-export engines` on `bundle` in a folder; its lines."""
+    with started(packages, folder, **env) as patch:
+        done = export_here(patch, folder, "engines", "--bundle", "bundle", "--json", *args)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()] if code == 0 else done.stderr.splitlines()
 
 
 @pytest.fixture(scope="module")
-def _engines_of(tmp_path_factory):
-    """Run `m2df-export engines` on `bundle` in a folder; its lines."""
-    packages = tmp_path_factory.mktemp("packages")
-
-    def run(folder, *args, code=0, site=None, **env):
-        environment = {**os.environ, **install(packages, **env), "XDG_CACHE_HOME": str(folder / "cache")}
-        if site is not None:
-            environment["PYTHONPATH"] = f"{site}{os.pathsep}{environment['PYTHONPATH']}"
-        command = [
-            sys.executable,
-            "-m",
-            "m2df_export.commands.export",
-            "engines",
-            "--bundle",
-            "bundle",
-            "--json",
-            *args,
-        ]
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == code, done.stderr
-        assert "Traceback" not in done.stderr
-        return [json.loads(line) for line in done.stdout.splitlines()] if code == 0 else done.stderr.splitlines()
-
-    run.environment = lambda **env: {**os.environ, **install(packages, **env)}
-    return run
+def _built(tmp_path_factory, packages):
+    """A bundle with engines for the stand-in."""
+    folder = tmp_path_factory.mktemp("built")
+    write_bundle(folder / "bundle")
+    build(packages, folder)
+    return folder
 
 
 @pytest.fixture
-def engines(_engines_of, tmp_path):
-    return lambda *args, **rest: _engines_of(tmp_path, *args, **rest)
+def engines(packages, tmp_path):
+    return partial(build, packages, tmp_path)
 
 
 @pytest.fixture
@@ -70,12 +85,18 @@ def bundle(_built, tmp_path):
 
 
 @pytest.fixture
-def classify(bundle, support_dir, query_dir, _engines_of, run_module):
+def arguments(bundle, support_dir, query_dir):
+    """Of `m2df-run` with the bundle."""
+    return ("--bundle", bundle, "--support", support_dir, "--query", query_dir / "red.mp4", "--json")
+
+
+@pytest.fixture
+def classify(arguments, tmp_path, packages, run_here):
     """Run `m2df-run` with the bundle; its answer's object and what it said."""
 
     def run(**env):
-        arguments = ("--bundle", bundle, "--support", support_dir, "--query", query_dir / "red.mp4", "--json")
-        done = run_module("m2df_runtime.commands.run", *arguments, **_engines_of.environment(**env))
+        with started(packages, tmp_path, **env):
+            done = run_here(run_command, *arguments)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout), done.stderr
 
@@ -87,12 +108,13 @@ def reused(records):
     return [record["graph"] for record in records if record["reused"]]
 
 
-def test_engines_are_built_compared_and_used(bundle, engines, classify):
+def test_engines_are_built_compared_and_used(engines, arguments, packages, run_module):
     again = engines()
     assert reused(again) == GRAPHS
     assert all(record["cosine"] == pytest.approx(1.0, abs=1e-6) for record in again)
-    answer, said = classify()
-    assert (answer["backend"], answer["predictions"][0]["label"], said) == ("tensorrt", "red", "")
+    done = run_module("m2df_runtime.commands.run", *arguments, **install(packages))
+    answer = json.loads(done.stdout)
+    assert (answer["backend"], answer["predictions"][0]["label"], done.stderr) == ("tensorrt", "red", "")
 
 
 def test_comparison_keeps_to_the_sizes_the_engines_are_built_for(tmp_path, bundle, engines):
@@ -174,11 +196,11 @@ def test_version_compatible_engines_are_compared_when_they_were_just_built(tmp_p
 
 
 @pytest.mark.slow
-def test_build_that_is_killed_or_has_company(tmp_path, bundle, engines, classify, _engines_of):
+def test_build_that_is_killed_or_has_company(tmp_path, bundle, engines, classify, packages):
     """SIGKILL in the middle of a build: every engine is the old or the new one, and the next build goes on."""
     (folder,) = (bundle / "engines").iterdir()
     command = [sys.executable, "-m", "m2df_export.commands.export", "engines", "--bundle", "bundle", "--force"]
-    environment = _engines_of.environment()
+    environment = {**os.environ, **install(packages), "XDG_CACHE_HOME": str(tmp_path / "cache")}
     paths = environment["PYTHONPATH"]
     environment |= signal_at(tmp_path / "site", "os.rename", r"/text\.engine$", signal.SIGSTOP, paths=paths)
     before = (folder / "text.engine").stat().st_mtime_ns
@@ -200,16 +222,14 @@ def test_build_that_is_killed_or_has_company(tmp_path, bundle, engines, classify
 
 
 def test_full_disk_names_the_file_and_keeps_the_engines_before(tmp_path, bundle, engines):
-    """A disk that is full after the first engine: files beyond a size cannot be written in that process."""
+    """A disk that is full after the first engine: files beyond a size cannot be written."""
     (folder,) = (bundle / "engines").iterdir()
     shutil.rmtree(folder)
     sizes = {name: (bundle / f"{name}.onnx").stat().st_size for name in GRAPHS}
     room = sizes["visual"] + 3000
     assert sizes["text"] > room
-    limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))\n"
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(limit)
-    (line,) = engines(code=2, site=tmp_path / "site")
+    with file_size_limit(room):
+        (line,) = engines(code=2)
     assert line == "error: bundle/engines/sm90-trt11.4-fp32/text.engine: File too large"
     assert set(EngineIndex.read(folder).engines) == {"visual"}
     assert reused(engines()) == ["visual"]
