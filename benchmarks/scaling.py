@@ -111,7 +111,7 @@ class Engine:
 
     def start(self) -> Callable[[Point], float]:
         """Open the backend; graphs load when they are first asked for."""
-        from m2df_export.precision.convert import file_name
+        from m2df_export.precision.files import file_name
         from m2df_runtime.backends.onnxruntime import OnnxRuntimeBackend
         from m2df_runtime.backends.openvino import OpenVINOBackend
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from m2df_export.graphs.onnx import signature
-from m2df_export.precision.convert import file_name
+from m2df_export.precision.files import file_name
 from m2df_runtime.bundle.manifest import GRAPHS, MANIFEST_NAME, BundleFile, GraphInfo, GraphName, Manifest
 from m2df_runtime.engine_names import Precision
 from m2df_runtime.errors import InputError

@@ -26,7 +26,8 @@ from m2df_export.graphs.onnx import DEFAULT_OPSET, TooLarge, export_onnx
 from m2df_export.graphs.specs import GraphSpec, graph_specs
 from m2df_export.graphs.tokenizer_json import build_tokenizer_json
 from m2df_export.precision.calibration import calibration_frames
-from m2df_export.precision.convert import file_name, write_precision
+from m2df_export.precision.convert import write_precision
+from m2df_export.precision.files import file_name
 from m2df_export.precision.half import graph_to_half
 from m2df_export.precision.static_int8 import LEADING, Calibration
 from m2df_runtime import __version__

@@ -15,10 +15,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
+from m2df_export.precision.files import TOWERS
 from m2df_runtime.bundle.manifest import GraphName
 from m2df_runtime.errors import CheckFailed
 
-TOWERS: tuple[GraphName, ...] = ("visual", "text")
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 HALF_MAX = float(np.finfo(np.float16).max)
 

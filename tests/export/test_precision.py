@@ -8,7 +8,8 @@ import pytest
 
 from m2df_export.check.compare import drift, worst
 from m2df_export.graphs.onnx import example_inputs, signature
-from m2df_export.precision.convert import file_name, write_precision
+from m2df_export.precision.convert import write_precision
+from m2df_export.precision.files import file_name
 from m2df_runtime.backends.onnxruntime import OnnxRuntimeBackend
 
 GRAPHS = ("visual", "text", "support", "query")
