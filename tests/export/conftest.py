@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
+from functools import partial
 
 import pytest
 import torch
-from exports import export, save, take_graphs
+from exports import export_here, save, take_graphs
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1}  # tracing costs by the layer
 VISION = {
@@ -87,7 +86,8 @@ def first_project(model, once):
 
     def write(folder):
         save(model("clip-fsar"), folder / "runs" / "first")
-        done = export(folder, "--fp16", "--int8", "--zip", "--json")
+        with pytest.MonkeyPatch.context() as patch:
+            done = export_here(patch, folder, "--fp16", "--int8", "--zip", "--json")
         assert done.returncode == 0, done.stderr
         (folder / "stdout").write_text(done.stdout)
         (folder / "stderr").write_text(done.stderr)
@@ -154,18 +154,7 @@ def pretrained(configs, first_project, once):
     return once("pretrained", write) / "free"
 
 
-@pytest.fixture
-def export_here(capsys, monkeypatch):
-    """Run m2df-export inside this process, which has PyTorch, with the exit code and streams of one of its own."""
-    from m2df_export.commands.export import cli
-    from m2df_runtime.commands.console import guarded
-
-    def run(cwd, *args):
-        monkeypatch.chdir(cwd)
-        monkeypatch.delenv("M2DF_DEBUG", raising=False)
-        monkeypatch.setattr(sys, "argv", ["m2df-export", *map(str, args)])
-        capsys.readouterr()
-        code = guarded(lambda: cli.main([str(arg) for arg in args], "m2df-export", standalone_mode=False))
-        return subprocess.CompletedProcess(args, code, *capsys.readouterr())
-
-    return run
+@pytest.fixture(name="export_here")
+def _export_here(monkeypatch):
+    """Run m2df-export inside this process: `export_here(folder, "--fp16")`."""
+    return partial(export_here, monkeypatch)

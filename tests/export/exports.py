@@ -1,7 +1,9 @@
-"""Whole exports as tests need them: as a process of their own, and without tracing again what was traced before."""
+"""Whole exports as tests need them: in this process or one of their own, tracing nothing that was traced before."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -35,6 +37,20 @@ def export(cwd, *args):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "m2df_export.commands.export", *map(str, args)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
+
+
+def export_here(patch, cwd, *args):
+    """Run m2df-export inside this process, which has PyTorch, with the exit code and streams of one of its own."""
+    from m2df_export.commands.export import cli
+    from m2df_runtime.commands.console import guarded
+
+    words = [str(arg) for arg in args]
+    patch.chdir(cwd)
+    patch.delenv("M2DF_DEBUG", raising=False)
+    patch.setattr(sys, "argv", ["m2df-export", *words])
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as said:
+        code = guarded(lambda: cli.main(words, "m2df-export", standalone_mode=False))
+    return subprocess.CompletedProcess(args, code, out.getvalue(), said.getvalue())
 
 
 def take_graphs(patch, folder, *anew):

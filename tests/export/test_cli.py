@@ -8,16 +8,28 @@ import subprocess
 import sys
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from exports import ROOT, export, save, take_graphs
 from full_disk import file_size_limit
 from signal_at import signal_at, wait_until_stopped
 
+from m2df_export.check import episodes
 from m2df_runtime.backends.model import Model
 from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.errors import InputError
 from m2df_runtime.pixels.spec import PIXELS_VERSION
+
+# An export in a process of its own that takes its graphs from the bundle it replaces.
+WITHOUT_TRACING = """
+import pathlib, pytest
+from exports import take_graphs
+from m2df_export.commands.export import cli
+take_graphs(pytest.MonkeyPatch(), pathlib.Path("bundles", "first"))
+cli()
+"""
+LOUD = np.float32(1e7)  # times the size of embeddings, which is then beyond float16
 
 
 @pytest.fixture(scope="module")
@@ -98,16 +110,16 @@ def test_precision_beyond_its_gate_exits_1_and_leaves_the_old_bundle(
     project, model, tmp_path, monkeypatch, export_here
 ):
     bundle = project[0] / "bundles" / "first"
-    take_graphs(monkeypatch, bundle, "text")
+    take_graphs(monkeypatch, louder(bundle, tmp_path / "graphs"))
     before = (bundle / "manifest.json").read_bytes()
     source = model("clip-fsar")
     with torch.no_grad():
-        source.backbone.clip.text_projection.mul_(1e7)  # embeddings beyond float16
+        source.backbone.clip.text_projection.mul_(LOUD)
     try:
         save(source, tmp_path / "loud")
     finally:
         with torch.no_grad():
-            source.backbone.clip.text_projection.div_(1e7)
+            source.backbone.clip.text_projection.div_(LOUD)
     done = export_here(project[0], "--checkpoint", tmp_path / "loud", "--only-precision", "fp16", "--out", bundle)
     assert done.returncode == 1, done.stderr
     assert "parity failed: fp16 text graph: cosine" in done.stderr
@@ -124,9 +136,10 @@ def test_export_that_has_company_and_is_killed_leaves_the_old_bundle(project, tm
     bundle = project[0] / "bundles" / "first"
     before = contents(bundle)
     arguments = ("--checkpoint", "runs/first", "--out", "bundles/first", "--no-verify")
-    command = [sys.executable, "-m", "m2df_export.commands.export", *arguments]
+    command = [sys.executable, "-c", WITHOUT_TRACING, *arguments]
     # It stops when its first graph is to be written, and holds the lock for as long as the second one needs.
-    stops = signal_at(tmp_path, "open", r"/\.first\.[^/]*\.m2df-tmp/", signal.SIGSTOP, paths=str(ROOT))
+    paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "export")))
+    stops = signal_at(tmp_path, "open", r"/\.first\.[^/]*\.m2df-tmp/", signal.SIGSTOP, paths=paths)
     environment = {**os.environ, **stops, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, cwd=project[0], env=environment, stderr=subprocess.DEVNULL) as running:
         wait_until_stopped(running)
@@ -177,19 +190,31 @@ def test_checkpoint_of_a_head_that_m2df_does_not_have_is_refused_by_name(model, 
         load_checkpoint(tmp_path / "run")
 
 
+def louder(bundle, folder):
+    """A copy of a bundle's graphs whose embeddings of texts are as much larger."""
+    shutil.copytree(bundle, folder)
+    graph = onnx.load(folder / "text.onnx")
+    (weight,) = (weight for weight in graph.graph.initializer if weight.name.endswith("text_projection"))
+    weight.CopyFrom(onnx.numpy_helper.from_array(LOUD * onnx.numpy_helper.to_array(weight), weight.name))
+    onnx.save(graph, folder / "text.onnx")
+    return folder
+
+
 def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.mark.slow
-def test_verify_finds_the_bundle_true_to_its_run(project, export_here):
-    """Every precision against PyTorch, on generated clips."""
+def test_verify_finds_the_bundle_true_to_its_run(project, export_here, monkeypatch):
+    """Every precision against PyTorch, on a few generated clips."""
+    monkeypatch.setattr(episodes, "GENERATED_CLASSES", 3)
+    monkeypatch.setattr(episodes, "GENERATED_CLIPS", 2)
     arguments = ("bundles/first", "--against", "runs/first", "--backend", "cpu", "--episodes", 20, "--json")
     done = export_here(project[0], "verify", *arguments)
     *results, verdict = map(json.loads, done.stdout.splitlines())
     found = {result["precision"]: {stage["stage"]: stage for stage in result["stages"]} for result in results}
     assert verdict["reference"].startswith("PyTorch")
-    assert (verdict["clips"], verdict["source"]) == (40, "generated actions")
+    assert (verdict["clips"], verdict["source"]) == (6, "generated actions")
     assert set(found) == {"fp32", "fp16", "int8", "int8-static"}
     # Random weights may flip an answer on coarser numbers, which fails the episodes; the numbers are sound.
     assert all(stage["problem"] is None for stages in found.values() for stage in stages.values())

@@ -7,6 +7,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from exports import take_graphs
 
 from m2df_export.graphs.onnx import example_inputs, export_onnx
 from m2df_export.graphs.opset16 import lower_to_opset16
@@ -37,7 +38,8 @@ def lowered(exported, tmp_path_factory):
     return folder, specs
 
 
-def test_opset_16_is_an_option_of_the_export(model, tmp_path):
+def test_opset_16_is_an_option_of_the_export(model, pretrained, tmp_path, monkeypatch):
+    take_graphs(monkeypatch, pretrained)
     source = model("training-free")
     spec = graph_specs(source.backbone, source.head, source.clip)["support"]
     export_onnx(spec, tmp_path / "support.onnx", opset=16, metadata={})

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from exports import take_graphs
 from google.protobuf import text_format
 from tiny_bundle import write_bundle, write_support
 from triton_server import Server, read_config, serve
@@ -363,12 +364,10 @@ def test_mistakes_get_one_line_and_exit_2(support, tmp_path, monkeypatch, argume
 
 
 @pytest.mark.slow
-def test_export_writes_the_repository_too(support, tmp_path, model, monkeypatch):
-    from m2df_train.model.checkpoint import save_checkpoint
-
+def test_export_writes_the_repository_too(support, tmp_path, first_project, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs" / "first").mkdir(parents=True)
-    save_checkpoint(tmp_path / "runs" / "first" / "best.safetensors", model("clip-fsar", frames=2))
+    shutil.copytree(first_project / "runs", tmp_path / "runs")
+    take_graphs(monkeypatch, first_project / "bundles" / "first")
     missing = call(export_command, "--triton", "models")
     assert (missing.returncode, (tmp_path / "bundles").exists()) == (2, False)
     options = ("--triton", "models", "--support", support, "--no-verify", "--opset", "16", "--json")
@@ -376,5 +375,5 @@ def test_export_writes_the_repository_too(support, tmp_path, model, monkeypatch)
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)["triton"]
     assert (record["device"], record["precision"]) == ("cpu", "fp32")
-    outputs = Server(tmp_path / "models").infer("m2df", {"frames": np.zeros((1, 2, 32, 32, 3), np.uint8)})
+    outputs = Server(tmp_path / "models").infer("m2df", {"frames": np.zeros((1, 3, 32, 32, 3), np.uint8)})
     assert outputs["probabilities"].sum() == pytest.approx(1, abs=1e-5)
