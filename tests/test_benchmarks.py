@@ -29,6 +29,7 @@ from benchmarks.workers import JobFailed, _serve, started
 from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.shipped import demo_bundle, demo_queries, demo_support
 from m2df_runtime.errors import InputError
+from m2df_train.model.options import head_options
 
 
 def test_a_twin_has_the_shape_of_the_bundle() -> None:
@@ -36,7 +37,7 @@ def test_a_twin_has_the_shape_of_the_bundle() -> None:
     twin = random_twin(Bundle.open(demo_bundle()))
     assert twin.source.random_weights and twin.source.model == manifest.source.model
     assert (twin.clip, twin.backbone.dim, twin.head.views) == (manifest.clip, manifest.dim, manifest.views)
-    assert twin.head.options.model_dump(mode="json") == manifest.head.options
+    assert twin.head.options == head_options("m2df", manifest.head.options)  # defaults where an older bundle has none
 
 
 def test_latency_takes_turns_checks_answers_and_says_what_is_missing(
@@ -69,18 +70,15 @@ def test_latency_takes_turns_checks_answers_and_says_what_is_missing(
 
 
 @pytest.mark.slow
-def test_pytorch_peers_agree_and_a_whole_episode_costs_its_support_clips_too() -> None:
-    names = {"fp32": EAGER, "bf16": "PyTorch eager bf16"}
-    specs = [EngineSpec(name, kind, 1, backend="cpu", source="m2df-tiny") for kind, name in names.items()]
+def test_a_whole_episode_of_the_pytorch_peer_costs_its_support_clips_too() -> None:
+    specs = [EngineSpec(EAGER, "fp32", 1, backend="cpu", source="m2df-tiny")]
     support = tuple((demo_support() / label / "1.mp4",) for label in ("clap", "side_bend"))
     spec = random_model("m2df-tiny").clip
     prompts = np.random.default_rng(0).normal(size=(2, 128)).astype(np.float32)
     found = run(specs, Work(demo_queries() / "clap.mp4", support, spec), prompts, 2, 1, trained=False)
     assert found["reference"] == EAGER and found["left_out"] == {}
-    assert {engine["rounds"] for engine in found["engines"].values()} == {2}
-    assert found["engines"]["PyTorch eager bf16"]["checked"]["cosine"] > 0.99
-    assert found["official"]["rounds"] == 2
-    assert found["ratios"] == {name: {} for name in (*names.values(), "official way")}  # none of these is m2df
+    assert found["engines"][EAGER]["rounds"] == found["official"]["rounds"] == 2
+    assert found["ratios"] == {EAGER: {}, "official way": {}}  # neither is m2df
 
 
 def test_a_wrong_answer_is_a_failure_whatever_its_speed() -> None:
@@ -180,9 +178,14 @@ def test_a_worker_whose_benchmark_is_gone_ends_in_silence(capfd: pytest.CaptureF
     assert capfd.readouterr() == ("", "")
 
 
-def test_startup_measures_processes_and_what_is_installed(tmp_path: Path, run_module) -> None:
-    out = tmp_path / "startup.json"
-    done = run_module("benchmarks.startup", "--rounds", 2, "--out", out)
+def test_startup_measures_processes_and_what_is_installed(
+    tiny_bundle: Path, support_dir: Path, query_dir: Path, tmp_path: Path, run_module
+) -> None:
+    out = tmp_path / "results" / "startup.json"
+    done = run_module(
+        "benchmarks.startup", "--bundle", tiny_bundle, "--support", support_dir, "--query", query_dir / "red.mp4",
+        "--rounds", 2, "--out", out,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     record = json.loads(out.read_text())
     assert record["imported_never"] == {"torch": True, "open_clip": True}
@@ -190,7 +193,7 @@ def test_startup_measures_processes_and_what_is_installed(tmp_path: Path, run_mo
     sizes = installed()
     assert {"m2df_runtime", "numpy", "onnxruntime", "pydantic-core"} <= set(sizes) and "torch" not in sizes
     assert sizes["numpy"] > 1_000_000 and record["installed_bytes"] == sum(sizes.values())
-    assert "Start-up" in build(tmp_path)[PAGE]
+    assert "Start-up" in build(out.parent)[PAGE]
 
 
 def test_percentiles_have_their_closed_form_and_show_a_drift() -> None:
