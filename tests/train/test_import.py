@@ -22,7 +22,7 @@ from m2df_train.model.backbone import normalised_pixels, rebuild_backbone
 from m2df_train.model.checkpoint import load_checkpoint
 from m2df_train.model.heads import deterministic_head
 
-TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}
+TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1}
 VISION = {
     "vit": {"image_size": 32, "layers": 2, "width": 128, "patch_size": 8},
     "rn": {"image_size": 64, "layers": [1, 2, 1, 1], "width": 8, "patch_size": None},

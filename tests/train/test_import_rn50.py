@@ -60,14 +60,14 @@ def test_an_rn50_goes_from_the_official_file_to_logits(tmp_path):
     assert model.head.options.otam.bidirectional
 
     head = deterministic_head(model.head)
-    frames = torch.randint(0, 256, (4, 8, 224, 224, 3), dtype=torch.uint8)
+    frames = torch.randint(0, 256, (2, 8, 224, 224, 3), dtype=torch.uint8)
     texts = [f"a photo of {item.official}" for item in benchmark("kinetics100").classes("test")[:2]]
     with torch.inference_mode():
         features = model.backbone.encode_frames(frames, model.clip)
-        torch.testing.assert_close(features, clip.visual(normalised_pixels(frames, model.clip)).view(4, 8, DIM))
+        torch.testing.assert_close(features[0], clip.visual(normalised_pixels(frames[0], model.clip)))
         prompts = encode_prompts(model.backbone, texts)
         torch.testing.assert_close(prompts, encode_prompts(clip, texts))
         prototypes = torch.stack([head.prototypes(features[i : i + 1], prompts[i : i + 1]) for i in range(2)])
-        logits = head.match(features[2:], prompts, prototypes).logits
+        logits = head.match(features, prompts, prototypes).logits
     assert logits.shape == (2, 2)
     assert torch.isfinite(logits).all()

@@ -109,7 +109,7 @@ def evaluate(run_here, colours, features):
     """Run the command on the colours; gives exit code, records and stderr."""
 
     def run(*args: object, data: Path = colours) -> tuple[int, list[dict], str]:
-        shots = ("--way", 2, "--shot", "1,3", "--query", 2, "--episodes", 40)
+        shots = ("--way", 2, "--shot", "1,3", "--query", 2, "--episodes", 20)
         done = run_here(cli, "--data", data, "--cache", features, *shots, "--json", *args)
         return done.returncode, [json.loads(line) for line in done.stdout.splitlines()], done.stderr
 

@@ -287,11 +287,11 @@ def test_shuffled_texts_are_a_share_of_the_episodes() -> None:
 
 
 @pytest.mark.slow
-def test_the_command_trains_reports_and_resumes(tmp_path: Path, run_module, run_here) -> None:
+def test_the_command_trains_reports_and_resumes(tmp_path: Path, run_here) -> None:
     recipe = tmp_path / "small.yaml"
     recipe.write_text(dump_recipe(small_recipe()))
     out = tmp_path / "run"
-    first = run_module("m2df_train.commands.train", "--recipe", str(recipe), "--out", str(out), "--json")
+    first = run_here(cli, "--recipe", recipe, "--out", out, "--json")
     assert first.returncode == 0, first.stderr
     result = json.loads(first.stdout)
     assert Path(result["checkpoint"]).is_file()
