@@ -89,7 +89,7 @@ def at_recalls(recordings: Sequence[ScoredRecording], rules: EventRules) -> dict
     """The fewest false alarms at each of `RECALLS` or more, where `enter` alone moves and `leave` in proportion."""
     swept = []
     for enter in np.linspace(1 / _SWEEP, 1, _SWEEP).tolist():
-        moved = replace(rules, enter=enter, leave=enter * rules.leave / rules.enter)
+        moved = replace(rules, enter=enter, leave=min(enter * rules.leave / rules.enter, enter))
         swept.append(Choice(moved, sum((tally(one.outcome(moved)) for one in recordings), Tally())))
     found: dict[float, Choice | None] = {}
     for recall in RECALLS:

@@ -85,6 +85,8 @@ def test_what_is_found_is_measured(evaluate, tiny_bundle: Path, support_dir: Pat
 
 def test_rules_are_taken_and_what_is_proposed_gives_what_is_told(evaluate) -> None:
     assert json.loads(evaluate("--min-duration", 5, "--json").stdout)["events"]["iou_0.3"]["found"] == 0
+    for score in (0.3, 0.7, 0.9):
+        assert evaluate("--enter", score, "--leave", score).returncode == 0
     record = json.loads(evaluate("--tune", "--json").stdout)
     assert list(record) == [*KEYS, "proposed", "f1_of_rules_chosen_on_other_recordings", "trade"]
     proposed = record["proposed"]
