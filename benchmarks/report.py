@@ -288,6 +288,63 @@ def _interval(values: Record, *, sign: bool = False) -> str:
     return f"{values['accuracy']:{'+' if sign else ''}.1f} ± {values['ci95']:.1f}"
 
 
+def stream(record: Record, stem: str, files: Files) -> str:
+    """Events in recordings: quality, then cost."""
+    settings, costs = record["settings"], record["cost"]
+    first = next(iter(record["quality"].values()))["test"]["defaults"]
+    what = (
+        f"{first['recordings']} generated recordings of {settings['length']:g} s, {settings['minutes']:g} minutes, of "
+        f"actions that no training has seen; {settings['shots']} support clips of each taught action, windows of "
+        f"{first['window']:g} s every {first['stride']:g} s; {record['model']['name']} in "
+        f"{record['model']['precision']}, `{record['model']['sha256'][:12]}`. Rules were chosen on other actions and "
+        f"other recordings.\n"
+    )
+    head = ["test recordings", "F1, IoU 0.3", "F1, IoU 0.5", "precision", "recall", "false alarms per hour", "delay, s"]
+    rows = []
+    for kind, found in record["quality"].items():
+        options = ", ".join(f"{name} {value:g}" for name, value in found["chosen"].items())
+        for rules, told in (("defaults", "default rules"), ("chosen", f"chosen rules ({options})")):
+            result = found["test"][rules]
+            counts, loose = result["events"]["iou_0.3"], result["events"]["iou_0.5"]
+            shares = (counts["f1"], loose["f1"], counts["precision"], counts["recall"])
+            rows.append(
+                [
+                    f"{kind}, {told}",
+                    *("–" if share is None else f"{100 * share:.1f} %" for share in shares),
+                    f"{result['false_alarms_per_hour']:.0f} (in {result['background_hours']:.2f} h)",
+                    f"{result['delay']['median']:.1f}" if result["delay"] else "–",
+                ]
+            )
+    whole, command = costs["stream"], costs["command"]
+    about = (
+        f"Cost of {costs['size'][0]}×{costs['size'][1]} at {costs['fps']:g} frames per second, two people, windows of "
+        f"{costs['window']:g} s every {costs['stride']:g} s: **{whole['times_real_time']:g} times real time**; "
+        f"`m2df-run` takes {number_text(command['cpu_per_minute'])} processor seconds per minute of video and "
+        f"{number_text(command['peak_mib'])} MiB. Nothing moves in {costs['still']} of {costs['windows']} windows.\n"
+    )
+    stages, usual = costs["stage_cpu_per_minute"], costs["usual_cpu_per_minute"] or {}
+    total, of_usual = sum(stages.values()), sum(usual.values())
+    table = [
+        [
+            name,
+            number_text(value),
+            f"{100 * value / total:.0f} %",
+            number_text(usual[name]) if name in usual else "–",
+        ]
+        for name, value in stages.items()
+    ]
+    table.append(["**all**", number_text(total), "100 %", number_text(of_usual) if usual else "–"])
+    columns = ["processor seconds per minute of video", "m2df", "share", "a loop with PyTorch eager ¹"]
+    note = (
+        f"¹ every window prepared and encoded anew from decoded frames, extrapolated from "
+        f"{costs['usual_extrapolated_from_windows']} windows.\n"
+        if usual
+        else f"¹ not measured: {costs['usual_left_out']}.\n"
+    )
+    machine = _machine(record["environment"])
+    return "\n".join(["## Recordings\n", what, machine, _table(head, rows), about, _table(columns, table), note])
+
+
 def gpu(record: Record, stem: str, files: Files) -> str:
     """TensorRT beside PyTorch and ONNX Runtime."""
     settings, where = record["settings"], record["engine_environment"]
@@ -336,6 +393,7 @@ SECTIONS: dict[str, Callable[[Record, str, Files], str]] = {
     "evaluation": evaluation,
     "training": training,
     "accuracy": accuracy,
+    "stream": stream,
     "gpu": gpu,
 }
 

@@ -69,6 +69,30 @@ def test_latency_takes_turns_checks_answers_and_says_what_is_missing(
     assert set(files) == {PAGE, "latency-tiny.svg"} and "m2df cpu fp32" in files[PAGE]
 
 
+def test_stream_measures_quality_and_cost_and_its_report_is_made(tiny_bundle: Path, tmp_path: Path, run_module) -> None:
+    out = tmp_path / "results" / "stream.json"
+    done = run_module(
+        "benchmarks.stream", "--bundle", tiny_bundle, "--minutes", 1, "--length", 30, "--shots", 2, "--width", 96,
+        "--actions", 4, "--cost", 5, "--sample", 0, "--out", out,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    record = json.loads(out.read_text())
+    for found in record["quality"].values():
+        for split in ("validation", "test"):
+            default, chosen = (found[split][rules]["events"]["iou_0.3"] for rules in ("defaults", "chosen"))
+            assert default["true"] == chosen["true"] > 0
+            if split == "validation" and default["f1"]:
+                assert chosen["f1"] >= default["f1"]
+        assert "something_else" not in found["test"]["defaults"]["per_class"]
+    costs = record["cost"]
+    assert (costs["windows"], costs["seconds"]) == (7, 5)  # (5 - 2) / 0.5 + 1
+    assert all(value >= 0 for value in costs["stage_cpu_per_minute"].values())
+    assert (costs["usual_cpu_per_minute"], costs["usual_left_out"]) == (None, "not asked for")
+    assert str(tmp_path) not in out.read_text()
+    files = build(out.parent)
+    assert "## Recordings" in files[PAGE] and "not measured: not asked for" in files[PAGE]
+
+
 @pytest.mark.slow
 def test_a_whole_episode_of_the_pytorch_peer_costs_its_support_clips_too() -> None:
     specs = [EngineSpec(EAGER, "fp32", 1, backend="cpu", source="m2df-tiny")]
