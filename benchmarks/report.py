@@ -303,18 +303,11 @@ def stream(record: Record, stem: str, files: Files) -> str:
     rows = []
     for kind, found in record["quality"].items():
         options = ", ".join(f"{name} {value:g}" for name, value in found["chosen"].items())
-        for rules, told in (("defaults", "default rules"), ("chosen", f"chosen rules ({options})")):
-            result = found["test"][rules]
-            counts, loose = result["events"]["iou_0.3"], result["events"]["iou_0.5"]
-            shares = (counts["f1"], loose["f1"], counts["precision"], counts["recall"])
-            rows.append(
-                [
-                    f"{kind}, {told}",
-                    *("–" if share is None else f"{100 * share:.1f} %" for share in shares),
-                    f"{result['false_alarms_per_hour']:.0f} (in {result['background_hours']:.2f} h)",
-                    f"{result['delay']['median']:.1f}" if result["delay"] else "–",
-                ]
-            )
+        rows.append(_events(f"{kind}, default rules", found["test"]["defaults"]))
+        rows.append(_events(f"{kind}, chosen rules ({options})", found["test"]["chosen"]))
+    for rules, result in (record["joined"] or {}).items():
+        told = {"defaults": "default rules", "chosen": "rules chosen on generated recordings"}[rules]
+        rows.append(_events(f"{result['recordings']} joins of real clips (hard cuts), {told}", result))
     whole, command = costs["stream"], costs["command"]
     about = (
         f"Cost of {costs['size'][0]}×{costs['size'][1]} at {costs['fps']:g} frames per second, two people, windows of "
@@ -343,6 +336,19 @@ def stream(record: Record, stem: str, files: Files) -> str:
     )
     machine = _machine(record["environment"])
     return "\n".join(["## Recordings\n", what, machine, _table(head, rows), about, _table(columns, table), note])
+
+
+def _events(name: str, result: Record) -> list[str]:
+    """A row of what was found."""
+    counts, strict = result["events"]["iou_0.3"], result["events"]["iou_0.5"]
+    shares = (counts["f1"], strict["f1"], counts["precision"], counts["recall"])
+    rate = result["false_alarms_per_hour"]
+    return [
+        name,
+        *("–" if share is None else f"{100 * share:.1f} %" for share in shares),
+        "–" if rate is None else f"{rate:.0f} (in {result['background_hours']:.2f} h)",
+        f"{result['delay']['median']:.1f}" if result["delay"] else "–",
+    ]
 
 
 def gpu(record: Record, stem: str, files: Files) -> str:

@@ -3,8 +3,9 @@
     python -m benchmarks.stream --minutes 120
 
 Recordings are generated, of actions that no training has seen. Those of validation actions choose when an event begins
-and ends, those of test actions are reported. Beside the cost stands the usual way: a loop over the decoded frames that
-prepares and encodes every window with PyTorch. `--minutes 10` shows in some minutes whether all of it works.
+and ends, those of test actions are reported; `--joins DIR --groups REGEX` adds real clips, joined. Beside the cost
+stands the usual way: a loop over the decoded frames that prepares and encodes every window with PyTorch. `--minutes 10`
+shows in some minutes whether all of it works.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter, process_time
+from typing import Any
 
 import click
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.joined import joined_recordings
 from benchmarks.models import random_twin
 from benchmarks.record import Machine, bundle_hash, write
 from m2df_runtime import EventRules, Matcher, SupportBank, load
@@ -38,15 +41,16 @@ from m2df_runtime.stream.events import EventTracker, WindowScores
 from m2df_runtime.stream.frames import kept_frames
 from m2df_runtime.stream.sources.file import FileFrames
 from m2df_runtime.stream.sources.timed import RisingTimes
-from m2df_runtime.stream.stream import Stream, scores_of
+from m2df_runtime.stream.stream import Stream, default_window, scores_of
 from m2df_runtime.stream.windows import cut
 from m2df_train.evaluation.event_measures import TrueAction, measure
 from m2df_train.evaluation.event_tables import MeasuredEvents, record
 from m2df_train.evaluation.event_tuning import at_recalls, tune
-from m2df_train.evaluation.recordings import ScoredRecording, scored
+from m2df_train.evaluation.recordings import ScoredRecording
 from m2df_train.synthetic import ACTIONS, Action, Split, SyntheticRecording, split_actions
 from m2df_train.synthetic.recording_files import write_clip, write_support
 
+ALONE = "taught actions alone"
 ELSE = "something_else"  # a class of people who stand and walk about
 COST_WINDOW, COST_STRIDE, COST_SIZE, COST_FPS = 2.0, 0.5, (640, 480), 15.0
 STAGES = ("decode", "reduce", "pixels", "visual", "query", "events")
@@ -83,11 +87,11 @@ class Part(SeenThrough):
         return self._source.pictures(indices + self._first)
 
 
-def quality(model: Model, settings: Settings, folder: Path) -> dict[str, object]:
+def quality(model: Model, settings: Settings, folder: Path) -> dict[str, Any]:
     """Rules chosen on validation actions, and what they and the defaults give on test actions, of each kind of bank."""
-    kinds = {"taught actions alone": False, "with a class of what else is seen": True}
+    kinds = {ALONE: False, "with a class of what else is seen": True}
     seen = {split: _seen(model, split, settings, folder / split, list(kinds.values())) for split in _SEEDS}
-    found: dict[str, object] = {}
+    found: dict[str, Any] = {}
     for name, with_else in kinds.items():
         validation, test = (seen[split][with_else] for split in ("val", "test"))
         with progress(f"tuning, {name}") as _:
@@ -120,7 +124,7 @@ def _seen(
     found: dict[bool, list[ScoredRecording]] = {with_else: [] for with_else in kinds}
     count = max(2, round(60 * settings.minutes / settings.length))
     # Windows of one length in all recordings, as rules in seconds are chosen for it.
-    window = Stream(banks[0, kinds[0]], np.zeros((1, 32, 32, 3), np.uint8)).window
+    window = default_window(banks[0, kinds[0]].bank)
     with progress(f"{split} recordings", count) as advance:
         for number in range(count):
             half = number % 2
@@ -128,11 +132,33 @@ def _seen(
             path = folder / "recording.mp4"
             write_clip(path, made)
             truth = [TrueAction(one.start, one.end, one.label) for one in made.truth]
-            for with_else in kinds:
-                seen = scored(banks[half, with_else], open_source(path), str(number), truth, window=window)
-                found[with_else].append(_without(seen, ELSE))
+            matchers = [banks[half, with_else] for with_else in kinds]
+            for with_else, seen in zip(kinds, _scored(matchers, open_source(path), truth, window), strict=True):
+                found[with_else].append(seen)
             advance(1)
     return found
+
+
+def _scored(
+    matchers: Sequence[Matcher], source: FrameSource, truth: Sequence[TrueAction], window: float
+) -> list[ScoredRecording]:
+    """What each bank makes of a recording, whose windows are encoded once; without the events of `ELSE`."""
+    stream = Stream(matchers[0], source, window=window)
+    found: list[list[WindowScores]] = [[] for _ in matchers]
+    with closing(stream.steps()) as steps:
+        answers = [step.answer for step in steps if step.answer]
+    for answer in answers:
+        for matcher, windows in zip(matchers, found, strict=True):
+            scores: dict[str, float] = {}
+            distances: dict[str, float] = {}
+            if answer.prediction is not None and answer.prediction.features is not None and not answer.still:
+                (prediction,) = matcher.predict_encoded(answer.prediction.features[None], [stream.name])
+                scores = {label: score for label, score in scores_of(prediction).items() if label != ELSE}
+                distances = {one.label: one.distance for one in prediction.classes}
+            windows.append(WindowScores(answer.start, answer.end, scores, distances))
+    return [
+        ScoredRecording(stream.name, source.duration, truth, windows, stream.window, stream.stride) for windows in found
+    ]
 
 
 def _made(taught: Sequence[Action], untaught: Sequence[Action], seed: int, settings: Settings) -> SyntheticRecording:
@@ -146,15 +172,6 @@ def _write_else(folder: Path, shots: int, seed: int) -> None:
         made = SyntheticRecording([ACTIONS["walk"]], [], seed - 5000 + number, seconds=40)
         start = made.truth[number % len(made.truth)].start - 1.2
         write_clip(folder / f"{number}.mp4", Part(made, max(start, 0.0), max(start, 0.0) + 2.4))
-
-
-def _without(seen: ScoredRecording, label: str) -> ScoredRecording:
-    """The recording without the events of one class: nobody asks for them."""
-    windows = [
-        replace(window, scores={name: score for name, score in window.scores.items() if name != label})
-        for window in seen.windows
-    ]
-    return replace(seen, windows=windows)
 
 
 def _result(recordings: Sequence[ScoredRecording], rules: EventRules) -> dict[str, object]:
@@ -324,6 +341,10 @@ def _command(bundle: Bundle, support: Path, path: Path, minutes: float) -> dict[
 @click.option("--cost", "cost_seconds", type=click.FloatRange(5), default=120.0, help="Seconds whose cost is measured.")
 @click.option("--actions", type=click.IntRange(4), help="At most so many of each split. [default: all]")
 @click.option("--sample", type=click.IntRange(0), default=20, help="Windows of the usual way, from which all follow.")
+@click.option("--joins", type=click.Path(path_type=Path), help="Folder of class folders of real clips, to be joined.")
+@click.option("--groups", metavar="REGEX", help="First capture group in a clip's name: clips of one recording.")
+@click.option("--classes", help="Only these classes of --joins, separated by commas.")
+@click.option("--labels", type=click.Path(path_type=Path), help="CSV with columns class,text for --joins.")
 @click.option("--out", type=click.Path(path_type=Path), help="JSON file [benchmarks/results/stream.json].")
 def cli(
     path: Path | None,
@@ -334,9 +355,15 @@ def cli(
     cost_seconds: float,
     actions: int | None,
     sample: int,
+    joins: Path | None,
+    groups: str | None,
+    classes: str | None,
+    labels: Path | None,
     out: Path | None,
 ) -> None:
     """Measure quality and cost of events on generated recordings."""
+    if (joins is None) != (groups is None):
+        raise click.UsageError("--joins needs --groups, and the other way round")
     machine = Machine()
     bundle = Bundle.open(path or newest_bundle())
     model = load(bundle.path, "cpu")
@@ -345,11 +372,18 @@ def cli(
         (Path(folder) / "cost").mkdir()
         costs = cost(bundle, model, split_actions("test")[:actions], Path(folder) / "cost", cost_seconds, sample)
         found = quality(model, settings, Path(folder))
+        joined = None
+        if joins and groups:
+            only = classes.split(",") if classes else None
+            seen = joined_recordings(model, joins, groups, only, shots, Path(folder), labels)
+            chosen = EventRules(**found[ALONE]["chosen"])
+            joined = {"defaults": _result(seen, EventRules()), "chosen": _result(seen, chosen)}
     result = {
         "environment": machine.environment(),
         "model": {"name": bundle.manifest.name, "sha256": bundle_hash(bundle), "precision": model.precision},
         "settings": asdict(settings),
         "quality": found,
+        "joined": joined,
         "cost": costs,
     }
     print(write("stream", result, out))

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from echo_job import Echo
-from tiny_bundle import DIM, FRAMES, SIZE, VIEWS
+from tiny_bundle import DIM, FRAMES, SIZE, VIEWS, write_clip
 
 from benchmarks.chain import Outputs, Work
 from benchmarks.engines import EAGER, EngineSpec, TorchPeer
@@ -71,9 +71,12 @@ def test_latency_takes_turns_checks_answers_and_says_what_is_missing(
 
 def test_stream_measures_quality_and_cost_and_its_report_is_made(tiny_bundle: Path, tmp_path: Path, run_module) -> None:
     out = tmp_path / "results" / "stream.json"
+    for colour in ("red", "green", "blue", "white"):
+        for person in "abcd":
+            write_clip(tmp_path / "clips" / colour / f"{colour}_{person}.mp4", colour, seed=ord(person), frames=40)
     done = run_module(
         "benchmarks.stream", "--bundle", tiny_bundle, "--minutes", 1, "--length", 30, "--shots", 2, "--width", 96,
-        "--actions", 4, "--cost", 5, "--sample", 0, "--out", out,
+        "--actions", 4, "--cost", 5, "--sample", 0, "--joins", tmp_path / "clips", "--groups", "_([a-d])", "--out", out,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     record = json.loads(out.read_text())
@@ -84,13 +87,20 @@ def test_stream_measures_quality_and_cost_and_its_report_is_made(tiny_bundle: Pa
             if split == "validation" and default["f1"]:
                 assert chosen["f1"] >= default["f1"]
         assert "something_else" not in found["test"]["defaults"]["per_class"]
+    joined = record["joined"]["defaults"]
+    assert (joined["recordings"], joined["events"]["iou_0.3"]["true"]) == (4, 8)  # two of four classes are taught
+    assert joined["background_hours"] == pytest.approx(4 * 2 * 1.6 / 3600, abs=1e-4)
     costs = record["cost"]
     assert (costs["windows"], costs["seconds"]) == (7, 5)  # (5 - 2) / 0.5 + 1
     assert all(value >= 0 for value in costs["stage_cpu_per_minute"].values())
     assert (costs["usual_cpu_per_minute"], costs["usual_left_out"]) == (None, "not asked for")
     assert str(tmp_path) not in out.read_text()
     files = build(out.parent)
-    assert "## Recordings" in files[PAGE] and "not measured: not asked for" in files[PAGE]
+    assert (
+        "## Recordings" in files[PAGE]
+        and "4 joins of real clips (hard cuts)" in files[PAGE]
+        and "not measured: not asked for" in files[PAGE]
+    )
 
 
 @pytest.mark.slow
