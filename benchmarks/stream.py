@@ -33,7 +33,7 @@ from m2df_runtime.backends.model import Model
 from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.shipped import newest_bundle
 from m2df_runtime.clips.opening import open_source
-from m2df_runtime.clips.source import ArraySource, FrameSource, Picture, SeenThrough
+from m2df_runtime.clips.source import ArraySource, FrameSource
 from m2df_runtime.commands.console import main_entry, progress
 from m2df_runtime.errors import InputError
 from m2df_runtime.pixels.load import load_clip
@@ -47,11 +47,11 @@ from m2df_train.evaluation.event_measures import TrueAction, measure
 from m2df_train.evaluation.event_tables import MeasuredEvents, record
 from m2df_train.evaluation.event_tuning import at_recalls, tune
 from m2df_train.evaluation.recordings import ScoredRecording
-from m2df_train.synthetic import ACTIONS, Action, Split, SyntheticRecording, split_actions
-from m2df_train.synthetic.recording_files import write_clip, write_support
+from m2df_train.synthetic import Action, Split, SyntheticRecording, split_actions
+from m2df_train.synthetic.recording import BESIDES
+from m2df_train.synthetic.recording_files import Part, write_besides, write_clip, write_support
 
 ALONE = "taught actions alone"
-ELSE = "something_else"  # a class of people who stand and walk about
 COST_WINDOW, COST_STRIDE, COST_SIZE, COST_FPS = 2.0, 0.5, (640, 480), 15.0
 STAGES = ("decode", "reduce", "pixels", "visual", "query", "events")
 _SEEDS: dict[Split, int] = {"val": 10_000, "test": 20_000}
@@ -68,32 +68,13 @@ class Settings:
     actions: int | None  # at most, of each split; None for all
 
 
-class Part(SeenThrough):
-    """Some seconds of a clip, read from it anew."""
-
-    def __init__(self, source: FrameSource, start: float, end: float) -> None:
-        super().__init__(source)
-        self._first, last = np.searchsorted(source.times, (start, end)).tolist()
-        self.times = source.times[self._first : last] - source.times[self._first]
-        self.n_frames = len(self.times)
-
-    @property
-    def duration(self) -> float:
-        """See `FrameSource.duration`."""
-        return self.n_frames / self.fps
-
-    def pictures(self, indices: NDArray[np.int64]) -> Iterator[Picture]:
-        """See `FrameSource.pictures`."""
-        return self._source.pictures(indices + self._first)
-
-
 def quality(model: Model, settings: Settings, folder: Path) -> dict[str, Any]:
     """Rules chosen on validation actions, and what they and the defaults give on test actions, of each kind of bank."""
-    kinds = {ALONE: False, "with a class of what else is seen": True}
+    kinds = {ALONE: False, "with standing, turning and walking taught, too": True}
     seen = {split: _seen(model, split, settings, folder / split, list(kinds.values())) for split in _SEEDS}
     found: dict[str, Any] = {}
-    for name, with_else in kinds.items():
-        validation, test = (seen[split][with_else] for split in ("val", "test"))
+    for name, with_rest in kinds.items():
+        validation, test = (seen[split][with_rest] for split in ("val", "test"))
         with progress(f"tuning, {name}") as _:
             chosen = tune(validation, EventRules()).best.rules
         found[name] = {
@@ -107,7 +88,7 @@ def quality(model: Model, settings: Settings, folder: Path) -> dict[str, Any]:
 def _seen(
     model: Model, split: Split, settings: Settings, folder: Path, kinds: Sequence[bool]
 ) -> dict[bool, list[ScoredRecording]]:
-    """Scores of the recordings of one split, from banks without and with a class of what else is seen.
+    """Scores of the recordings of one split, from banks without and with classes of what people do besides.
 
     Half of the actions are taught and the others only occur; in every second recording it is the other way round.
     """
@@ -117,11 +98,11 @@ def _seen(
     for half, taught in enumerate(halves):
         support = folder / f"support-{half}"
         write_support(support, taught, settings.shots, _SEEDS[split])
-        for with_else in kinds:
-            if with_else:
-                _write_else(support / ELSE, settings.shots, _SEEDS[split])
-            banks[half, with_else] = Matcher(model, SupportBank.of(model, support, in_cache=False))
-    found: dict[bool, list[ScoredRecording]] = {with_else: [] for with_else in kinds}
+        for with_rest in kinds:
+            if with_rest:
+                write_besides(support, settings.shots, _SEEDS[split])
+            banks[half, with_rest] = Matcher(model, SupportBank.of(model, support, in_cache=False))
+    found: dict[bool, list[ScoredRecording]] = {with_rest: [] for with_rest in kinds}
     count = max(2, round(60 * settings.minutes / settings.length))
     # Windows of one length in all recordings, as rules in seconds are chosen for it.
     window = default_window(banks[0, kinds[0]].bank)
@@ -132,9 +113,9 @@ def _seen(
             path = folder / "recording.mp4"
             write_clip(path, made)
             truth = [TrueAction(one.start, one.end, one.label) for one in made.truth]
-            matchers = [banks[half, with_else] for with_else in kinds]
-            for with_else, seen in zip(kinds, _scored(matchers, open_source(path), truth, window), strict=True):
-                found[with_else].append(seen)
+            matchers = [banks[half, with_rest] for with_rest in kinds]
+            for with_rest, seen in zip(kinds, _scored(matchers, open_source(path), truth, window), strict=True):
+                found[with_rest].append(seen)
             advance(1)
     return found
 
@@ -142,9 +123,10 @@ def _seen(
 def _scored(
     matchers: Sequence[Matcher], source: FrameSource, truth: Sequence[TrueAction], window: float
 ) -> list[ScoredRecording]:
-    """What each bank makes of a recording, whose windows are encoded once; without the events of `ELSE`."""
+    """What each bank makes of a recording, whose windows are encoded once; without what people do besides."""
     stream = Stream(matchers[0], source, window=window)
     found: list[list[WindowScores]] = [[] for _ in matchers]
+    rest = {*BESIDES.values()}
     with closing(stream.steps()) as steps:
         answers = [step.answer for step in steps if step.answer]
     for answer in answers:
@@ -153,7 +135,7 @@ def _scored(
             distances: dict[str, float] = {}
             if answer.prediction is not None and answer.prediction.features is not None and not answer.still:
                 (prediction,) = matcher.predict_encoded(answer.prediction.features[None], [stream.name])
-                scores = {label: score for label, score in scores_of(prediction).items() if label != ELSE}
+                scores = {label: score for label, score in scores_of(prediction).items() if label not in rest}
                 distances = {one.label: one.distance for one in prediction.classes}
             windows.append(WindowScores(answer.start, answer.end, scores, distances))
     return [
@@ -164,14 +146,6 @@ def _scored(
 def _made(taught: Sequence[Action], untaught: Sequence[Action], seed: int, settings: Settings) -> SyntheticRecording:
     size = (settings.width, settings.width * 3 // 4)
     return SyntheticRecording(taught, untaught, seed, seconds=settings.length, size=size)
-
-
-def _write_else(folder: Path, shots: int, seed: int) -> None:
-    """Support clips of people who stand, turn and walk about, each of other people."""
-    for number in range(1, shots + 1):
-        made = SyntheticRecording([ACTIONS["walk"]], [], seed - 5000 + number, seconds=40)
-        start = made.truth[number % len(made.truth)].start - 1.2
-        write_clip(folder / f"{number}.mp4", Part(made, max(start, 0.0), max(start, 0.0) + 2.4))
 
 
 def _result(recordings: Sequence[ScoredRecording], rules: EventRules) -> dict[str, object]:

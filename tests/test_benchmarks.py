@@ -86,7 +86,7 @@ def test_stream_measures_quality_and_cost_and_its_report_is_made(tiny_bundle: Pa
             assert default["true"] == chosen["true"] > 0
             if split == "validation" and default["f1"]:
                 assert chosen["f1"] >= default["f1"]
-        assert "something_else" not in found["test"]["defaults"]["per_class"]
+        assert "walking" not in found["test"]["defaults"]["per_class"]
     joined = record["joined"]["defaults"]
     assert (joined["recordings"], joined["events"]["iou_0.3"]["true"]) == (4, 8)  # two of four classes are taught
     assert joined["background_hours"] == pytest.approx(4 * 2 * 1.6 / 3600, abs=1e-4)

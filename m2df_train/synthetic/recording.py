@@ -17,12 +17,13 @@ from m2df_runtime.clips.source import ArrayPicture, FrameSource, Picture
 from m2df_runtime.errors import InputError
 from m2df_train.synthetic.body import Camera, Look, sample_look
 from m2df_train.synthetic.kinematics import Array, solve_scene
-from m2df_train.synthetic.performance import Performance
+from m2df_train.synthetic.performance import Performance, Stand, Turn, Walk
 from m2df_train.synthetic.plan import Floor, Performed, plan
 from m2df_train.synthetic.scene import MARGIN, Film, Image, background, sample_film, smooth_path
 from m2df_train.synthetic.stage import Stage, exposed, shadow
 from m2df_train.synthetic.table import Action
 
+BESIDES = {Stand: "standing", Turn: "turning", Walk: "walking"}
 _TOGETHER = 16  # frames that are posed at once
 _TAUGHT = 0.6  # of the actions
 _BESIDE = 0.4  # body heights from a person's middle to the edge of the picture
@@ -55,6 +56,7 @@ class SyntheticRecording(FrameSource):
     Attributes:
         truth: What of `taught` is performed, in order of time.
         others: The same of `untaught`.
+        between: What each person does besides: standing, turning and walking about.
 
     Raises:
         InputError: Nobody there can perform any of the actions, or the size or length is none.
@@ -94,6 +96,13 @@ class SyntheticRecording(FrameSource):
         self._performances = [Performance(person.stretches, person.sway) for person in persons]
         self.truth: tuple[Performed, ...] = tuple(performed[0])
         self.others: tuple[Performed, ...] = tuple(performed[1])
+        besides = (
+            Performed(one.start, min(one.end, seconds), BESIDES[type(one)])
+            for person in persons
+            for one in person.stretches
+            if type(one) in BESIDES and one.start < seconds
+        )
+        self.between: tuple[Performed, ...] = tuple(sorted(besides, key=lambda one: one.start))
         self._set_seed = int(rng.integers(2**62))
 
     def pictures(self, indices: NDArray[np.int64]) -> Iterator[Picture]:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import click
 import numpy as np
+from numpy.typing import NDArray
 
-from m2df_runtime.clips.source import FrameSource
+from m2df_runtime.clips.source import FrameSource, Picture, SeenThrough
 from m2df_runtime.commands.console import main_entry, progress
 from m2df_runtime.errors import InputError
 from m2df_runtime.files import atomic_write
@@ -24,12 +25,32 @@ from m2df_runtime.sinks.video import write_video
 from m2df_train.synthetic.actions import ACTIONS
 from m2df_train.synthetic.demo_clips import CLIPS
 from m2df_train.synthetic.plan import Performed
-from m2df_train.synthetic.recording import SyntheticRecording
+from m2df_train.synthetic.recording import BESIDES, SyntheticRecording
 from m2df_train.synthetic.render import render_action
 from m2df_train.synthetic.table import Action
 
 COLUMNS = ("recording", "start", "end", "label")
+_BESIDES_SECONDS = 2.4
 _SUPPORT_SEEDS = 1_000_000  # away from those of recordings: other people in other places
+
+
+class Part(SeenThrough):
+    """Some seconds of a clip, read from it anew."""
+
+    def __init__(self, source: FrameSource, start: float, end: float) -> None:
+        super().__init__(source)
+        self._first, last = np.searchsorted(source.times, (start, end)).tolist()
+        self.times = source.times[self._first : last] - source.times[self._first]
+        self.n_frames = len(self.times)
+
+    @property
+    def duration(self) -> float:
+        """See `FrameSource.duration`."""
+        return self.n_frames / self.fps
+
+    def pictures(self, indices: NDArray[np.int64]) -> Iterator[Picture]:
+        """See `FrameSource.pictures`."""
+        return self._source.pictures(indices + self._first)
 
 
 def write_support(folder: Path, actions: Sequence[Action], shots: int, seed: int = 0) -> None:
@@ -37,6 +58,20 @@ def write_support(folder: Path, actions: Sequence[Action], shots: int, seed: int
     for action in actions:
         for number in range(1, shots + 1):
             write_clip(folder / action.name / f"{number}.mp4", render_action(action.name, _clip_seed(seed, number)))
+
+
+def write_besides(folder: Path, shots: int, seed: int = 0) -> None:
+    """Write `standing/<n>.mp4`, `turning/<n>.mp4` and `walking/<n>.mp4` under `folder`, each n of another person.
+
+    To teach what people do besides, so that it is not taken for an action.
+    """
+    for number in range(1, shots + 1):
+        made = SyntheticRecording([ACTIONS["walk"]], [], _clip_seed(seed, number), seconds=60, people=1)
+        for label in BESIDES.values():
+            inside = [one for one in made.between if one.label == label and one.start > 2 and one.end < 58]
+            middle = [(one.start + one.end) / 2 for one in inside]
+            start = middle[number % len(middle)] - _BESIDES_SECONDS / 2
+            write_clip(folder / label / f"{number}.mp4", Part(made, start, start + _BESIDES_SECONDS))
 
 
 def write_clip(path: Path, clip: FrameSource) -> None:

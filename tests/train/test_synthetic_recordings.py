@@ -14,7 +14,7 @@ from m2df_train.synthetic import ACTIONS, SyntheticRecording, split_actions
 from m2df_train.synthetic.kinematics import INDEX, POSITION_CHANNELS, solve
 from m2df_train.synthetic.performance import Performance
 from m2df_train.synthetic.plan import Floor, plan
-from m2df_train.synthetic.recording_files import cli, write_clip
+from m2df_train.synthetic.recording_files import cli, write_besides, write_clip
 
 TAUGHT = [ACTIONS[name] for name in ("clap", "fall_down", "high_knees", "punch_person")]
 OTHERS = split_actions("val")
@@ -46,6 +46,18 @@ def test_truth_is_in_order_inside_the_recording_and_of_what_is_asked_for() -> No
             assert not {"punch_person", "dance_together"} & {one.label for one in everything}
         seen |= {one.label for one in everything}
     assert len(seen) > 10
+
+
+def test_what_happens_between_actions_is_told_and_can_be_taught(tmp_path) -> None:
+    made = SyntheticRecording(TAUGHT, OTHERS, 3, seconds=60, people=1)
+    everything = sorted([*made.truth, *made.others, *made.between], key=lambda one: one.start)
+    assert {one.label for one in made.between} == {"standing", "turning", "walking"}
+    assert everything[0].start == 0 and everything[-1].end == 60
+    assert all(one.end == pytest.approx(after.start) for one, after in pairwise(everything))
+    write_besides(tmp_path, 1)
+    written = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.mp4"))
+    assert written == ["standing/1.mp4", "turning/1.mp4", "walking/1.mp4"]
+    assert open_source(tmp_path / written[0]).n_frames == 36
 
 
 def test_walking_about_is_an_action_where_walking_is_taught() -> None:
