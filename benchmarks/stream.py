@@ -126,7 +126,6 @@ def _scored(
     """What each bank makes of a recording, whose windows are encoded once; without what people do besides."""
     stream = Stream(matchers[0], source, window=window)
     found: list[list[WindowScores]] = [[] for _ in matchers]
-    rest = {*BESIDES.values()}
     with closing(stream.steps()) as steps:
         answers = [step.answer for step in steps if step.answer]
     for answer in answers:
@@ -135,11 +134,14 @@ def _scored(
             distances: dict[str, float] = {}
             if answer.prediction is not None and answer.prediction.features is not None and not answer.still:
                 (prediction,) = matcher.predict_encoded(answer.prediction.features[None], [stream.name])
-                scores = {label: score for label, score in scores_of(prediction).items() if label not in rest}
+                scores = scores_of(prediction)
                 distances = {one.label: one.distance for one in prediction.classes}
             windows.append(WindowScores(answer.start, answer.end, scores, distances))
     return [
-        ScoredRecording(stream.name, source.duration, truth, windows, stream.window, stream.stride) for windows in found
+        ScoredRecording(stream.name, source.duration, truth, windows, stream.window, stream.stride).without(
+            {*BESIDES.values()}
+        )
+        for windows in found
     ]
 
 

@@ -37,6 +37,7 @@ class RecordingOptions:
     annotations: Path
     support: Path | None
     tune: bool
+    ignore: tuple[str, ...]
     window: float | Literal["auto"] | None
     stride: float | None
     reject: Reject | None
@@ -100,6 +101,12 @@ def recording_options(command: Command) -> Command:
         ),
         click.option("--support", type=path, metavar="DIR", help="Support clips, as of m2df-run, or a bank's file."),
         click.option("--tune", is_flag=True, help="Propose options of events, with recall against false alarms."),
+        click.option(
+            "--ignore",
+            metavar="LABELS",
+            callback=lambda _ctx, _param, value: tuple(part.strip() for part in value.split(",")) if value else (),
+            help="Classes taught for what else is seen, separated by commas: their events are left out.",
+        ),
         click.option("--window", metavar="auto|SECONDS", callback=parse_window, help="As of m2df-run. [auto]"),
         click.option("--stride", type=seconds, metavar="SECONDS", help="As of m2df-run. [1/4 window]"),
         click.option(
@@ -267,7 +274,12 @@ def _annotated(options: RecordingOptions, banks: Sequence[_Bank]) -> tuple[list[
         except ClipError as error:
             report(error)
             unread[name] = math.inf
-    known = [label for bank in banks for label in bank.matcher.bank.labels]
+    taught = list(dict.fromkeys(label for bank in banks for label in bank.matcher.bank.labels))
+    if missing := [label for label in options.ignore if label not in taught]:
+        raise InputError(
+            f"--ignore {missing[0]}: no class is called so", f"there are {', '.join(dict.fromkeys(taught))}"
+        )
+    known = [label for label in taught if label not in options.ignore]
     lengths = {name: source.duration for name, source in sources.items()}
     actions, wrong = read_annotations(options.annotations, lengths | unread, known)
     for row in wrong:
@@ -297,7 +309,7 @@ def _scored(bank: _Bank, annotated: Sequence[_Annotated], options: RecordingOpti
                         window=window,
                         stride=options.stride,
                         advance=advance,
-                    )
+                    ).without(options.ignore)
                 )
             except ClipError as error:
                 report(error)

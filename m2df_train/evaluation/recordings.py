@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from m2df_runtime import EventRules, Matcher, Stream
 from m2df_runtime.clips.source import FrameSource
@@ -31,6 +31,14 @@ class ScoredRecording:
     windows: Sequence[WindowScores]
     window: float
     stride: float
+
+    def without(self, labels: Collection[str]) -> ScoredRecording:
+        """The same without events of these classes."""
+        windows = [
+            replace(window, scores={name: score for name, score in window.scores.items() if name not in labels})
+            for window in self.windows
+        ]
+        return replace(self, windows=windows)
 
     def outcome(self, rules: EventRules) -> Outcome:
         """The events that rules make of the windows, as the stream would tell them."""

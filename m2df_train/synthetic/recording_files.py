@@ -110,6 +110,7 @@ def _actions(_ctx: click.Context, _parameter: click.Parameter, value: str) -> li
 @click.option("--seconds", type=click.FloatRange(10), default=120.0, help="Length of each.")
 @click.option("--taught", callback=_actions, default=",".join(CLIPS), help="Actions to teach; others occur, too.")
 @click.option("--shots", type=click.IntRange(1), default=3, help="Support clips per action.")
+@click.option("--besides", is_flag=True, help="Also write support clips of standing, turning and walking.")
 @click.option("--people", type=click.IntRange(1, 2), help="In a scene. [default: 1 or 2]")
 @click.option("--width", type=click.IntRange(32, 2048), default=320, help="Pixels; the height is three quarters of it.")
 @click.option("--fps", type=click.FloatRange(1, 60), default=15.0, help="Frames per second.")
@@ -120,6 +121,7 @@ def cli(
     seconds: float,
     taught: list[Action],
     shots: int,
+    besides: bool,
     people: int | None,
     width: int,
     fps: float,
@@ -130,6 +132,8 @@ def cli(
         raise InputError(f"{folder} is not empty", "name a new folder")
     untaught = [action for action in ACTIONS.values() if action.split == "test" and action not in taught]
     write_support(folder / "actions", taught, shots, seed)
+    if besides:
+        write_besides(folder / "actions", shots, seed)
     truth: list[tuple[str, Performed]] = []
     others: list[tuple[str, Performed]] = []
     with progress("recordings", recordings) as advance:

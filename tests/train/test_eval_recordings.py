@@ -107,6 +107,17 @@ def test_rules_are_taken_and_what_is_proposed_gives_what_is_told(evaluate) -> No
     assert any(line.startswith("proposed: --enter ") for line in lines)
 
 
+def test_events_of_classes_for_what_else_is_seen_are_left_out(evaluate, table: Path) -> None:
+    table.write_text(TABLE.replace("one,0:06,0:08,blue\n", ""))
+    record = json.loads(evaluate("--ignore", "blue", "--json").stdout)
+    first = record["events"]["iou_0.3"]
+    assert (first["true"], first["found"], first["matched"]) == (2, 2, 1)  # both events of red
+    assert sorted(record["per_class"]) == ["green", "red"]
+    done = evaluate("--ignore", "blue,grey")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == ("error: --ignore grey: no class is called so (there are blue, green, red)")
+
+
 def test_two_bundles_and_two_banks_on_the_same_recordings(
     evaluate, tiny_bundle: Path, support_dir: Path, tmp_path: Path
 ) -> None:
