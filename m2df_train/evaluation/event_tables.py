@@ -99,7 +99,10 @@ def tuned_lines(tuned: Tuned, base: MeasuredEvents) -> Iterator[str]:
     if tuned.others is None:
         yield "  measured on the recording that they were chosen on; with several, each is measured on its own"
     else:
-        yield f"  where each recording's are chosen on the others: {_percent(tuned.others.counts[0].f1)}"
+        elsewhere = tuned.others.counts[0].f1
+        yield f"  where each recording's are chosen on the others: {_percent(elsewhere)}"
+        if (elsewhere or 0.0) < (now or 0.0):
+            yield "  keep those in use, and annotate more: what was chosen on some recordings did worse on the others"
     yield "   recall  false alarms per hour       F1  options"
     shown = tuned.trade if len(tuned.trade) <= _TRADE_SHOWN else _thinned(tuned.trade)
     for choice in shown:

@@ -105,6 +105,9 @@ def test_rules_are_taken_and_what_is_proposed_gives_what_is_told(evaluate) -> No
     assert recalls == sorted(recalls, reverse=True) and len(set(recalls)) == len(recalls)
     lines = evaluate("--tune").stdout.splitlines()
     assert any(line.startswith("proposed: --enter ") for line in lines)
+    elsewhere = record["f1_of_rules_chosen_on_other_recordings"]["iou_0.3"]
+    worse = elsewhere < record["events"]["iou_0.3"]["f1"]
+    assert any(line.startswith("  keep those in use") for line in lines) == worse
 
 
 def test_events_of_classes_for_what_else_is_seen_are_left_out(evaluate, table: Path) -> None:
