@@ -143,10 +143,20 @@ class Head(nn.Module, ABC):
         """Match queries [Q, T, D] with classes of prompts [C, D] and prototypes [C, V, T, D]."""
         return self.match_parts(self.clip_parts(features), prompts, prototypes)
 
+    def text_part(self, features: Tensor) -> Tensor:
+        """What text is aligned with, of features, prompts or tokens: [..., D] -> [..., M]."""
+        return features[..., : self.text_dim] if self.options.appearance.dim else features
+
+    def with_looks(self, tokens: Tensor, features: Tensor) -> Tensor:
+        """Tokens [..., M] with the appearance of the features [..., D] that they were made of: [..., D]."""
+        if not self.options.appearance.dim:
+            return tokens
+        return torch.cat([tokens, features[..., self.text_dim :]], dim=-1)
+
     def text_cosines(self, features: Tensor, prompts: Tensor) -> Tensor:
         """Cosine of time-averaged frames [Q, T, D] with texts [C, D], both L2-normalised, no epsilon -> [Q, C]."""
-        pooled = F.normalize(widen(features[..., : self.text_dim]).mean(dim=1), dim=-1)
-        return pooled @ F.normalize(widen(prompts[:, : self.text_dim]), dim=-1).T
+        pooled = F.normalize(widen(self.text_part(features)).mean(dim=1), dim=-1)
+        return pooled @ F.normalize(widen(self.text_part(prompts)), dim=-1).T
 
     @abstractmethod
     def forward(self, episode: Episode) -> EpisodeOutput:
@@ -156,8 +166,8 @@ class Head(nn.Module, ABC):
         """Distances [Q, V, C] of encoded queries [Q, V, T, D] to prototypes [C, V, T, D], appearance included."""
         o: MatchOptions = self.options
         distances = view_distances(
-            query[..., : self.text_dim],
-            prototypes[..., : self.text_dim],
+            self.text_part(query),
+            self.text_part(prototypes),
             lam=o.otam.lam,
             bidirectional=o.otam.bidirectional,
             eps=o.cos_eps,

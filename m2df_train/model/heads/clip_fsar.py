@@ -44,9 +44,8 @@ class ClipFsarHead(Head):
 
     def encode_support(self, frames: Tensor, prompts: Tensor) -> Tensor:
         """Frames [B, T, D] beside their text [B, D] -> frame tokens [B, T, D]; appearance goes past the fusion."""
-        moving, looks = frames[..., : self.text_dim], frames[..., self.text_dim :]
-        tokens = self.fusion(torch.cat([moving, prompts[..., : self.text_dim].unsqueeze(1)], dim=1))
-        return torch.cat([tokens[:, :-1], looks], dim=-1)
+        tokens = self.fusion(torch.cat([self.text_part(frames), self.text_part(prompts).unsqueeze(1)], dim=1))
+        return self.with_looks(tokens[:, :-1], frames)
 
     @property
     def merges_after(self) -> bool:
@@ -64,8 +63,7 @@ class ClipFsarHead(Head):
         return torch.stack([features, self._encode_query(features)], dim=1)
 
     def _encode_query(self, features: Tensor) -> Tensor:
-        moving, looks = features[..., : self.text_dim], features[..., self.text_dim :]
-        return torch.cat([self.fusion(moving), looks], dim=-1)
+        return self.with_looks(self.fusion(self.text_part(features)), features)
 
     def match_parts(self, parts: Tensor, prompts: Tensor, prototypes: Tensor) -> Match:
         """Match queries with classes; the text enters the logits as ``text_visual_fusion`` says."""
@@ -100,8 +98,9 @@ class ClipFsarHead(Head):
         logits = -distances[:, 0] if self.training else self.fuse(distances, text_logits)
         class_logits = None
         if episode.text_table is not None:
-            pooled = torch.cat([episode.support_features, episode.query_features]).mean(dim=1)[:, : self.text_dim]
-            class_logits = self.text_scale * cosine(pooled, episode.text_table[:, : self.text_dim], o.cos_eps)
+            pooled = torch.cat([episode.support_features, episode.query_features]).mean(dim=1)  # [S+Q, D]
+            table = self.text_part(episode.text_table)
+            class_logits = self.text_scale * cosine(self.text_part(pooled), table, o.cos_eps)
         return EpisodeOutput(
             logits=logits,
             distances=distances,

@@ -7,7 +7,6 @@ are the negative weighted sum of both views' distances (method section 2).
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m2df_train.model.alignment import cosine
@@ -87,26 +86,26 @@ class M2dfHead(Head):
 
     def clip_parts(self, features: Tensor) -> Tensor:
         """Frames, local and global context, none of which depends on a prompt: [B, T, D] -> [B, 3, T, D]."""
-        moving = features[..., : self.text_dim]
-        contexts = self.local_view.context(moving), self.global_view.context(moving)
-        return torch.stack([features, *(F.pad(c, (0, self.dim - self.text_dim)) for c in contexts)], dim=1)
+        text = self.text_part(features)
+        contexts = self.local_view.context(text), self.global_view.context(text)
+        return torch.stack([features, *(self.with_looks(context, features) for context in contexts)], dim=1)
 
     def _fused(self, parts: Tensor, prompts: Tensor, *, skip: int = 0) -> Tensor:
         """Tokens of both views but the first ``skip``: [B, 3, T, D], [B, D] -> [B, 2, 1+T-skip, D].
 
         Appearance goes past the fusion.
         """
-        frames, local, whole = parts[..., : self.text_dim].unbind(1)
-        prompts = prompts[..., : self.text_dim]
+        frames, local, whole = self.text_part(parts).unbind(1)
+        prompts = self.text_part(prompts)
         views = self.local_view(frames, local, prompts, skip=skip), self.global_view(frames, whole, prompts, skip=skip)
-        looks = F.pad(parts[:, 0, :, self.text_dim :], (0, 0, 1 - skip, 0))  # [B, 1+T-skip, A]
-        return torch.stack([torch.cat([view, looks], dim=-1) for view in views], dim=1)
+        made_of = parts[:, 0] if skip else torch.cat([0.0 * parts[:, 0, :1], parts[:, 0]], dim=1)  # [B, 1+T-skip, D]
+        return torch.stack([self.with_looks(view, made_of) for view in views], dim=1)
 
     def select(
         self, features: Tensor, prompts: Tensor, mode: PromptMode, uniforms: Tensor | None = None
     ) -> PromptSelection:
         """Prompt of each query [Q, T, D] out of the class texts [W, D]."""
-        cosines = frame_cosines(prompts[..., : self.text_dim], features[..., : self.text_dim], self.options.cos_eps)
+        cosines = frame_cosines(self.text_part(prompts), self.text_part(features), self.options.cos_eps)
         scores = topk_score(cosines, self.options.topk_frames)
         pps = self.options.pps
         return select_prompts(
@@ -144,9 +143,9 @@ class M2dfHead(Head):
 
     def class_logits(self, episode: Episode, selection: PromptSelection, table: Tensor) -> Tensor:
         """Cosine of the frames closest to a clip's text with all texts of the split (method 2.9) -> [S+Q, C]."""
-        features = torch.cat([episode.support_features, episode.query_features])[..., : self.text_dim]  # [B, T, M]
+        features = self.text_part(torch.cat([episode.support_features, episode.query_features]))  # [B, T, M]
         texts = episode.class_prompts[torch.cat([episode.support_labels, selection.best])]  # [B, D]
-        texts, table = texts[:, : self.text_dim], table[:, : self.text_dim]
+        texts, table = self.text_part(texts), self.text_part(table)
         cosines = cosine(texts.unsqueeze(1), features, self.options.cos_eps).squeeze(1)  # [B, T]
         kept, _ = topk_frames(features, cosines, self.options.topk_frames)
         return self.text_scale * cosine(kept.mean(dim=1), table, self.options.cos_eps)
