@@ -43,9 +43,9 @@ from m2df_runtime.stream.sources.file import FileFrames
 from m2df_runtime.stream.sources.timed import RisingTimes
 from m2df_runtime.stream.stream import Stream, default_window, scores_of
 from m2df_runtime.stream.windows import cut
-from m2df_train.evaluation.event_measures import TrueAction, measure
+from m2df_train.evaluation.event_measures import TrueAction
 from m2df_train.evaluation.event_tables import MeasuredEvents, record
-from m2df_train.evaluation.event_tuning import at_recalls, tune
+from m2df_train.evaluation.event_tuning import tune
 from m2df_train.evaluation.recordings import ScoredRecording
 from m2df_train.synthetic import Action, Split, SyntheticRecording, split_actions
 from m2df_train.synthetic.recording import BESIDES
@@ -151,19 +151,7 @@ def _made(taught: Sequence[Action], untaught: Sequence[Action], seed: int, setti
 
 
 def _result(recordings: Sequence[ScoredRecording], rules: EventRules) -> dict[str, object]:
-    measured = MeasuredEvents(
-        "",
-        "",
-        "",
-        "",
-        len(recordings),
-        sum(one.seconds for one in recordings),
-        recordings[0].window,
-        recordings[0].stride,
-        rules,
-        measure([one.outcome(rules) for one in recordings]),
-        at_recalls(recordings, rules),
-    )
+    measured = MeasuredEvents.of(recordings, rules, ("", "", "", ""))
     return {name: value for name, value in record(measured).items() if value != ""}
 
 

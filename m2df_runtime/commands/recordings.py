@@ -87,10 +87,38 @@ def parse_keep(ctx: click.Context, param: click.Parameter, value: str | None) ->
         raise click.BadParameter(str(error), ctx, param) from None
 
 
+SECONDS = click.FloatRange(0)
+EVENT_OPTIONS = (
+    click.option(
+        "--enter", type=click.FloatRange(0, 1), metavar="SCORE", help="Score at which an event begins. [default: 0.6]"
+    ),
+    click.option(
+        "--leave", type=click.FloatRange(0, 1), metavar="SCORE", help="Score below which it ends. [default: 0.4]"
+    ),
+    click.option(
+        "--min-duration", type=SECONDS, metavar="SECONDS", help="Leave out shorter events. [default: two windows]"
+    ),
+    click.option("--merge-gap", type=SECONDS, metavar="SECONDS", help="Join events so close. [default: 0.5]"),
+    click.option("--max-duration", type=SECONDS, metavar="SECONDS", help="End events after this. [default: never]"),
+    click.option("--cooldown", type=SECONDS, metavar="SECONDS", help="Pause after an event. [default: 0]"),
+)
+"""The fields of `EventRules` that commands let users set; None takes their default."""
+
+
+def event_rules(options: object) -> EventRules:
+    """When windows become an event, of a command's options: its attributes of the names of `EVENT_OPTIONS`.
+
+    Raises:
+        InputError: They contradict each other.
+    """
+    from m2df_runtime import EventRules
+
+    named = {one.name: getattr(options, one.name, None) for one in fields(EventRules)}
+    return EventRules(**{name: value for name, value in named.items() if value is not None})
+
+
 def recording_options(command: Command) -> Command:
     """The options of recordings on a click command."""
-    seconds = click.FloatRange(0)
-    score = click.FloatRange(0, 1)
     path = click.Path(path_type=Path)
     added = (
         click.option(
@@ -100,19 +128,12 @@ def recording_options(command: Command) -> Command:
             help="The query is a recording: look at it through windows, and print what happens when. auto: as long as "
             "the support clips, 1 to 6 s.",
         ),
-        click.option("--stride", type=seconds, metavar="SECONDS", help="From one window to the next. [default: 1/4]"),
+        click.option("--stride", type=SECONDS, metavar="SECONDS", help="From one window to the next. [default: 1/4]"),
         click.option("--windows", is_flag=True, help="Print the scores of every window, too."),
-        click.option("--enter", type=score, metavar="SCORE", help="Score at which an event begins. [default: 0.6]"),
-        click.option("--leave", type=score, metavar="SCORE", help="Score below which it ends. [default: 0.4]"),
-        click.option(
-            "--min-duration", type=seconds, metavar="SECONDS", help="Leave out shorter events. [default: two windows]"
-        ),
-        click.option("--merge-gap", type=seconds, metavar="SECONDS", help="Join events so close. [default: 0.5]"),
-        click.option("--max-duration", type=seconds, metavar="SECONDS", help="End events after this. [default: never]"),
-        click.option("--cooldown", type=seconds, metavar="SECONDS", help="Pause after an event. [default: 0]"),
+        *EVENT_OPTIONS,
         click.option("--save-clips", type=path, metavar="DIR", help="Write a clip of every event into a folder."),
-        click.option("--before", type=seconds, metavar="SECONDS", help="Begin a clip so early. [default: 1]"),
-        click.option("--after", type=seconds, metavar="SECONDS", help="Let a clip go on so long. [default: 1]"),
+        click.option("--before", type=SECONDS, metavar="SECONDS", help="Begin a clip so early. [default: 1]"),
+        click.option("--after", type=SECONDS, metavar="SECONDS", help="Let a clip go on so long. [default: 1]"),
         click.option(
             "--keep",
             metavar="SIZE",
@@ -182,11 +203,10 @@ def _watched(
     number: int | None,
 ) -> None:
     """One recording, the `number`-th of several."""
-    from m2df_runtime import EventRules, Stream
+    from m2df_runtime import Stream
     from m2df_runtime.clips.opening import open_source
 
-    named = {one.name: getattr(options, one.name, None) for one in fields(EventRules)}
-    rules = EventRules(**{name: value for name, value in named.items() if value is not None})
+    rules = event_rules(options)
     window = None if options.window == "auto" else options.window
     recording = open_source(query)
     stream = Stream(matcher, recording, window=window, stride=options.stride, roi=roi, rules=rules)

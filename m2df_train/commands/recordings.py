@@ -12,7 +12,7 @@ import click
 from click.core import ParameterSource
 
 from m2df_runtime.commands.console import emit, emit_json, progress, report
-from m2df_runtime.commands.recordings import parse_window
+from m2df_runtime.commands.recordings import EVENT_OPTIONS, SECONDS, event_rules, parse_window
 from m2df_runtime.commands.run import Reject, parse_reject
 from m2df_runtime.engine_names import BackendName, Precision
 from m2df_runtime.errors import CheckFailed, ClipError, InputError
@@ -70,13 +70,6 @@ class RecordingOptions:
             raise click.UsageError(f"--{name.replace('_', '-')} does not go with --recordings")
         return cls(**own)
 
-    def rules(self) -> EventRules:
-        """When windows become an event. Raises InputError."""
-        from m2df_runtime import EventRules
-
-        named = {one.name: getattr(self, one.name, None) for one in fields(EventRules)}
-        return EventRules(**{name: value for name, value in named.items() if value is not None})
-
 
 @dataclass(frozen=True)
 class Models:
@@ -91,7 +84,7 @@ class Models:
 
 def recording_options(command: Command) -> Command:
     """The options of recordings on a click command."""
-    path, seconds, score = click.Path(path_type=Path), click.FloatRange(0), click.FloatRange(0, 1)
+    path = click.Path(path_type=Path)
     added = (
         click.option(
             "--recordings", type=path, metavar="DIR", help="Long recordings: measure the events that are found in them."
@@ -108,19 +101,14 @@ def recording_options(command: Command) -> Command:
             help="Classes taught for what else is seen, separated by commas: their events are left out.",
         ),
         click.option("--window", metavar="auto|SECONDS", callback=parse_window, help="As of m2df-run. [auto]"),
-        click.option("--stride", type=seconds, metavar="SECONDS", help="As of m2df-run. [1/4 window]"),
+        click.option("--stride", type=SECONDS, metavar="SECONDS", help="As of m2df-run. [1/4 window]"),
         click.option(
             "--reject",
             metavar="auto|off|NUMBER",
             callback=lambda ctx, param, value: None if value is None else parse_reject(ctx, param, value),
             help="As of m2df-run. [auto]",
         ),
-        click.option("--enter", type=score, metavar="SCORE", help="As of m2df-run, and so are the next five."),
-        click.option("--leave", type=score, metavar="SCORE"),
-        click.option("--min-duration", type=seconds, metavar="SECONDS"),
-        click.option("--merge-gap", type=seconds, metavar="SECONDS"),
-        click.option("--max-duration", type=seconds, metavar="SECONDS"),
-        click.option("--cooldown", type=seconds, metavar="SECONDS"),
+        *EVENT_OPTIONS,
     )
     for option in reversed(added):
         command = option(command)
@@ -157,7 +145,7 @@ def evaluate_recordings(options: RecordingOptions, models: Models, *, as_json: b
 
     if not options.recordings.is_dir():
         raise InputError(f"{options.recordings}: not a folder", "--recordings names the folder that holds them")
-    rules = options.rules()
+    rules = event_rules(options)
     banks = _banks(options, models)
     annotated, failed = _annotated(options, banks)
     seen = [_scored(bank, annotated, options) for bank in banks]
@@ -317,21 +305,7 @@ def _scored(bank: _Bank, annotated: Sequence[_Annotated], options: RecordingOpti
 
 
 def _measured(bank: _Bank, recordings: Sequence[ScoredRecording], rules: EventRules) -> MeasuredEvents:
-    from m2df_train.evaluation.event_measures import measure
     from m2df_train.evaluation.event_tables import MeasuredEvents
-    from m2df_train.evaluation.event_tuning import at_recalls
 
     model = bank.matcher.model
-    return MeasuredEvents(
-        bank.model,
-        bank.name,
-        model.backend,
-        model.precision,
-        len(recordings),
-        sum(one.seconds for one in recordings),
-        recordings[0].window,
-        recordings[0].stride,
-        rules,
-        measure([one.outcome(rules) for one in recordings]),
-        at_recalls(recordings, rules),
-    )
+    return MeasuredEvents.of(recordings, rules, (bank.model, bank.name, model.backend, model.precision))

@@ -9,8 +9,9 @@ import numpy as np
 
 from m2df_runtime import EventRules
 from m2df_train.evaluation.event_compare import EventComparison
-from m2df_train.evaluation.event_measures import IOUS, Counts, EventMeasures, Tally, poisson_upper
-from m2df_train.evaluation.event_tuning import Choice, Tuned
+from m2df_train.evaluation.event_measures import IOUS, Counts, EventMeasures, Tally, measure, poisson_upper
+from m2df_train.evaluation.event_tuning import Choice, Tuned, at_recalls
+from m2df_train.evaluation.recordings import ScoredRecording
 
 _TUNED = ("enter", "leave", "min_duration", "merge_gap")
 _TRADE_SHOWN = 10
@@ -45,6 +46,28 @@ class MeasuredEvents:
     rules: EventRules
     measures: EventMeasures
     at_recalls: Mapping[float, Choice | None]
+
+    @classmethod
+    def of(
+        cls, recordings: Sequence[ScoredRecording], rules: EventRules, subject: tuple[str, str, str, str]
+    ) -> MeasuredEvents:
+        """Measure what rules make of recordings, at least one.
+
+        Args:
+            recordings: As one bank sees them, all through the same windows.
+            rules: When windows become an event.
+            subject: Whose they are: model, bank, backend and precision.
+        """
+        return cls(
+            *subject,
+            len(recordings),
+            sum(one.seconds for one in recordings),
+            recordings[0].window,
+            recordings[0].stride,
+            rules,
+            measure([one.outcome(rules) for one in recordings]),
+            at_recalls(recordings, rules),
+        )
 
 
 def record(result: MeasuredEvents) -> dict[str, object]:
