@@ -82,6 +82,11 @@ class WindowAnswer:
     scores: dict[str, float]
     still: bool
 
+    def window_scores(self) -> WindowScores:
+        """What events are made of."""
+        classes = self.prediction.classes if self.prediction else ()
+        return WindowScores(self.start, self.end, self.scores, {one.label: one.distance for one in classes})
+
     def record(self, topk: int | None = None) -> dict[str, object]:
         """The object that `m2df-run --windows --json` prints, with the best `topk` classes or all of them."""
         found = self.prediction.classes[:topk] if self.prediction else ()
@@ -219,17 +224,15 @@ class Stream:
         with closing(self._answered(counts, every)) as answered:
             for window, prediction in answered:
                 if prediction is None or window.still:
-                    scores, distances = dict.fromkeys(self.matcher.bank.labels, 0.0), {}
+                    scores = dict.fromkeys(self.matcher.bank.labels, 0.0)
                 else:
                     scores = scores_of(prediction)
-                    distances = {score.label: score.distance for score in prediction.classes}
+                answer = WindowAnswer(self.name, window.start, window.end, prediction, scores, window.still)
                 counts.windows += 1
                 counts.still += window.still
-                events = tracker.step(WindowScores(window.start, window.end, scores, distances))
+                events = tracker.step(answer.window_scores())
                 counts.events += sum(event.type == "new" for event in events)
-                yield Step(
-                    WindowAnswer(self.name, window.start, window.end, prediction, scores, window.still), tuple(events)
-                )
+                yield Step(answer, tuple(events))
         events = tracker.finish()
         counts.events += sum(event.type == "new" for event in events)
         yield Step(None, tuple(events))

@@ -85,9 +85,7 @@ def scored(
     with closing(stream.steps()) as steps:
         for step in steps:
             if answer := step.answer:
-                classes = answer.prediction.classes if answer.prediction else ()
-                distances = {one.label: one.distance for one in classes}
-                windows.append(WindowScores(answer.start, answer.end, answer.scores, distances))
+                windows.append(answer.window_scores())
                 advance(int(answer.end) - reached)
                 reached = int(answer.end)
     return ScoredRecording(name, source.duration, truth, windows, stream.window, stream.stride)
