@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from m2df_runtime.backends.arrays import checked
 from m2df_runtime.bank.contents import BankClip, BankContents, embed, encode, keys_of, make_class, read_contents
-from m2df_runtime.bank.folder import SupportClip, clip_stamp
+from m2df_runtime.bank.folder import BACKGROUND, SupportClip, clip_stamp
 from m2df_runtime.bank.update import folder_bank
 from m2df_runtime.bundle.prompt_texts import LabelRules, class_key
 from m2df_runtime.clips.folder_entries import natural_key
@@ -34,6 +34,7 @@ class SupportBank(BankContents):
         classes: In the natural order of their names.
         keys: What the numbers were computed with.
         calibration: Rejection threshold; None where not calibrated.
+        background: Clips of what belongs to no class.
         model: What it was made with.
         rules: Labels to prompts.
 
@@ -75,7 +76,7 @@ class SupportBank(BankContents):
         """
         rules = rules or model.bundle.manifest.text.rules
         found = folder_bank(Path(folder), model, rules, calibrated=calibrated, in_cache=in_cache, progress=progress)
-        return cls(found.classes, found.keys, found.calibration, model=model, rules=rules)
+        return cls(**vars(found), model=model, rules=rules)
 
     @classmethod
     def load(cls, model: Model, path: Path | str, rules: LabelRules | None = None) -> SupportBank:
@@ -92,9 +93,7 @@ class SupportBank(BankContents):
         found = read_contents(Path(path), model.bundle)
         if found.keys != keys_of(model.bundle) or found.prototypes.shape[1] != model.bundle.manifest.views:
             raise InputError(f"{path}: this bank's prototypes were made with another bundle", "make it anew")
-        return cls(
-            found.classes, found.keys, found.calibration, model=model, rules=rules or model.bundle.manifest.text.rules
-        )
+        return cls(**vars(found), model=model, rules=rules or model.bundle.manifest.text.rules)
 
     def save(self, path: Path | str) -> None:
         """Write the bank to one file, atomically; `load` reads it where its clips are not.
@@ -157,6 +156,7 @@ class SupportBank(BankContents):
     def _encoded(self, label: str, paths: Iterable[Path]) -> list[BankClip]:
         """Clips that are new to the bank, with their features. Raises as `add`."""
         classes = {clip.digest: entry.label for entry in self.classes for clip in entry.clips}
+        classes |= {clip.digest: BACKGROUND for clip in self.background}
         new: list[BankClip] = []
         for path in paths:
             try:

@@ -81,11 +81,13 @@ class BankContents:
         classes: In the natural order of their folder names.
         keys: What the numbers were computed with.
         calibration: Rejection threshold; None where not calibrated.
+        background: Clips of what belongs to no class.
     """
 
     classes: tuple[BankClass, ...]
     keys: BankKeys
     calibration: Calibration | None = None
+    background: tuple[BankClip, ...] = ()
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -104,8 +106,9 @@ class BankContents:
 
     @property
     def clips(self) -> dict[str, BankClip]:
-        """Every clip by its content hash."""
-        return {clip.digest: clip for entry in self.classes for clip in entry.clips}
+        """Every clip by its content hash, those of the background too."""
+        every = (*(clip for entry in self.classes for clip in entry.clips), *self.background)
+        return {clip.digest: clip for clip in every}
 
     def calibrated(self: _Self, model: Model) -> _Self:
         """The same with a rejection threshold, where it has none and the classes have enough clips."""
@@ -129,13 +132,15 @@ class BankContents:
             index = BankIndex(
                 keys=self.keys,
                 classes=tuple(_class_entry(entry) for entry in self.classes),
+                background=tuple(_clip_entry(clip) for clip in self.background),
                 calibration=CalibrationEntry(**vars(self.calibration)) if self.calibration else None,
             )
         except ValidationError as error:
             first = error.errors()[0]
             unicode = "a class or clip has a name that is not Unicode"
             raise InputError(f"{path}: {unicode if first['type'] == 'string_unicode' else first['msg']}") from None
-        features = np.concatenate([entry.features for entry in self.classes])  # (M, T, D)
+        clips = [*(clip for entry in self.classes for clip in entry.clips), *self.background]
+        features = np.stack([clip.features for clip in clips])  # (M, T, D)
         write_bank(path, index, {"features": features, "prompts": self.prompts, "prototypes": self.prototypes})
 
 
@@ -146,23 +151,30 @@ def read_contents(path: Path, bundle: Bundle) -> BankContents:
         InputError: Damaged, of another version, or made with another encoder or preprocessing.
     """
     index, tensors = read_bank(path, bundle.key("visual"), bundle.manifest.clip.frames, bundle.manifest.dim)
-    classes, row = [], 0
-    for number, entry in enumerate(index.classes):
-        rows = tensors["features"][row : row + len(entry.clips)]
-        row += len(entry.clips)
-        clips = tuple(
-            BankClip(c.name, c.digest, Stamp(c.size, c.mtime_ns, c.ctime_ns, c.inode), features, c.seconds)
-            for c, features in zip(entry.clips, rows, strict=True)
+    rows = iter(tensors["features"])
+
+    def clips_of(entries: Sequence[ClipEntry]) -> tuple[BankClip, ...]:
+        return tuple(
+            BankClip(c.name, c.digest, Stamp(c.size, c.mtime_ns, c.ctime_ns, c.inode), next(rows), c.seconds)
+            for c in entries
         )
+
+    classes = []
+    for number, entry in enumerate(index.classes):
+        clips = clips_of(entry.clips)
         prompt, prototypes = tensors["prompts"][number], tensors["prototypes"][number]
         classes.append(BankClass(entry.label, entry.texts, entry.prompts, prompt, prototypes, clips))
     calibration = Calibration(**index.calibration.model_dump()) if index.calibration else None
-    return BankContents(tuple(classes), index.keys, calibration)
+    return BankContents(tuple(classes), index.keys, calibration, clips_of(index.background))
 
 
 def _class_entry(entry: BankClass) -> ClassEntry:
-    clips = tuple(ClipEntry(name=c.name, digest=c.digest, **asdict(c.stamp), seconds=c.seconds) for c in entry.clips)
+    clips = tuple(_clip_entry(clip) for clip in entry.clips)
     return ClassEntry(label=entry.label, texts=entry.texts, prompts=entry.prompts, clips=clips)
+
+
+def _clip_entry(clip: BankClip) -> ClipEntry:
+    return ClipEntry(name=clip.name, digest=clip.digest, **asdict(clip.stamp), seconds=clip.seconds)
 
 
 def keys_of(bundle: Bundle) -> BankKeys:

@@ -24,7 +24,8 @@ from m2df_runtime.errors import InputError
 from m2df_runtime.files import atomic_write
 from m2df_runtime.regular_files import open_regular
 
-BANK_VERSION = 4  # 1 had no change time and inode of clips, 2 not how long they last, 3 one text for a class
+# 1 had no change time and inode of clips, 2 not how long they last, 3 one text for a class, 4 no background.
+BANK_VERSION = 5
 # 55,000 clips, of which each takes about 300 bytes and 16 values. JSON of a million values takes 100 MB at most; 20
 # million lists in 64 MB took 1.9 GB.
 MAX_HEADER_BYTES = 16 << 20
@@ -93,9 +94,10 @@ class CalibrationEntry(_Schema):
 class BankIndex(_Schema):
     """The JSON part of a bank."""
 
-    version: Literal[4] = 4
+    version: Literal[5] = 5
     keys: BankKeys
     classes: Annotated[tuple[ClassEntry, ...], FailFast()] = Field(min_length=1)
+    background: Annotated[tuple[ClipEntry, ...], FailFast()] = ()  # the rows of `features` after those of the classes
     calibration: CalibrationEntry | None = None
 
 
@@ -198,7 +200,7 @@ def _values(text: bytes) -> int:
 def _check_shapes(path: Path, header: _Header, frames: int, dim: int) -> dict[str, tuple[int, tuple[int, ...]]]:
     """Where each tensor begins in the data, and its shape, all as the index wants them."""
     classes = len(header.content.classes)
-    clips = sum(len(entry.clips) for entry in header.content.classes)
+    clips = sum(len(entry.clips) for entry in header.content.classes) + len(header.content.background)
     views = _views(header.tensors.get("prototypes"))
     shapes = ((clips, frames, dim), (classes, dim), (classes, views, frames, dim))
     places = {}

@@ -17,6 +17,7 @@ from m2df_runtime.clips.pictures import folder_images, frames_of
 from m2df_runtime.errors import InputError
 from m2df_runtime.files import sha256_file
 
+BACKGROUND = "_background"  # the folder of clips of nothing: no class, whatever is in it
 LAYOUT_HINT = "expected one sub-folder per class with its clips inside, for example jump/clip.mp4"
 
 
@@ -79,12 +80,19 @@ class SupportFolder:
     Attributes:
         path: The folder.
         classes: Class label (folder name) to its clips; no class is empty.
+        background: Clips of what belongs to no class.
         warnings: One line for each oddity met.
     """
 
     path: Path
     classes: dict[str, tuple[SupportClip, ...]]
+    background: tuple[SupportClip, ...]
     warnings: tuple[str, ...]
+
+    @property
+    def clips(self) -> tuple[SupportClip, ...]:
+        """Those of all classes, and of the background after them."""
+        return (*(clip for clips in self.classes.values() for clip in clips), *self.background)
 
 
 def read_support(path: Path) -> SupportFolder:
@@ -121,6 +129,8 @@ def read_support(path: Path) -> SupportFolder:
             classes[folder.name] = tuple(clips)
         else:
             warnings.append(f"{folder}: no clips in this class folder, class left out{_frames_note([folder])}")
+    background = classes.pop(BACKGROUND, ())
+    folders = [folder for folder in folders if folder.name != BACKGROUND]
     moving = clip_files(inside)
     loose = [entry.path.name for entry in inside if entry.path in moving]
     if not classes:
@@ -129,7 +139,7 @@ def read_support(path: Path) -> SupportFolder:
         warnings.append(f"{path}: clips outside class folders are not used: {named(loose)}")
     if len(classes) == 1:
         warnings.append(f"{path}: only one class ({next(iter(classes))}), every query will be given that label")
-    return SupportFolder(path, classes, tuple(warnings))
+    return SupportFolder(path, classes, background, tuple(warnings))
 
 
 def _why_no_class(folders: list[Path], loose: list[str]) -> str:

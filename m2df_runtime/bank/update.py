@@ -26,7 +26,7 @@ from m2df_runtime.bank.contents import (
     make_class,
     read_contents,
 )
-from m2df_runtime.bank.folder import SupportClip, SupportFolder, read_support
+from m2df_runtime.bank.folder import BACKGROUND, SupportClip, SupportFolder, read_support
 from m2df_runtime.errors import CheckFailed, ClipError, InputError
 from m2df_runtime.progress import Progress, silent
 from m2df_runtime.regular_files import irregular
@@ -62,14 +62,14 @@ def folder_bank(
     digests = _digests(support, old)
     distinct = _distinct(support, digests)
     encoded = _encoded(distinct, model, old, progress)
-    total = sum(map(len, support.classes.values()))
+    total = len(support.clips)
     left_out = total - len(digests) + len(set(distinct.values()) - encoded.keys())
     if left_out > 1:  # of one, its own line says it
         _log.warning("%s: %d of %d clips are left out, for the reasons above", folder, left_out, total)
-    bank = BankContents(
-        _classes(_by_class(support, distinct, encoded), folder, model, rules, old), keys_of(model.bundle)
-    )
-    if old and old.keys == bank.keys and [c.made_from for c in old.classes] == [c.made_from for c in bank.classes]:
+    classes = _classes(_by_class(support, distinct, encoded), folder, model, rules, old)
+    background = _used(support.background, distinct, encoded)
+    bank = BankContents(classes, keys_of(model.bundle), background=background)
+    if old and _calibrated_from(old) == _calibrated_from(bank):
         bank = replace(bank, calibration=old.calibration)
     if calibrated:
         bank = bank.calibrated(model)
@@ -146,9 +146,9 @@ def _store(bank: BankContents, paths: Sequence[Path]) -> None:
 
 def _digests(support: SupportFolder, old: BankContents | None) -> dict[str, str]:
     """Content hash of every readable clip; hashed only where its stamp differs from the last visit."""
-    known = {clip.name: clip for entry in old.classes for clip in entry.clips} if old else {}
+    known = {clip.name: clip for clip in old.clips.values()} if old else {}
     digests = {}
-    for clip in (clip for clips in support.classes.values() for clip in clips):
+    for clip in support.clips:
         last = known.get(clip.name)
         try:
             digests[clip.name] = last.digest if last and last.stamp == clip.stamp else clip.digest()
@@ -161,10 +161,10 @@ def _distinct(support: SupportFolder, digests: Mapping[str, str]) -> dict[Suppor
     """Clips with their hashes, each content once.
 
     Raises:
-        InputError: The same content in two classes, where it would make both wrong.
+        InputError: The same content in two classes, or in one and in the background, where it would make both wrong.
     """
     first: dict[str, tuple[str, SupportClip]] = {}
-    for label, clips in support.classes.items():
+    for label, clips in (*support.classes.items(), (BACKGROUND, support.background)):
         for clip in (clip for clip in clips if clip.name in digests):
             other_label, other = first.setdefault(digests[clip.name], (label, clip))
             if other is clip:
@@ -206,14 +206,21 @@ def _by_class(
     """
     classes: dict[str, tuple[BankClip, ...]] = {}
     for label, clips in support.classes.items():
-        used = [clip for clip in clips if digests.get(clip) in encoded]
+        used = _used(clips, digests, encoded)
         if used:
-            classes[label] = tuple(BankClip(c.name, digests[c], c.stamp, *encoded[digests[c]]) for c in used)
+            classes[label] = used
         else:
             _log.warning("%s: no readable clip, class left out", support.path / label)
     if not classes:
         raise InputError(f"{support.path}: no clip in it can be read", "see the warnings above")
     return classes
+
+
+def _used(
+    clips: Sequence[SupportClip], digests: Mapping[SupportClip, str], encoded: Mapping[str, Encoded]
+) -> tuple[BankClip, ...]:
+    used = [clip for clip in clips if digests.get(clip) in encoded]
+    return tuple(BankClip(clip.name, digests[clip], clip.stamp, *encoded[digests[clip]]) for clip in used)
 
 
 def _classes(
@@ -244,7 +251,18 @@ def _classes(
     return tuple(classes)
 
 
+def _calibrated_from(bank: BankContents) -> list[object]:
+    """What a calibration depends on."""
+    return [bank.keys, [entry.made_from for entry in bank.classes], [clip.digest for clip in bank.background]]
+
+
 def _described(bank: BankContents) -> list[object]:
     """What differs where a bank on disk needs to be written anew."""
-    clips = [(c.name, c.digest, c.stamp) for entry in bank.classes for c in entry.clips]
-    return [clips, [(entry.label, entry.texts, entry.prompts) for entry in bank.classes], bank.keys, bank.calibration]
+    clips = [(clip.name, clip.digest, clip.stamp) for clip in bank.clips.values()]
+    return [
+        clips,
+        len(bank.background),
+        [(entry.label, entry.texts, entry.prompts) for entry in bank.classes],
+        bank.keys,
+        bank.calibration,
+    ]

@@ -498,6 +498,30 @@ def test_one_class_works_with_a_warning(support_dir: Path, model: Counting, capl
     assert "only one class (blue)" in warned(caplog)
 
 
+def test_clips_of_the_background_are_kept_beside_the_classes_and_are_none(
+    support_dir: Path, model: Counting, tmp_path: Path
+) -> None:
+    plain = SupportBank.of(model, support_dir)
+    nothing = write_clip(support_dir / "_background" / "street.mp4", "white", seed=4)
+    model.taken()
+    bank = SupportBank.of(model, support_dir)
+    assert model.taken()[0] == 1
+    assert bank.labels == plain.labels and [clip.name for clip in bank.background] == ["_background/street.mp4"]
+    np.testing.assert_array_equal(bank.prototypes, plain.prototypes)
+    kept = SupportBank.load(model, only_file(support_dir))
+    np.testing.assert_array_equal(kept.background[0].features, bank.background[0].features)
+    assert update(support_dir, model) == (0, 0, 0)
+    with pytest.raises(InputError, match="the same clip stands in class '_background'"):
+        bank.add("white", nothing)
+    shutil.copy(nothing, support_dir / "red" / "x.mp4")
+    with pytest.raises(InputError, match="the same clip stands in class"):
+        of(support_dir, model)
+    for label in plain.labels:
+        shutil.rmtree(support_dir / label)
+    with pytest.raises(InputError, match="the folder is empty"):
+        of(support_dir, model)
+
+
 def test_same_clip_in_two_classes_is_an_error_that_names_both(support_dir: Path, model: Counting) -> None:
     shutil.copy(support_dir / "blue" / "0.mp4", support_dir / "red" / "x.mp4")
     with pytest.raises(InputError, match="the same clip") as caught:
@@ -578,7 +602,7 @@ def edit_bank(path: Path, edit: Callable[[Header, Header], object]) -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda h, i: i.update(version=1), "bank version 1, this m2df reads version 4"),
+        (lambda h, i: i.update(version=1), "bank version 1, this m2df reads version 5"),
         (lambda h, i: i["keys"].update(visual="0" * 64), "another bundle"),
         (lambda h, i: i.update(extra=1), "extra"),
         (lambda h, i: i.update(classes=[]), "classes"),
@@ -645,7 +669,7 @@ def nested(text: bytes) -> bytes:
 
 
 def indexed(**index: object) -> bytes:
-    inner = json.dumps({"sha256": "0", "version": 4, **index})
+    inner = json.dumps({"sha256": "0", "version": 5, **index})
     return nested(json.dumps({"__metadata__": {"m2df": inner}}).encode())
 
 
