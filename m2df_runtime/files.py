@@ -209,6 +209,45 @@ def exclusive(target: Path) -> Iterator[None]:
         os.close(handle)
 
 
+@contextmanager
+def locked(path: Path, *, shared: bool = False, create: bool = False) -> Iterator[None]:
+    """Hold the lock of a file while the block runs, and wait for it before; where there are no locks, for nothing.
+
+    The file may be replaced by whoever holds its lock: those who waited then take that of the new one.
+
+    Args:
+        path: The file.
+        shared: Others may hold it in this way, too; of a file that may only be read.
+        create: Make the file where it is not there.
+
+    Raises:
+        OSError: The file cannot be opened.
+    """
+    handle = _locked_handle(path, shared, create)
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def _locked_handle(path: Path, shared: bool, create: bool) -> int:
+    import fcntl
+
+    flags = (os.O_RDONLY if shared else os.O_RDWR) | (os.O_CREAT if create else 0)
+    while True:
+        handle = os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o666)
+        try:
+            with suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), os.stat(path)):
+                    return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
 def _umask() -> int:
     mask = os.umask(0o077)
     os.umask(mask)

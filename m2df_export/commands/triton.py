@@ -76,7 +76,7 @@ def triton(
     support = check_inputs(out, support)
     bundle = Bundle.open(path or newest_bundle())
     texts = read_labels(labels) if labels else {}
-    rules = bundle.manifest.text.rules.over(texts, prompt)
+    rules = bundle.manifest.text.rules.over(texts, prompt) if texts or prompt is not None else None
     result = publish(bundle, support, out, Instances(**instances), rules)
     if labels:
         warn_unmatched(labels, texts, result.classes)
@@ -100,7 +100,8 @@ def check_inputs(out: Path, support: Path | None) -> Path:
             f"{out}: a model repository needs the clips of its bank",
             "name a folder with one sub-folder per class: --support DIR",
         )
-    read_support(support)
+    if not support.is_file():
+        read_support(support)
     check_repository(out)
     return support
 

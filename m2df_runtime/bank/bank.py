@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2df_runtime.backends.arrays import checked
-from m2df_runtime.bank.contents import BankClip, BankContents, embed, encode, keys_of, make_class, read_contents
+from m2df_runtime.bank.contents import BankClip, BankContents, Members, encode, make_classes
 from m2df_runtime.bank.folder import BACKGROUND, SupportClip, clip_stamp
+from m2df_runtime.bank.follow import file_bank
+from m2df_runtime.bank.origin import OnDisk
 from m2df_runtime.bank.update import folder_bank
 from m2df_runtime.bundle.prompt_texts import LabelRules, class_key
 from m2df_runtime.clips.folder_entries import natural_key
@@ -54,62 +57,59 @@ class SupportBank(BankContents):
     def of(
         cls,
         model: Model,
-        folder: Path | str,
+        support: Path | str,
         rules: LabelRules | None = None,
         *,
         calibrated: bool = True,
         in_cache: bool = False,
         progress: Progress = silent,
     ) -> SupportBank:
-        """The bank of a support folder: kept beside it, and brought up to date where clips changed.
+        """The bank of a support folder or of a bank file, brought up to date.
+
+        That of a folder is kept beside it, and clips that changed are encoded anew. A file of another bundle is
+        encoded anew from the clips inside it. What is new is stored where it can be.
 
         Args:
             model: The opened bundle.
-            folder: One sub-folder per class, named as the class is, with its clips.
-            rules: Labels to prompts; None takes the bundle's.
+            support: A folder with one sub-folder per class, named as the class is, with its clips; or a file that
+                `save` wrote.
+            rules: Labels to prompts; None takes the bundle's, and of classes in a file the texts that it holds.
             calibrated: Also calibrate rejection, where the classes have enough clips.
-            in_cache: Keep the file in the user's cache folder even where the support folder is writable.
+            in_cache: Keep a folder's bank in the user's cache folder even where the support folder is writable.
             progress: Shows the encoding of clips.
 
         Raises:
-            InputError: The folder holds no usable class, or the same clip in two classes.
+            InputError: The folder holds no usable class, or the same clip in two classes; the file is damaged, or of
+                another bundle and without clips.
         """
-        rules = rules or model.bundle.manifest.text.rules
-        found = folder_bank(Path(folder), model, rules, calibrated=calibrated, in_cache=in_cache, progress=progress)
-        return cls(**vars(found), model=model, rules=rules)
+        path, own = Path(support), rules or model.bundle.manifest.text.rules
+        if os.path.isfile(path):
+            found = file_bank(path, model, rules, calibrated=calibrated, progress=progress)
+        else:
+            found = folder_bank(path, model, own, calibrated=calibrated, in_cache=in_cache, progress=progress)
+        return cls(**vars(found), model=model, rules=own)
 
-    @classmethod
-    def load(cls, model: Model, path: Path | str, rules: LabelRules | None = None) -> SupportBank:
-        """Read a bank that `save` wrote.
+    def save(self, path: Path | str, *, clips: bool = True) -> None:
+        """Write the bank to one file, atomically; `of` reads it wherever it is carried.
 
         Args:
-            model: The opened bundle.
             path: The file.
-            rules: Prompts of classes that are added to it; None takes the bundle's.
-
-        Raises:
-            InputError: Damaged, of another version, or made with another bundle.
-        """
-        found = read_contents(Path(path), model.bundle)
-        if found.keys != keys_of(model.bundle) or found.prototypes.shape[1] != model.bundle.manifest.views:
-            raise InputError(f"{path}: this bank's prototypes were made with another bundle", "make it anew")
-        return cls(**vars(found), model=model, rules=rules or model.bundle.manifest.text.rules)
-
-    def save(self, path: Path | str) -> None:
-        """Write the bank to one file, atomically; `load` reads it where its clips are not.
+            clips: With the clips themselves, so that it can follow a new model; otherwise with a strip of their
+                frames alone.
 
         Raises:
             OSError: The place cannot be written.
             InputError: A name that is not Unicode or is too long, or more clips than a bank holds.
+            ClipError: A clip is gone, or was changed since it was encoded.
 
         Example:
             >>> import m2df_runtime as m2df
             >>> model = m2df.load()
             >>> m2df.SupportBank.of(model, "actions").save("gate.bank")
-            >>> len(m2df.SupportBank.load(model, "gate.bank").labels)
+            >>> len(m2df.SupportBank.of(model, "gate.bank").labels)
             5
         """
-        self.write(Path(path))
+        self.write(Path(path), keep="clips" if clips else "strips")
 
     def add(self, label: str, clips: Path | str | Iterable[Path | str]) -> SupportBank:
         """The next bank: these clips too show the action `label`, which may be new.
@@ -147,11 +147,12 @@ class SupportBank(BankContents):
         texts, prompts = (
             (own.texts, own.prompts) if own else (self.rules.descriptions(label), self.rules.prompts(label))
         )
-        embedding = embed([prompts], self.model, self)[prompts]
-        made = make_class(label, texts, prompts, embedding, members, self.model)
-        others = [entry for entry in self.classes if entry is not own]
-        classes = sorted([*others, made], key=lambda entry: natural_key(entry.label))
-        return replace(self, classes=tuple(classes), calibration=None).calibrated(self.model)
+        others = [entry.members for entry in self.classes if entry is not own]
+        every = sorted(
+            [*others, Members(label, texts, prompts, tuple(members))], key=lambda one: natural_key(one.label)
+        )
+        classes = make_classes(every, self.model, self)
+        return replace(self, classes=classes, calibration=None).calibrated(self.model)
 
     def _encoded(self, label: str, paths: Iterable[Path]) -> list[BankClip]:
         """Clips that are new to the bank, with their features. Raises as `add`."""
@@ -166,7 +167,8 @@ class SupportBank(BankContents):
                 raise ClipError(path, error.strerror or str(error), "check the path") from None
             known = classes.get(digest)
             if known is None:
-                new.append(BankClip(clip.name, digest, clip.stamp, *encode(path, self.model)))
+                origin = OnDisk(clip, self.model.bundle.manifest.clip)
+                new.append(BankClip(clip.name, digest, clip.stamp, *encode(path, self.model), origin))
                 classes[digest] = label
             elif known != label:
                 raise InputError(f"{path}: the same clip stands in class {known!r}", "teach it as one of the two")

@@ -7,10 +7,11 @@ features, and a change of one class touches no other.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -19,8 +20,22 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from m2df_runtime.bank.calibration import Calibration, calibrate, can_calibrate
-from m2df_runtime.bank.file import BankIndex, BankKeys, CalibrationEntry, ClassEntry, ClipEntry, read_bank, write_bank
+from m2df_runtime.bank.file import (
+    BANK_VERSION,
+    BankIndex,
+    BankKeys,
+    CalibrationEntry,
+    ClassEntry,
+    ClipEntry,
+    Fit,
+    PastClass,
+    PastClip,
+    PastEntry,
+    read_bank,
+    write_bank,
+)
 from m2df_runtime.bank.folder import Stamp
+from m2df_runtime.bank.origin import InBank, Keep, Origin, Parts
 from m2df_runtime.bundle.prompt_texts import prompt_embeddings
 from m2df_runtime.clips.opening import open_source
 from m2df_runtime.errors import CheckFailed, ClipError, InputError
@@ -39,13 +54,23 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BankClip:
-    """One support clip: `class/clip` name, content hash, stamp, features [T, D], how long it lasts."""
+    """One support clip: `class/clip` name, content hash, stamp, features [T, D], how long it lasts, where it is."""
 
     name: str
     digest: str
     stamp: Stamp
     features: Float
     seconds: float
+    origin: Origin | None = field(default=None, repr=False, compare=False)
+
+
+class Members(NamedTuple):
+    """What a class is made of: its label, texts, prompts and clips."""
+
+    label: str
+    texts: tuple[str, ...]
+    prompts: tuple[str, ...]
+    clips: tuple[BankClip, ...]
 
 
 @dataclass(frozen=True)
@@ -65,9 +90,22 @@ class BankClass:
         return np.stack([clip.features for clip in self.clips])
 
     @property
+    def members(self) -> Members:
+        """What it is made of."""
+        return Members(self.label, self.texts, self.prompts, self.clips)
+
+    @property
     def made_from(self) -> tuple[tuple[str, ...], ...]:
         """What its prototypes depend on: the prompts and the content of its clips."""
         return self.prompts, tuple(clip.digest for clip in self.clips)
+
+
+class Past(NamedTuple):
+    """A bank before its last change, and what was done to it."""
+
+    did: str
+    classes: tuple[Members, ...]
+    background: tuple[BankClip, ...]
 
 
 _Self = TypeVar("_Self", bound="BankContents")
@@ -121,60 +159,121 @@ class BankContents:
             return self
         return replace(self, calibration=found)
 
-    def write(self, path: Path) -> None:
+    def write(self, path: Path, past: Past | None = None, *, keep: Keep = "nothing") -> None:
         """Write to a file, atomically.
+
+        Args:
+            path: The file.
+            past: What `undo` is to go back to.
+            keep: What else of the clips than their features.
 
         Raises:
             OSError: The place cannot be written.
             InputError: A name that is not Unicode or is too long, or more clips than a bank holds.
+            ClipError: A clip that is to be kept cannot be read.
         """
+        here = [*(clip for entry in self.classes for clip in entry.clips), *self.background]
+        rows = {clip.digest: row for row, clip in enumerate(here)}
+        before = [*(clip for entry in past.classes for clip in entry.clips), *past.background] if past else []
+        removed = list({clip.digest: clip for clip in before if clip.digest not in rows}.values())
+        rows |= {clip.digest: row for row, clip in enumerate(removed, len(here))}
+        every = here + removed
+        parts = [clip.origin.parts(keep) if clip.origin else Parts(None, (), iter(())) for clip in every]
         try:
+            entries = iter([_clip_entry(clip, own) for clip, own in zip(every, parts, strict=True)])
             index = BankIndex(
+                version=BANK_VERSION,
                 keys=self.keys,
-                classes=tuple(_class_entry(entry) for entry in self.classes),
-                background=tuple(_clip_entry(clip) for clip in self.background),
+                classes=tuple(
+                    ClassEntry(label=c.label, texts=c.texts, prompts=c.prompts, clips=_taken(entries, c.clips))
+                    for c in self.classes
+                ),
+                background=_taken(entries, self.background),
+                removed=_taken(entries, removed),
+                past=_past_entry(past, rows) if past else None,
                 calibration=CalibrationEntry(**vars(self.calibration)) if self.calibration else None,
             )
         except ValidationError as error:
             first = error.errors()[0]
             unicode = "a class or clip has a name that is not Unicode"
             raise InputError(f"{path}: {unicode if first['type'] == 'string_unicode' else first['msg']}") from None
-        clips = [*(clip for entry in self.classes for clip in entry.clips), *self.background]
-        features = np.stack([clip.features for clip in clips])  # (M, T, D)
-        write_bank(path, index, {"features": features, "prompts": self.prompts, "prototypes": self.prototypes})
+        features = np.stack([clip.features for clip in every])  # (M, T, D)
+        tensors = {"features": features, "prompts": self.prompts, "prototypes": self.prototypes}
+        write_bank(path, index, tensors, itertools.chain.from_iterable(own.blocks for own in parts))
 
 
-def read_contents(path: Path, bundle: Bundle) -> BankContents:
+class Stored(NamedTuple):
+    """What a bank file holds: the bank, and what it was before its last change."""
+
+    bank: BankContents
+    past: Past | None
+
+
+def read_stored(path: Path, bundle: Bundle | None = None) -> Stored:
     """Read a bank whose features fit this bundle; its prompts and prototypes may be of another head, of other views.
 
+    Args:
+        path: The file.
+        bundle: None takes a bank of any bundle.
+
     Raises:
-        InputError: Damaged, of another version, or made with another encoder or preprocessing.
+        OtherEncoder: Made with another encoder or preprocessing.
+        InputError: Damaged, or of another version.
     """
-    index, tensors = read_bank(path, bundle.key("visual"), bundle.manifest.clip.frames, bundle.manifest.dim)
-    rows = iter(tensors["features"])
-
-    def clips_of(entries: Sequence[ClipEntry]) -> tuple[BankClip, ...]:
-        return tuple(
-            BankClip(c.name, c.digest, Stamp(c.size, c.mtime_ns, c.ctime_ns, c.inode), next(rows), c.seconds)
-            for c in entries
-        )
-
+    fit = Fit(bundle.key("visual"), bundle.manifest.clip.frames, bundle.manifest.dim) if bundle else None
+    index, tensors, content = read_bank(path, fit)
+    every: list[BankClip] = []
+    place = 0
+    for c, features in zip(index.clips(), tensors["features"], strict=True):
+        stamp = Stamp(c.size, c.mtime_ns, c.ctime_ns, c.inode)
+        every.append(BankClip(c.name, c.digest, stamp, features, c.seconds, InBank(path, c, content, place)))
+        place += c.bytes
+    rows = iter(every)
     classes = []
     for number, entry in enumerate(index.classes):
-        clips = clips_of(entry.clips)
+        clips = _taken(rows, entry.clips)
         prompt, prototypes = tensors["prompts"][number], tensors["prototypes"][number]
         classes.append(BankClass(entry.label, entry.texts, entry.prompts, prompt, prototypes, clips))
     calibration = Calibration(**index.calibration.model_dump()) if index.calibration else None
-    return BankContents(tuple(classes), index.keys, calibration, clips_of(index.background))
+    bank = BankContents(tuple(classes), index.keys, calibration, _taken(rows, index.background))
+    return Stored(bank, _past_of(index.past, every) if index.past else None)
 
 
-def _class_entry(entry: BankClass) -> ClassEntry:
-    clips = tuple(_clip_entry(clip) for clip in entry.clips)
-    return ClassEntry(label=entry.label, texts=entry.texts, prompts=entry.prompts, clips=clips)
+def _past_of(past: PastEntry, every: Sequence[BankClip]) -> Past:
+    def clips_of(entries: Sequence[PastClip]) -> tuple[BankClip, ...]:
+        return tuple(replace(every[clip.row], name=clip.name) for clip in entries)
+
+    classes = tuple(Members(entry.label, entry.texts, entry.prompts, clips_of(entry.clips)) for entry in past.classes)
+    return Past(past.did, classes, clips_of(past.background))
 
 
-def _clip_entry(clip: BankClip) -> ClipEntry:
-    return ClipEntry(name=clip.name, digest=clip.digest, **asdict(clip.stamp), seconds=clip.seconds)
+def _past_entry(past: Past, rows: Mapping[str, int]) -> PastEntry:
+    def entries_of(clips: Sequence[BankClip]) -> tuple[PastClip, ...]:
+        return tuple(PastClip(name=clip.name, row=rows[clip.digest]) for clip in clips)
+
+    return PastEntry(
+        did=past.did,
+        classes=tuple(
+            PastClass(label=entry.label, texts=entry.texts, prompts=entry.prompts, clips=entries_of(entry.clips))
+            for entry in past.classes
+        ),
+        background=entries_of(past.background),
+    )
+
+
+def _clip_entry(clip: BankClip, own: Parts) -> ClipEntry:
+    stamp = asdict(clip.stamp)
+    return ClipEntry(
+        name=clip.name, digest=clip.digest, **stamp, seconds=clip.seconds, strip=own.strip, files=own.files
+    )
+
+
+_Any = TypeVar("_Any")
+
+
+def _taken(rows: Iterator[_Any], wanted: Sequence[object]) -> tuple[_Any, ...]:
+    """As many of what is left as others are there."""
+    return tuple(itertools.islice(rows, len(wanted)))
 
 
 def keys_of(bundle: Bundle) -> BankKeys:
@@ -199,7 +298,9 @@ def encode(path: Path, model: Model) -> Encoded:
     return Encoded(model.encode_clips(frames[None], [os.fspath(path)])[0], seconds)
 
 
-def embed(prompts: Iterable[tuple[str, ...]], model: Model, old: BankContents | None) -> dict[tuple[str, ...], Float]:
+def _embedded(
+    prompts: Iterable[tuple[str, ...]], model: Model, old: BankContents | None
+) -> dict[tuple[str, ...], Float]:
     """Prompts of a class to embedding [D], of those that the old bank has not computed with the same graph, and of
     its own."""
     same = old is not None and old.keys.text == model.bundle.key("text")
@@ -211,19 +312,40 @@ def embed(prompts: Iterable[tuple[str, ...]], model: Model, old: BankContents | 
     return embeddings
 
 
-def make_class(
-    label: str,
-    texts: tuple[str, ...],
-    prompts: tuple[str, ...],
-    embedding: Float,
-    clips: Sequence[BankClip],
+def make_classes(
+    members: Iterable[Members],
     model: Model,
-) -> BankClass:
-    """A class from the embedding [D] of its prompts and its clips' features.
+    old: BankContents | None,
+    left_out: Callable[[str, CheckFailed], None] | None = None,
+) -> tuple[BankClass, ...]:
+    """Classes, with prompt embedding and prototypes computed where clips, prompts or graph differ from an old bank's.
+
+    Args:
+        members: What each class is made of.
+        model: Computes what is new.
+        old: A bank whose numbers are used again where they are the same.
+        left_out: Told of a class whose numbers are not finite, which is then left out; None raises instead.
 
     Raises:
-        CheckFailed: Its prototypes are not finite.
+        CheckFailed: The prototypes of a class are not finite.
     """
-    features = np.stack([clip.features for clip in clips])  # (K, T, D)
-    prototypes = model.prototypes(features, embedding[None])
-    return BankClass(label, texts, prompts, embedding, prototypes, tuple(clips))
+    keys = keys_of(model.bundle)
+    every = list(members)
+    embeddings = _embedded([entry.prompts for entry in every], model, old)
+    same = old is not None and (old.keys.text, old.keys.support) == (keys.text, keys.support)
+    done = {entry.made_from: entry for entry in old.classes} if old and same else {}
+    classes = []
+    for label, texts, prompts, clips in every:
+        found = done.get((prompts, tuple(clip.digest for clip in clips)))
+        if found is not None:
+            classes.append(replace(found, label=label, texts=texts, clips=clips))
+            continue
+        try:
+            prototypes = model.prototypes(np.stack([clip.features for clip in clips]), embeddings[prompts][None])
+        except CheckFailed as error:  # numbers that are not finite
+            if left_out is None:
+                raise
+            left_out(label, error)
+        else:
+            classes.append(BankClass(label, texts, prompts, embeddings[prompts], prototypes, clips))
+    return tuple(classes)

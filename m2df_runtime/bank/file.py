@@ -2,7 +2,8 @@
 
 Layout: tensors `features` [M, T, D], `prompts` [C, D], `prototypes` [C, V, T, D], all float32; in
 the header's metadata, as JSON under `m2df`, the index (classes, clips, keys, calibration) and the
-SHA-256 of index and tensors. Nothing in it is ever executed.
+SHA-256 of index and tensors. A bank that travels also holds the clips themselves as `bytes`, which the index
+has digests of and which matching never reads. Nothing in it is ever executed.
 """
 
 from __future__ import annotations
@@ -11,30 +12,34 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal, NamedTuple
+from typing import Annotated, Any, BinaryIO, Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, ValidationError, model_validator
 
 from m2df_runtime.bundle.prompt_texts import MAX_TEXT, MAX_TEXTS
 from m2df_runtime.errors import InputError
-from m2df_runtime.files import atomic_write
+from m2df_runtime.files import atomic_file
 from m2df_runtime.regular_files import open_regular
 
-# 1 had no change time and inode of clips, 2 not how long they last, 3 one text for a class, 4 no background.
-BANK_VERSION = 5
+# 1 had no change time and inode of clips, 2 not how long they last, 3 one text for a class, 4 no background and none
+# of the clips themselves.
+BANK_VERSION: Final = 5
 # 55,000 clips, of which each takes about 300 bytes and 16 values. JSON of a million values takes 100 MB at most; 20
 # million lists in 64 MB took 1.9 GB.
 MAX_HEADER_BYTES = 16 << 20
 MAX_HEADER_VALUES = 1_000_000
 MAX_KEYS = 16  # of one object
 MAX_VIEWS = 8
+MAX_SIDE = 1 << 16  # T and D of a bank that is read without a bundle
 TENSORS = ("features", "prompts", "prototypes")
+BYTES = "bytes"  # uint8 [n]: of each clip that has them its strip, then its files; the last of the tensors
 METADATA_KEY = "m2df"
-REMEDY = "delete the file; m2df-run builds it again"
+REMEDY = "copy or pack it again, or give a folder of classes"
 
 Float = NDArray[np.float32]
 
@@ -46,23 +51,58 @@ class _Schema(BaseModel):
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Nanoseconds = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
 Count = Annotated[int, Field(ge=0, lt=1 << 64)]
-FileName = Annotated[str, Field(max_length=255)]
+Bytes = Annotated[int, Field(ge=1, lt=1 << 48)]
 Text = Annotated[str, Field(max_length=2 * MAX_TEXT)]  # a prompt is a template with a text in it
 
 
+def _as_one_name(name: str) -> str:
+    """A name that stays in the folder it is put into."""
+    if not name or name in (".", "..") or "/" in name or "\0" in name:
+        raise ValueError("no name of a file")
+    return name
+
+
+def _as_two_names(name: str) -> str:
+    label, _, clip = name.partition("/")
+    return f"{_as_one_name(label)}/{_as_one_name(clip)}"
+
+
 Texts = Annotated[tuple[Text, ...], Field(min_length=1, max_length=MAX_TEXTS)]
+FileName = Annotated[str, Field(max_length=255), AfterValidator(_as_one_name)]
+ClipName = Annotated[str, Field(max_length=511), AfterValidator(_as_two_names)]  # class/clip
+
+
+class StripEntry(_Schema):
+    """A clip's frames side by side, as a JPEG picture in `bytes`."""
+
+    bytes: Annotated[int, Field(ge=1, le=1 << 22)]
+    digest: Hash
+
+
+class FileEntry(_Schema):
+    """A file of a clip, in `bytes`: the clip itself, or a frame of it."""
+
+    name: FileName | None = None  # of a frame
+    bytes: Bytes
 
 
 class ClipEntry(_Schema):
     """One clip; its features are the next row of `features`."""
 
-    name: Annotated[str, Field(max_length=511)]  # class/clip
+    name: ClipName
     digest: Hash
     size: Count
     mtime_ns: Nanoseconds
     ctime_ns: Nanoseconds
     inode: Count
     seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    strip: StripEntry | None = None
+    files: Annotated[tuple[FileEntry, ...], FailFast()] = ()
+
+    @property
+    def bytes(self) -> int:
+        """How many of `bytes` are its."""
+        return (self.strip.bytes if self.strip else 0) + sum(file.bytes for file in self.files)
 
 
 class ClassEntry(_Schema):
@@ -72,6 +112,30 @@ class ClassEntry(_Schema):
     texts: Texts
     prompts: Texts
     clips: Annotated[tuple[ClipEntry, ...], FailFast()] = Field(min_length=1)
+
+
+class PastClip(_Schema):
+    """A clip as the bank had it before its last change: its name then, and its row of `features` now."""
+
+    name: ClipName
+    row: Annotated[int, Field(ge=0, lt=1 << 32)]
+
+
+class PastClass(_Schema):
+    """A class before the last change."""
+
+    label: FileName
+    texts: Texts
+    prompts: Texts
+    clips: Annotated[tuple[PastClip, ...], FailFast()] = Field(min_length=1)
+
+
+class PastEntry(_Schema):
+    """What `undo` goes back to: what was done, and the classes and the background before."""
+
+    did: Annotated[str, Field(max_length=MAX_TEXT)]
+    classes: Annotated[tuple[PastClass, ...], FailFast()] = Field(min_length=1)
+    background: Annotated[tuple[PastClip, ...], FailFast()] = ()
 
 
 class BankKeys(_Schema):
@@ -94,62 +158,132 @@ class CalibrationEntry(_Schema):
 class BankIndex(_Schema):
     """The JSON part of a bank."""
 
-    version: Literal[5] = 5
+    version: Literal[5]
     keys: BankKeys
     classes: Annotated[tuple[ClassEntry, ...], FailFast()] = Field(min_length=1)
     background: Annotated[tuple[ClipEntry, ...], FailFast()] = ()  # the rows of `features` after those of the classes
+    removed: Annotated[tuple[ClipEntry, ...], FailFast()] = ()  # the rows after these: what only `past` has
+    past: PastEntry | None = None
     calibration: CalibrationEntry | None = None
 
+    def clips(self) -> Iterator[ClipEntry]:
+        """All clips, in the order of the rows of `features`."""
+        for entry in self.classes:
+            yield from entry.clips
+        yield from self.background
+        yield from self.removed
 
-def write_bank(path: Path, index: BankIndex, tensors: Mapping[str, Float]) -> None:
+    @model_validator(mode="after")
+    def _past_is_here(self) -> BankIndex:
+        rows = sum(1 for _ in self.clips())
+        if self.past:
+            past = (*(clip for entry in self.past.classes for clip in entry.clips), *self.past.background)
+            if any(clip.row >= rows for clip in past):
+                raise ValueError("the state before has a clip that is not here")
+        elif self.removed:
+            raise ValueError("removed clips without a state before")
+        return self
+
+
+class Fit(NamedTuple):
+    """What a bank must fit to be matched with a bundle: the key of its features, T and D."""
+
+    visual: str
+    frames: int
+    dim: int
+
+
+class OtherEncoder(InputError):
+    """A bank whose features another encoder made, or other preprocessing."""
+
+
+class Content:
+    """The clips' own bytes in a bank file, which stays open: they are those of this very file, whatever replaces it."""
+
+    def __init__(self, file: BinaryIO, begin: int) -> None:
+        self._handle, self._begin = os.dup(file.fileno()), begin
+        weakref.finalize(self, os.close, self._handle)
+
+    def read(self, place: int, count: int) -> bytes:
+        """`count` bytes from `place` on, fewer where the file was cut since. Raises OSError."""
+        return os.pread(self._handle, count, self._begin + place)
+
+
+class BankRead(NamedTuple):
+    """A bank that was read and checked; its clips' bytes are not, see `Content`."""
+
+    entries: BankIndex
+    tensors: dict[str, Float]
+    content: Content | None
+
+
+def write_bank(path: Path, index: BankIndex, tensors: Mapping[str, Float], content: Iterable[bytes] = ()) -> None:
     """Write a bank atomically.
+
+    Args:
+        path: The file.
+        index: What it holds.
+        tensors: Those of `TENSORS`.
+        content: The bytes of all clips that have some, in the order of `BankIndex.clips`, in any blocks.
 
     Raises:
         OSError: The place cannot be written.
         InputError: More clips than a bank holds.
     """
-    from safetensors.numpy import save
-
-    text = index.model_dump_json()
+    text = _canonical(index)
     arrays = {name: np.ascontiguousarray(tensors[name], np.float32) for name in TENSORS}
-    # One key only: safetensors writes several in random order, and equal banks shall be equal files.
     metadata = json.dumps({"sha256": _checksum(text, arrays), **json.loads(text)})
-    data = save(arrays, {METADATA_KEY: metadata})
-    length = int.from_bytes(data[:8], "little")
-    if length > MAX_HEADER_BYTES or _values(data[8 : 8 + length]) > MAX_HEADER_VALUES:
+    header: dict[str, object] = {"__metadata__": {METADATA_KEY: metadata}}
+    sizes = [(name, "F32", array.shape, array.nbytes) for name, array in arrays.items()]
+    if stored := sum(clip.bytes for clip in index.clips()):
+        sizes.append((BYTES, "U8", (stored,), stored))
+    end = 0
+    for name, dtype, shape, size in sizes:
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end + size]}
+        end += size
+    data = json.dumps(header, separators=(",", ":")).encode()
+    data += b" " * (-len(data) % 8)  # the format's alignment
+    if len(data) > MAX_HEADER_BYTES or _values(data) > MAX_HEADER_VALUES:
         raise InputError(f"{path}: a bank holds no more than about 55000 clips")
-    atomic_write(path, data)
+    # Not by the library, which takes a whole file in memory: clips may be larger than that.
+    with atomic_file(path) as file:
+        file.write(len(data).to_bytes(8, "little"))
+        file.write(data)
+        for array in arrays.values():
+            file.write(array.data)
+        written = sum(file.write(block) for block in content)
+    assert written == stored
 
 
-def read_bank(path: Path, visual_key: str, frames: int, dim: int) -> tuple[BankIndex, dict[str, Float]]:
-    """Read and check a bank: its header, then its sizes, then its tensors.
+def read_bank(path: Path, fit: Fit | None = None) -> BankRead:
+    """Read and check a bank: its header, then its sizes, then its tensors. Clips' own bytes are not read.
 
     Args:
         path: The bank file.
-        visual_key: Key the features must have been made with.
-        frames: T of the bundle.
-        dim: D of the bundle.
+        fit: What it must fit; None takes any bank that fits itself.
 
     Returns:
         Index and tensors; the number of views is that of the head the prototypes were made with.
 
     Raises:
-        InputError: No file, not a bank, damaged, of another version or encoder, or its tensors do not fit.
+        OtherEncoder: It is of another encoder or preprocessing.
+        InputError: No file, not a bank, damaged, of another version, or its tensors do not fit.
     """
     try:
         with open_regular(path) as file:
             header = _read_header(path, file)
-            if header.content.keys.visual != visual_key:
-                raise InputError(f"{path}: this bank was made with another bundle or preprocessing", REMEDY)
-            places = _check_shapes(path, header, frames, dim)
+            if fit and header.content.keys.visual != fit.visual:
+                raise OtherEncoder(f"{path}: this bank was made with another bundle or preprocessing", REMEDY)
+            places = _check_shapes(path, header, fit)
             tensors = _read_tensors(path, file, header, places)
+            content = Content(file, file.tell()) if any(clip.bytes for clip in header.content.clips()) else None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
         raise InputError(f"{path}: the bank holds numbers that are not finite", REMEDY)
-    if _checksum(header.content.model_dump_json(), tensors) != header.checksum:
+    if _checksum(_canonical(header.content), tensors) != header.checksum:
         raise InputError(f"{path}: the bank does not match its own hash, it was changed or damaged", REMEDY)
-    return header.content, tensors
+    return BankRead(header.content, tensors, content)
 
 
 class _Header(NamedTuple):
@@ -197,33 +331,50 @@ def _values(text: bytes) -> int:
     return sum(text.count(mark) for mark in (b"[", b"{", b",", b":"))
 
 
-def _check_shapes(path: Path, header: _Header, frames: int, dim: int) -> dict[str, tuple[int, tuple[int, ...]]]:
+def _check_shapes(path: Path, header: _Header, fit: Fit | None) -> dict[str, tuple[int, tuple[int, ...]]]:
     """Where each tensor begins in the data, and its shape, all as the index wants them."""
     classes = len(header.content.classes)
-    clips = sum(len(entry.clips) for entry in header.content.classes) + len(header.content.background)
+    clips = sum(1 for _ in header.content.clips())
+    frames, dim = (fit.frames, fit.dim) if fit else _own_sizes(header.tensors.get("features"))
     views = _views(header.tensors.get("prototypes"))
     shapes = ((clips, frames, dim), (classes, dim), (classes, views, frames, dim))
     places = {}
     for name, shape in zip(TENSORS, shapes, strict=True):
-        info = header.tensors.get(name)
-        info = info if isinstance(info, dict) else {}
-        found = (info.get("dtype"), info.get("shape"))
-        if found != ("F32", list(shape)):
-            raise InputError(f"{path}: tensor {name} is {str(found)[:80]}, expected F32 {list(shape)}", REMEDY)
-        offsets = info.get("data_offsets")
-        if not (isinstance(offsets, list) and len(offsets) == 2 and all(type(place) is int for place in offsets)):
-            raise InputError(f"{path}: damaged bank: tensor {name} is nowhere", REMEDY)
-        places[name] = (offsets[0], shape)
-    if set(header.tensors) != set(TENSORS):
+        places[name] = (_check_tensor(path, name, header.tensors.get(name), "F32", shape), shape)
+    stored = sum(clip.bytes for clip in header.content.clips())
+    if set(header.tensors) != {*TENSORS, *([BYTES] if stored else [])}:
         raise InputError(f"{path}: unexpected tensors in the bank", REMEDY)
     end = 0
     for begin, shape in sorted(places.values()):
         if begin != end:
             raise InputError(f"{path}: damaged bank: its tensors do not follow one another", REMEDY)
         end += 4 * math.prod(shape)
+    if stored and _check_tensor(path, BYTES, header.tensors[BYTES], "U8", (stored,)) != end:
+        raise InputError(f"{path}: damaged bank: its clips do not follow its numbers", REMEDY)
+    end += stored
     if end != header.data_bytes:
-        raise InputError(f"{path}: damaged bank: {header.data_bytes} bytes of numbers, {end} expected", REMEDY)
+        raise InputError(f"{path}: damaged bank: {header.data_bytes} bytes of data, {end} expected", REMEDY)
     return places
+
+
+def _check_tensor(path: Path, name: str, info: object, dtype: str, shape: tuple[int, ...]) -> int:
+    """Where a tensor begins, by what the header says of it; it must be as expected."""
+    info = info if isinstance(info, dict) else {}
+    found = (info.get("dtype"), info.get("shape"))
+    if found != (dtype, list(shape)):
+        raise InputError(f"{path}: tensor {name} is {str(found)[:80]}, expected {dtype} {list(shape)}", REMEDY)
+    offsets = info.get("data_offsets")
+    if not (isinstance(offsets, list) and len(offsets) == 2 and all(type(place) is int for place in offsets)):
+        raise InputError(f"{path}: damaged bank: tensor {name} is nowhere", REMEDY)
+    return int(offsets[0])
+
+
+def _own_sizes(info: object) -> tuple[int, int]:
+    """T and D that the file itself gives its features [M, T, D], 1 where they are none."""
+    shape = info.get("shape") if isinstance(info, dict) else None
+    sizes = shape[1:] if isinstance(shape, list) and len(shape) == 3 else []
+    fine = sizes and all(type(size) is int and 1 <= size <= MAX_SIDE for size in sizes)
+    return (sizes[0], sizes[1]) if fine else (1, 1)
 
 
 def _views(info: object) -> int:
@@ -243,6 +394,11 @@ def _read_tensors(
             raise InputError(f"{path}: damaged bank: it ends early", REMEDY)
         tensors[name] = array.astype(np.float32, copy=False)
     return tensors
+
+
+def _canonical(index: BankIndex) -> str:
+    """The index as it is hashed and written: what is not there takes no place."""
+    return index.model_dump_json(exclude_defaults=True)
 
 
 def _checksum(text: str, tensors: Mapping[str, Float]) -> str:

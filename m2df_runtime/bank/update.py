@@ -20,13 +20,14 @@ from m2df_runtime.bank.contents import (
     BankClip,
     BankContents,
     Encoded,
-    embed,
+    Members,
     encode,
     keys_of,
-    make_class,
-    read_contents,
+    make_classes,
+    read_stored,
 )
 from m2df_runtime.bank.folder import BACKGROUND, SupportClip, SupportFolder, read_support
+from m2df_runtime.bank.origin import OnDisk
 from m2df_runtime.errors import CheckFailed, ClipError, InputError
 from m2df_runtime.progress import Progress, silent
 from m2df_runtime.regular_files import irregular
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from m2df_runtime.backends.model import Model
     from m2df_runtime.bundle.bundle import Bundle
     from m2df_runtime.bundle.prompt_texts import LabelRules
+    from m2df_runtime.pixels.spec import ClipSpec
 
 Float = NDArray[np.float32]
 
@@ -66,8 +68,9 @@ def folder_bank(
     left_out = total - len(digests) + len(set(distinct.values()) - encoded.keys())
     if left_out > 1:  # of one, its own line says it
         _log.warning("%s: %d of %d clips are left out, for the reasons above", folder, left_out, total)
-    classes = _classes(_by_class(support, distinct, encoded), folder, model, rules, old)
-    background = _used(support.background, distinct, encoded)
+    spec = model.bundle.manifest.clip
+    classes = _classes(_by_class(support, distinct, encoded, spec), folder, model, rules, old)
+    background = _used(support.background, distinct, encoded, spec)
     bank = BankContents(classes, keys_of(model.bundle), background=background)
     if old and _calibrated_from(old) == _calibrated_from(bank):
         bank = replace(bank, calibration=old.calibration)
@@ -122,7 +125,7 @@ def _load_first(paths: Sequence[Path], model: Model) -> BankContents | None:
             present.append((path.stat().st_mtime_ns, path))
     for _, path in sorted(present, reverse=True):
         try:
-            return read_contents(path, model.bundle)
+            return read_stored(path, model.bundle).bank
         except InputError as error:
             _log.warning("%s; building it again", error.message)
     return None
@@ -197,7 +200,7 @@ def _encoded(
 
 
 def _by_class(
-    support: SupportFolder, digests: Mapping[SupportClip, str], encoded: Mapping[str, Encoded]
+    support: SupportFolder, digests: Mapping[SupportClip, str], encoded: Mapping[str, Encoded], spec: ClipSpec
 ) -> dict[str, tuple[BankClip, ...]]:
     """The clips that have features, per class.
 
@@ -206,7 +209,7 @@ def _by_class(
     """
     classes: dict[str, tuple[BankClip, ...]] = {}
     for label, clips in support.classes.items():
-        used = _used(clips, digests, encoded)
+        used = _used(clips, digests, encoded, spec)
         if used:
             classes[label] = used
         else:
@@ -217,38 +220,34 @@ def _by_class(
 
 
 def _used(
-    clips: Sequence[SupportClip], digests: Mapping[SupportClip, str], encoded: Mapping[str, Encoded]
+    clips: Sequence[SupportClip],
+    digests: Mapping[SupportClip, str],
+    encoded: Mapping[str, Encoded],
+    spec: ClipSpec,
 ) -> tuple[BankClip, ...]:
     used = [clip for clip in clips if digests.get(clip) in encoded]
-    return tuple(BankClip(clip.name, digests[clip], clip.stamp, *encoded[digests[clip]]) for clip in used)
+    return tuple(
+        BankClip(clip.name, digests[clip], clip.stamp, *encoded[digests[clip]], OnDisk(clip, spec)) for clip in used
+    )
 
 
 def _classes(
     clips: Mapping[str, tuple[BankClip, ...]], folder: Path, model: Model, rules: LabelRules, old: BankContents | None
 ) -> tuple[BankClass, ...]:
-    """Every class, with prompt embedding and prototypes computed where clips, prompt or graph changed.
+    """Every class of a folder.
 
     Raises:
         InputError: None can be used.
     """
-    keys = keys_of(model.bundle)
-    embeddings = embed(map(rules.prompts, clips), model, old)
-    same = old is not None and (old.keys.text, old.keys.support) == (keys.text, keys.support)
-    done = {entry.made_from: entry for entry in old.classes} if old and same else {}
-    classes = []
-    for label, members in clips.items():
-        texts, prompts = rules.descriptions(label), rules.prompts(label)
-        found = done.get((prompts, tuple(clip.digest for clip in members)))
-        if found is not None:
-            classes.append(replace(found, label=label, texts=texts, clips=members))
-            continue
-        try:
-            classes.append(make_class(label, texts, prompts, embeddings[prompts], members, model))
-        except CheckFailed as error:  # numbers that are not finite
-            _log.warning("%s: %s; class left out", folder / label, error.message)
+    members = (Members(label, rules.descriptions(label), rules.prompts(label), own) for label, own in clips.items())
+
+    def left_out(label: str, error: CheckFailed) -> None:
+        _log.warning("%s: %s; class left out", folder / label, error.message)
+
+    classes = make_classes(members, model, old, left_out)
     if not classes:
         raise InputError(f"{folder}: no class in it can be used", "see the warnings above")
-    return tuple(classes)
+    return classes
 
 
 def _calibrated_from(bank: BankContents) -> list[object]:

@@ -38,13 +38,12 @@ RUNTIME_PACKAGES = (
     "av",
     "pillow",
     "tokenizers",
-    "safetensors",
     "pydantic",
     "click",
     "ftfy",
     "rich",
 )
-TRAINING_PACKAGES = ("torch", "open_clip_torch", "pyyaml", "onnx", "onnxscript")
+TRAINING_PACKAGES = ("torch", "open_clip_torch", "pyyaml", "safetensors", "onnx", "onnxscript")
 REPLACED_BY = {"opencv-python-headless": "opencv-python"}  # either one provides cv2
 PROBE_SECONDS = 10.0
 

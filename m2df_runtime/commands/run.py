@@ -112,7 +112,12 @@ class RunOptions:
 
 
 @click.command("m2df-run", cls=M2dfGroup, epilog=EXAMPLES, subcommand_metavar="")
-@click.option("--support", type=click.Path(path_type=Path), metavar="DIR", help="Folder with one sub-folder per class.")
+@click.option(
+    "--support",
+    type=click.Path(path_type=Path),
+    metavar="DIR|FILE",
+    help="Folder with one sub-folder per class, or a bank file.",
+)
 @click.option(
     "--query", "queries", multiple=True, metavar="CLIP", help="Clip, folder, glob, or - for paths on stdin; repeatable."
 )
@@ -187,14 +192,15 @@ def run(options: RunOptions) -> None:
     region = options.roi if isinstance(options.roi, str) else None
     model = load(path, options.backend, options.precision, options.threads, region=region)
     labels = read_labels(options.labels) if options.labels else {}
-    rules = model.bundle.manifest.text.rules.over(labels, options.prompt)
+    described = bool(labels) or options.prompt is not None
+    rules = model.bundle.manifest.text.rules.over(labels, options.prompt) if described else None
     calibrated = options.reject == "auto"
     bank = SupportBank.of(model, support, rules, calibrated=calibrated, in_cache=demo, progress=progress)
     if options.labels:
         warn_unmatched(options.labels, labels, bank.labels)
     matcher = Matcher(model, bank, reject=options.reject)
     if options.recording is None:
-        _classify(queries, support, matcher, options)
+        _classify(queries, matcher, options)
     else:
         roi = None if isinstance(options.roi, str) else options.roi
         watch(queries, matcher, options.recording, Output(options.json, options.topk, options.picture), roi)
@@ -209,7 +215,7 @@ def _lines(stream: TextIO) -> Iterator[str]:
         yield line
 
 
-def _classify(queries: Sequence[Path], support: Path, matcher: Matcher, options: RunOptions) -> None:
+def _classify(queries: Sequence[Path], matcher: Matcher, options: RunOptions) -> None:
     """Classify and print one query after the other; in a batch a bad one does not stop the rest.
 
     Raises:
@@ -242,7 +248,7 @@ def _classify(queries: Sequence[Path], support: Path, matcher: Matcher, options:
         if options.picture and look:
             try:
                 path = numbered(options.picture, number if len(queries) > 1 else None)
-                _draw(path, support, prediction, matcher, look)
+                _draw(path, prediction, matcher, look)
             except (ClipError, OSError) as error:
                 if len(queries) == 1:
                     raise
@@ -260,15 +266,13 @@ def _look(matcher: Matcher) -> ClipSpec:
     return display_spec(matcher.model.bundle.manifest.clip)
 
 
-def _draw(path: Path, support: Path, prediction: Prediction, matcher: Matcher, look: ClipSpec) -> None:
-    from m2df_runtime.clips.opening import open_source
-    from m2df_runtime.pixels.thumbnails import shown_frames
+def _draw(path: Path, prediction: Prediction, matcher: Matcher, look: ClipSpec) -> None:
     from m2df_runtime.show.filmstrip import filmstrip, save_picture
 
     assert prediction.features is not None and prediction.frames is not None  # `look` asked for them
     nearest = matcher.bank.nearest_clip(prediction.features, prediction.label)
-    match = shown_frames(open_source(support / nearest.name), look)
-    save_picture(path, filmstrip(prediction.frames, match, prediction, nearest.name))
+    assert nearest.origin is not None  # of a clip that was encoded or read
+    save_picture(path, filmstrip(prediction.frames, nearest.origin.frames(look), prediction, nearest.name))
 
 
 def main() -> None:

@@ -20,6 +20,13 @@ def shown_frames(source: FrameSource, look: ClipSpec) -> NDArray[np.uint8]:
     return centred(load_uncropped(source, look, chosen_frames(source, look)), look.size)
 
 
+def to_look_at(spec: ClipSpec, side: int) -> ClipSpec:
+    """A model's sampling and region with frames in natural colours, `side` pixels wide and high."""
+    short = spec.short_side and max(side, round(spec.short_side * side / spec.size))
+    changes = {"size": side, "short_side": short, "channels": "rgb", "antialias": True, "interpolation": "bicubic"}
+    return spec.model_copy(update=changes)
+
+
 class WatchedClip(SeenThrough):
     """A clip of which small frames are kept while it is read.
 

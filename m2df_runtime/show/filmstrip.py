@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from m2df_runtime.files import atomic_write
+from m2df_runtime.pixels.thumbnails import to_look_at
 
 if TYPE_CHECKING:
     from m2df_runtime.match.results import Prediction
@@ -38,10 +39,7 @@ SCRIPT_FONTS = (
 
 def display_spec(spec: ClipSpec) -> ClipSpec:
     """The bundle's sampling and region with frames in natural colours at the size of the filmstrip."""
-    side = max(16, min(FRAME, (MAX_STRIP - 2 * MARGIN) // spec.frames - GAP))
-    short = spec.short_side and max(side, round(spec.short_side * side / spec.size))
-    changes = {"size": side, "short_side": short, "channels": "rgb", "antialias": True, "interpolation": "bicubic"}
-    return spec.model_copy(update=changes)
+    return to_look_at(spec, max(16, min(FRAME, (MAX_STRIP - 2 * MARGIN) // spec.frames - GAP)))
 
 
 def filmstrip(

@@ -46,7 +46,7 @@ def test_query_gets_the_label_of_its_class(model: Model, bank: SupportBank, quer
 def test_paths_may_be_text(model: Model, support_dir: Path, query_dir: Path, tmp_path: Path) -> None:
     bank = SupportBank.of(model, str(support_dir))
     bank.save(str(tmp_path / "a.bank"))
-    loaded = SupportBank.load(model, str(tmp_path / "a.bank"))
+    loaded = SupportBank.of(model, str(tmp_path / "a.bank"))
     assert loaded.labels == bank.labels
     path = query_dir / "red.mp4"
     found = [Matcher(model, loaded).predict(each) for each in (str(path), path)]
