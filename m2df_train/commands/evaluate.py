@@ -113,7 +113,10 @@ def _splits(_ctx: click.Context, _parameter: click.Parameter, value: Sequence[st
 @click.option("--per-class", is_flag=True, help="Print the accuracy of every class too.")
 @click.option("--confusion", is_flag=True, help="Print which classes were taken for which.")
 @click.option(
-    "--report", type=click.Path(path_type=Path), metavar="FILE", help="Write an HTML page that looks into the model."
+    "--report",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write an HTML page that looks into the model, or into its events.",
 )
 @recording_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per split and shot value, with everything.")
@@ -123,7 +126,7 @@ def cli(context: click.Context, **options: Any) -> None:  # noqa: ANN401 - click
     recordings = RecordingOptions.taken_from(context, options)
     if recordings:
         models = Models(**{name: options[name] for name in ("bundle", "compare", "labels", "backend", "precision")})
-        evaluate_recordings(recordings, models, as_json=options["as_json"])
+        evaluate_recordings(recordings, models, as_json=options["as_json"], report_file=options["report"])
     else:
         run(Options(**options))
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from m2df_train.evaluation.recordings import ScoredRecording
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-SHARED = ("bundle", "compare", "labels", "backend", "precision", "as_json")  # with evaluation by episodes
+SHARED = ("bundle", "compare", "labels", "backend", "precision", "as_json", "report")  # with evaluation by episodes
 
 
 @dataclass(frozen=True)
@@ -133,18 +133,24 @@ class _Annotated:
     truth: Sequence[TrueAction]
 
 
-def evaluate_recordings(options: RecordingOptions, models: Models, *, as_json: bool) -> None:
+def evaluate_recordings(options: RecordingOptions, models: Models, *, as_json: bool, report_file: Path | None) -> None:
     """Look at every recording once with each bank, then measure, compare or tune.
 
     Raises:
+        EnvironmentMissing: A package of the report is not installed.
         InputError: A bank, the table or its rows cannot be used.
         CheckFailed: Some recordings could not be read.
     """
     from m2df_train.evaluation.event_compare import compare_events
     from m2df_train.evaluation.event_tables import comparison_lines, comparison_record
+    from m2df_train.report.check import check_report
 
     if not options.recordings.is_dir():
         raise InputError(f"{options.recordings}: not a folder", "--recordings names the folder that holds them")
+    if report_file:
+        if models.compare is not None:
+            raise click.UsageError("--report is about one bank, and --compare about two")
+        check_report(report_file)
     rules = event_rules(options)
     banks = _banks(options, models)
     annotated, failed = _annotated(options, banks)
@@ -164,6 +170,14 @@ def evaluate_recordings(options: RecordingOptions, models: Models, *, as_json: b
             _emit_all(comparison_lines(a, b, found))
     else:
         _report(results[0], seen[0], tune=options.tune, as_json=as_json)
+        if report_file:
+            from m2df_train.report.recordings import report_on_recordings
+
+            report_on_recordings(
+                report_file, results[0], seen[0], {one.name: one.source for one in annotated}, progress
+            )
+            if not as_json:
+                emit(f"report: {report_file}")
     failed += len(annotated) - len(readable)
     if failed:
         raise CheckFailed(f"{failed} of {len(readable) + failed} recordings could not be read", "see the errors above")

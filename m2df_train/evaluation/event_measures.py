@@ -9,9 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 IOUS = (0.3, 0.5)
 """Temporal IoU at which an event matches; delays and false alarms are told at the first."""
+
+Verdict = Literal["right", "false alarm", "mistaken", "repeated"]
+"""It matches an action, lies where nothing happens, in an action of another class, or beside or twice in its own."""
 
 
 @dataclass(frozen=True)
@@ -157,14 +161,26 @@ def matches(truth: Sequence[TrueAction], events: Sequence[FoundEvent], iou: floa
     return found
 
 
+def judge(outcome: Outcome, matched: Sequence[int | None]) -> list[Verdict]:
+    """What each event is, from the action that it matches."""
+
+    def verdict(event: FoundEvent, index: int | None) -> Verdict:
+        if index is not None:
+            return "right"
+        if labels := _during(event, outcome.truth):
+            return "repeated" if event.label in labels else "mistaken"
+        return "false alarm"
+
+    return [verdict(event, index) for event, index in zip(outcome.events, matched, strict=True)]
+
+
 def tally(outcome: Outcome) -> Tally:
     """What one recording adds to the tally of all."""
     found = [matches(outcome.truth, outcome.events, iou) for iou in IOUS]
     counts = tuple(
         Counts(len(outcome.truth), len(outcome.events), sum(index is not None for index in one)) for one in found
     )
-    missed = [event for event, index in zip(outcome.events, found[0], strict=True) if index is None]
-    alarms = sum(not _during(event, outcome.truth) for event in missed)
+    alarms = judge(outcome, found[0]).count("false alarm")
     return Tally(counts, alarms, outcome.seconds - covered(outcome.truth, outcome.seconds))
 
 
@@ -187,12 +203,14 @@ def measure(outcomes: Sequence[Outcome]) -> EventMeasures:
             )
             before = per_class.get(label, (Counts(),) * len(IOUS))
             per_class[label] = tuple(a + b for a, b in zip(before, counts, strict=True))
-        for event, index in zip(one.events, found[0], strict=True):
-            if index is not None:
-                delays.append(event.told - one.truth[index].start)
-            elif labels := _during(event, one.truth):
-                repeated += event.label in labels
-                mistaken += event.label not in labels
+        verdicts = judge(one, found[0])
+        repeated += verdicts.count("repeated")
+        mistaken += verdicts.count("mistaken")
+        delays += [
+            event.told - one.truth[index].start
+            for event, index in zip(one.events, found[0], strict=True)
+            if index is not None
+        ]
     total = sum((tally(one) for one in outcomes), Tally())
     return EventMeasures(total, dict(sorted(per_class.items())), tuple(delays), mistaken, repeated)
 

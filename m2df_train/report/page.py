@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from m2df_runtime import __version__
 from m2df_runtime.files import atomic_write
@@ -21,6 +19,7 @@ from m2df_train.model.run_folder import BEST
 from m2df_train.report.sections import Rival, fill_examples, fill_projection, fill_sweep, training_free_rival
 from m2df_train.report.sweep import EPISODES, Effect
 from m2df_train.report.tables import CONFUSION_CLASSES, ClassRow, differences, facts, shot_tables
+from m2df_train.report.template import environment
 from m2df_train.report.tested import Drawn, Tested
 
 _SHORT = 16  # letters of a name that fit the head of a column
@@ -137,24 +136,15 @@ def _short(model: str, other: str) -> tuple[str, str]:
 
 
 def _render(values: dict[str, Any]) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "minus": _minus,
-        "signed": lambda value: _minus(value, "%+.1f"),
-        "breakable": _breakable,
+    templates = environment()
+    templates.filters |= {
         "sign": _sign,
         "effect_sign": lambda effect: _sign(effect.difference, _reach(effect)),
         "zip_rows": lambda names, rows: zip(names, rows, strict=True),
         "gain_bar": _gain_bar,
         "cell": _cell,
     }
-    page = environment.get_template("page.html.j2")
+    page = templates.get_template("page.html.j2")
     return page.render(
         **values,
         titles=TITLES,
@@ -163,17 +153,6 @@ def _render(values: dict[str, Any]) -> str:
         matrix_limit=CONFUSION_CLASSES,
         version=__version__,
     )
-
-
-def _minus(value: float, form: str) -> str:
-    """A number with a minus sign as wide as a plus; what rounds to zero has none."""
-    text = form % value
-    return (text.lstrip("+-") if float(text) == 0 else text).replace("-", "\N{MINUS SIGN}")
-
-
-def _breakable(text: str) -> Markup:
-    """A name that may be broken after `_`, `/` and `.`, so that it fits a narrow column."""
-    return Markup(re.sub(r"([_/.])", r"\1<wbr>", str(escape(text))))
 
 
 def _sign(value: float, reach: float) -> str:

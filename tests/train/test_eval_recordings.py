@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
+import re
 import shutil
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from made_videos import write_video
+from PIL import Image
 from test_stream import scene
 from tiny_bundle import write_bundle
 
@@ -252,3 +258,31 @@ def test_the_windows_are_those_of_the_matcher(days: Path, tiny_bundle: Path, sup
         ]
         assert all(event.start <= event.told <= 8 for event in found)
     assert found
+
+
+def test_a_page_shows_what_happens_what_was_found_and_each_mistake(evaluate, tmp_path: Path) -> None:
+    page = tmp_path / "pages" / "events.html"
+    done = evaluate("--report", page)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == f"report: {page}", done.stderr
+    html = page.read_text()
+    assert "<script" not in html and "http" not in html  # complete in itself
+    shown = [re.sub(r"<[^>]+>", "", line) for line in re.findall(r"<h3>(.*?)</h3>", html)]
+    assert shown[:2] == ["one.mp4, 0:08.0", "part/two.mp4, 0:09.0"]
+    mistaken, missed, alarm = shown[2:]
+    assert missed == "part/two.mp4 0:02.0 to 0:03.0: green was missed"
+    assert mistaken.startswith("part/two.mp4 0:0") and mistaken.endswith(": blue was told, mistaken")
+    assert alarm.startswith("part/two.mp4 0:0") and alarm.endswith(": red was told, false alarm")
+    spans = Counter(re.findall(r'<i class="([a-z ]+)" style="left', html))
+    assert spans == {"true": 2, "true missed": 1, "event": 2, "event wrong": 2}
+    pictures = [base64.b64decode(data) for data in re.findall(r'src="data:image/jpeg;base64,([^"]+)"', html)]
+    assert len(pictures) == 3 * 6
+    with Image.open(io.BytesIO(pictures[8])) as frame:  # where green was missed there is blue
+        red, _, blue = np.asarray(frame.convert("RGB")).reshape(-1, 3).max(axis=0)
+    assert blue > 150 and red < blue
+
+
+def test_a_page_is_about_one_bank(evaluate, tiny_bundle: Path, tmp_path: Path) -> None:
+    both = ("--compare", tiny_bundle, tiny_bundle, "--support", tmp_path)
+    done = evaluate("--report", tmp_path / "page.html", bundle=both)
+    assert done.returncode == 2 and "--report is about one bank" in done.stderr
+    assert not (tmp_path / "page.html").exists()
