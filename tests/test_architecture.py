@@ -68,7 +68,7 @@ def test_imports_run_downwards_only(package):
 ROOMS = {
     "m2df_runtime": (
         "errors", "engine_names", "regular_files", "files", "user_cache", "cpus", "progress",
-        "clips", "pixels", "bundle", "backends", "bank", "match", "stream", "show", "sinks", "commands",
+        "bounds", "clips", "pixels", "bundle", "backends", "bank", "match", "stream", "show", "sinks", "commands",
     ),
     "m2df_train": (
         "public_benchmarks", "interrupt", "model", "synthetic", "recipe", "data", "cache", "evaluation", "training",

@@ -6,7 +6,6 @@ with the highest score first. False alarms are events that match nothing and lie
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -224,19 +223,6 @@ def covered(truth: Iterable[TrueAction], seconds: float) -> float:
             total += end - start
             reached = end
     return total
-
-
-def poisson_upper(count: int, hours: float, level: float = 0.95) -> float:
-    """One-sided upper bound of a rate per hour from `count` in `hours`: at the bound, so few are as rare as 1 - level.
-
-    For a count of 0 and a level of 0.95 it is 3.0 / hours.
-    """
-    low, high = float(count), count + 10 * math.sqrt(count + 1) + 10
-    for _ in range(100):
-        middle = (low + high) / 2
-        at_most = sum(math.exp(k * math.log(middle) - middle - math.lgamma(k + 1)) for k in range(count + 1))
-        low, high = (middle, high) if at_most > 1 - level else (low, middle)
-    return high / hours
 
 
 def _during(event: FoundEvent, truth: Iterable[TrueAction]) -> set[str]:

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from m2df_runtime import EventRules
+from m2df_runtime.bounds import poisson_upper
 from m2df_train.evaluation.event_compare import EventComparison
-from m2df_train.evaluation.event_measures import IOUS, Counts, EventMeasures, Tally, measure, poisson_upper
+from m2df_train.evaluation.event_measures import IOUS, Counts, EventMeasures, Tally, measure
 from m2df_train.evaluation.event_tuning import Choice, Tuned, at_recalls
 from m2df_train.evaluation.recordings import ScoredRecording
 

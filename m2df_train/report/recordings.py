@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from m2df_runtime import EventRules, __version__
+from m2df_runtime.bounds import poisson_upper
 from m2df_runtime.clips.source import FrameSource
 from m2df_runtime.files import atomic_write
 from m2df_runtime.progress import Progress, silent
@@ -27,7 +28,6 @@ from m2df_train.evaluation.event_measures import (
     Verdict,
     judge,
     matches,
-    poisson_upper,
 )
 from m2df_train.evaluation.event_tables import MeasuredEvents
 from m2df_train.evaluation.recordings import ScoredRecording

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 
@@ -18,7 +16,6 @@ from m2df_train.evaluation.event_measures import (
     covered,
     matches,
     measure,
-    poisson_upper,
     tally,
     temporal_iou,
 )
@@ -123,15 +120,6 @@ def test_shares_of_nothing_are_none() -> None:
     precision, recall = 4 / 5, 4 / 8
     assert counts.f1 == pytest.approx(2 * precision * recall / (precision + recall))
     assert Tally().false_alarms_per_hour is None
-
-
-def test_the_bound_of_a_rate_is_the_one_of_the_tables() -> None:
-    """95 % one-sided Poisson limits: 2.996, 4.744, 6.296, 9.154 and 16.962 for 0, 1, 2, 4 and 10 counts."""
-    for count, limit in ((0, 2.996), (1, 4.744), (2, 6.296), (4, 9.154), (10, 16.962)):
-        assert poisson_upper(count, 1.0) == pytest.approx(limit, abs=6e-4)
-        assert poisson_upper(count, 4.0) == pytest.approx(limit / 4, abs=6e-4)
-    assert poisson_upper(0, 1.0) == pytest.approx(-math.log(0.05))
-    assert 1050 < poisson_upper(1000, 1.0) < 1056
 
 
 def test_two_are_compared_on_the_same_actions() -> None:
