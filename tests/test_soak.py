@@ -50,7 +50,7 @@ def test_kills_at_any_moment_leave_a_bank_or_none(
             process.kill()
             killed += process.wait() == -signal.SIGKILL
         done = run_module("m2df_runtime.commands.run", *arguments)
-        assert (done.returncode, done.stderr) == (0, "")
+        assert (done.returncode, done.stderr.count("\n")) == (0, 1)  # how often it rejects
         assert json.loads(done.stdout)["predictions"] == answer
     assert killed
     assert len(list((support_dir / ".m2df").iterdir())) == 1  # and nothing of those that were killed

@@ -86,8 +86,8 @@ def visual_model(bundle: Bundle, precision: Precision) -> bytes:
 def bank_model(bundle: Bundle, precision: Precision, bank: SupportBank) -> bytes:
     """`query` with the classes of a bank inside: features [B, T, D] -> `BANK_OUTPUTS`.
 
-    All [B, C]: `logits`, their softmax `probabilities`, `distances` summed over the views, and `classes`, the labels
-    in the order of the others. `rejected` bool [B, 1] is what `m2df-run --reject auto` says; never without a
+    All [B, C]: `logits`, `probabilities` as `m2df-run` says them, `distances` summed over the views, and `classes`, the
+    labels in the order of the others. `rejected` bool [B, 1] is what `m2df-run --reject auto` says; never without a
     calibration.
 
     Raises:
@@ -122,13 +122,15 @@ def _add_outputs(graph: ir.Graph, bank: SupportBank, batch: ir.Value, count: ir.
     summed = build.add("ReduceSum", distances, build.ints("view_axis", [1]), keepdims=0)  # [B, V, C] -> [B, C]
     best = build.add("GatherElements", summed, build.add("ArgMax", logits, axis=-1, keepdims=1), axis=-1)  # [B, 1]
     # float32 holds no threshold above a distance it holds, so without one nothing is rejected.
-    limit = np.finfo(np.float32).max if bank.calibration is None else bank.calibration.threshold
+    limit = bank.calibration.rejection().threshold if bank.calibration else np.finfo(np.float32).max
     rejected = build.add("Greater", best, build.constant("threshold", np.asarray(limit, np.float32)))
+    temperature = np.asarray(bank.calibration.temperature if bank.calibration else 1.0, np.float32)
+    tempered = build.add("Div", logits, build.constant("temperature", temperature))
     labels = build.add("Slice", build.labels("labels", bank.labels), build.ints("first_label", [0]), count)  # [C]
     classes = build.add("Expand", labels, build.add("Concat", batch, count, axis=0))
     graph.outputs[:] = [
         logits,
-        build.output("probabilities", build.add("Softmax", logits, axis=-1), FLOAT, ["B", "C"]),
+        build.output("probabilities", build.add("Softmax", tempered, axis=-1), FLOAT, ["B", "C"]),
         build.output("distances", summed, FLOAT, ["B", "C"]),
         build.output("rejected", rejected, BOOL, ["B", 1]),
         build.output("classes", classes, STRING, ["B", "C"]),

@@ -36,7 +36,7 @@ class SupportBank(BankContents):
     Attributes:
         classes: In the natural order of their names.
         keys: What the numbers were computed with.
-        calibration: Rejection threshold; None where not calibrated.
+        calibration: What its own clips say of answers; None where not calibrated.
         background: Clips of what belongs to no class.
         model: What it was made with.
         rules: Labels to prompts.
@@ -60,21 +60,20 @@ class SupportBank(BankContents):
         support: Path | str,
         rules: LabelRules | None = None,
         *,
-        calibrated: bool = True,
         in_cache: bool = False,
         progress: Progress = silent,
     ) -> SupportBank:
         """The bank of a support folder or of a bank file, brought up to date.
 
         That of a folder is kept beside it, and clips that changed are encoded anew. A file of another bundle is
-        encoded anew from the clips inside it. What is new is stored where it can be.
+        encoded anew from the clips inside it. It is calibrated where an action has a second clip. What is new is stored
+        where it can be.
 
         Args:
             model: The opened bundle.
             support: A folder with one sub-folder per class, named as the class is, with its clips; or a file that
                 `save` wrote.
             rules: Labels to prompts; None takes the bundle's, and of classes in a file the texts that it holds.
-            calibrated: Also calibrate rejection, where the classes have enough clips.
             in_cache: Keep a folder's bank in the user's cache folder even where the support folder is writable.
             progress: Shows the encoding of clips.
 
@@ -84,9 +83,9 @@ class SupportBank(BankContents):
         """
         path, own = Path(support), rules or model.bundle.manifest.text.rules
         if os.path.isfile(path):
-            found = file_bank(path, model, rules, calibrated=calibrated, progress=progress)
+            found = file_bank(path, model, rules, progress)
         else:
-            found = folder_bank(path, model, own, calibrated=calibrated, in_cache=in_cache, progress=progress)
+            found = folder_bank(path, model, own, in_cache=in_cache, progress=progress)
         return cls(**vars(found), model=model, rules=own)
 
     def save(self, path: Path | str, *, clips: bool = True) -> None:

@@ -1,12 +1,13 @@
-"""Score calibration: from which distance on a query belongs to none of the classes.
+"""What the support clips say of a bank's answers: when to answer `unknown`, and how sure a probability may be.
 
-Leave-one-out over the support clips of classes with two or more: each clip in turn is a query, its
-class is rebuilt from the others, and its distance to the best class (by logit, as in a prediction) is a
-genuine score.
+Leave-one-out over the clips of classes with two or more: each in turn is a query, its class is rebuilt from the
+others, and its distance to the best class (by logit, as in a prediction) is a genuine score. A taught action is as
+far away as they are, if it resembles them. How often something else is answered only clips of something else tell.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,40 +15,118 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from m2df_runtime.bounds import share_upper
+
 if TYPE_CHECKING:
     from m2df_runtime.backends.model import Model
 
 Float = NDArray[np.float32]
 
-# With n genuine scores a new genuine query exceeds their maximum with probability at most 1/(n + 1) before
-# the margin is added; below five scores that bound says nothing useful.
-MIN_QUERIES = 5
-# One query graph run over all classes per held-out clip: 200 runs over 1000 classes stay under 4 s.
-MAX_QUERIES = 200
+MISS_RATE = 0.05
+# One run of the query graph over all classes per held-out clip: with the shipped sizes 500 runs over 100 classes take
+# 2.2 s of one core, 200 over 1,000 classes 2.8 s.
+_MAX_PAIRS = 50_000
+_FEWEST, _MOST = 200, 2000
+_AT_ONCE = 10_000  # pairs of a background clip and a class in one run
+_TEMPERATURES = (1e-3, 1e3)
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """When a query is `unknown`, and what that costs.
+
+    Attributes:
+        threshold: Distance of the best class beyond which it is.
+        miss_rate: Share of taught actions that is expected beyond it: the wished one, or the least that so few clips
+            allow.
+        at_most: Share that is still plausible for this bank: the 95 % bound of Beta(n + 1 - k, k), the distribution of
+            the share of scores above the k-th smallest of n.
+        wished: The miss rate that was asked for.
+        clips: Support clips that were left out in turn, n.
+        answered: How many background clips lie within the threshold.
+        background: How many there are.
+    """
+
+    threshold: float
+    miss_rate: float
+    at_most: float
+    wished: float
+    clips: int
+    answered: int
+    background: int
+
+    def text(self) -> str:
+        """Both numbers in one line, with what they were counted on."""
+        needed = math.ceil(1 / self.wished - 1 - 1e-9)
+        fewer = f"; {_percent(self.wished)} takes {needed}" if self.clips < needed else ""
+        alarms = "not measured"
+        if self.background:
+            upper = share_upper(self.answered, self.background)
+            alarms = (
+                f"{self.answered} of {self.background} background clips answered (up to {_percent(upper)} is plausible)"
+            )
+        return (
+            f"about {_percent(self.miss_rate)} of taught actions rejected, if queries resemble the support clips "
+            f"({self.clips} clips{fewer}; for this bank up to {_percent(self.at_most)} is plausible); "
+            f"false alarms: {alarms}"
+        )
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """When to reject.
+    """What was measured on a bank's own clips, with one engine.
 
     Attributes:
-        threshold: Distance of the best class (summed over views) beyond which a query is rejected.
-        queries: Genuine leave-one-out scores behind it.
-        unknown_rejected: Share of the same queries that would be rejected if their own class were missing:
-            what the threshold can be expected to catch.
+        scores: Distances of left-out support clips to the best class, rising.
+        temperature: What logits are divided by before they become probabilities.
+        backend: Engine that the graphs ran on.
+        precision: Their precision.
+        background: Distances of background clips to the best class, rising.
     """
 
-    threshold: float
-    queries: int
-    unknown_rejected: float
+    scores: tuple[float, ...]
+    temperature: float
+    backend: str
+    precision: str
+    background: tuple[float, ...] = ()
+
+    def made_by(self, model: Model) -> bool:
+        """Whether this model computes the same distances: its backend and precision are those of the scores."""
+        return (self.backend, self.precision) == (model.backend, model.precision)
+
+    def rejection(self, miss_rate: float = MISS_RATE) -> Rejection:
+        """When to reject so that about this share of taught actions is missed.
+
+        The threshold is the k-th smallest of the n scores, k = ceil((n + 1)(1 - miss_rate)): of n + 1 exchangeable
+        scores the last lies above it with probability (n + 1 - k) / (n + 1). Below 1 / (n + 1) it is the largest.
+
+        Args:
+            miss_rate: In (0, 1).
+        """
+        n = len(self.scores)
+        beyond = max(math.floor((n + 1) * miss_rate + 1e-9), 1)  # n + 1 - k
+        threshold = self.scores[n - beyond]
+        return Rejection(
+            threshold=threshold,
+            miss_rate=beyond / (n + 1),
+            at_most=share_upper(beyond - 1, n),
+            wished=miss_rate,
+            clips=n,
+            answered=sum(distance <= threshold for distance in self.background),
+            background=len(self.background),
+        )
 
 
-def can_calibrate(shots: Sequence[int]) -> bool:
-    """Whether classes with these numbers of clips give enough leave-one-out queries."""
-    return len(shots) > 1 and sum(count for count in shots if count > 1) >= MIN_QUERIES
+def what_lacks(shots: Sequence[int]) -> str | None:
+    """What to teach before a bank of classes with these numbers of clips can be calibrated; None where it can."""
+    if len(shots) < 2:
+        return "teach a second action"
+    return None if max(shots) > 1 else "teach a second clip"
 
 
-def calibrate(model: Model, features: Sequence[Float], prompts: Float, prototypes: Float) -> Calibration | None:
+def calibrate(
+    model: Model, features: Sequence[Float], prompts: Float, prototypes: Float, background: Sequence[Float] = ()
+) -> Calibration | None:
     """Calibrate from stored features; encodes nothing.
 
     Args:
@@ -55,33 +134,69 @@ def calibrate(model: Model, features: Sequence[Float], prompts: Float, prototype
         features: Per class the clips' features [K, T, D].
         prompts: [C, D].
         prototypes: [C, V, T, D].
+        background: Features [T, D] of clips that show none of the classes.
 
     Returns:
-        None where the classes have too few clips (`can_calibrate`).
+        None where the classes have too few clips (`what_lacks`).
+
+    Raises:
+        ClipError: The scores of a clip are not finite.
+        CheckFailed: Prototypes are not finite.
     """
-    if not can_calibrate([len(clips) for clips in features]):
+    if what_lacks([len(clips) for clips in features]):
         return None
     held_out = [(c, k) for c, clips in enumerate(features) if len(clips) > 1 for k in range(len(clips))]
-    chosen = np.unique(np.linspace(0, len(held_out) - 1, min(len(held_out), MAX_QUERIES)).astype(int))
-    genuine, unknown = [], []
-    for label, clip in (held_out[i] for i in chosen):
-        others = np.delete(features[label], clip, axis=0)  # (K-1, T, D)
-        changed = prototypes.copy()
+    most = min(len(held_out), _MOST, max(_FEWEST, _MAX_PAIRS // len(features)))
+    chosen = [held_out[place] for place in np.linspace(0, len(held_out) - 1, most).round().astype(int)]
+    changed = prototypes.copy()
+    scores, logits = [], []
+    for label, clip in chosen:
+        others = np.delete(features[label], clip, axis=0)  # (K - 1, T, D)
         changed[label] = model.prototypes(others, prompts[label : label + 1])
-        scores = model.match(features[label][clip : clip + 1], prompts, changed)
-        summed, logits = scores.distances[0].sum(axis=0), scores.logits[0].copy()  # (V, C) -> (C,), (C,)
-        genuine.append(float(summed[logits.argmax()]))
-        logits[label] = -np.inf
-        unknown.append(float(summed[logits.argmax()]))
-    return decide(np.asarray(genuine), np.asarray(unknown))
+        found = model.match(features[label][clip : clip + 1], prompts, changed)
+        changed[label] = prototypes[label]
+        scores += _to_best(found.logits, found.distances)
+        logits.append(found.logits[0])
+    temperature = fit_temperature(np.stack(logits), np.asarray([label for label, _ in chosen]))
+    step = max(1, _AT_ONCE // len(features))
+    far: list[float] = []
+    for start in range(0, len(background), step):
+        found = model.match(np.stack(background[start : start + step]), prompts, prototypes)
+        far += _to_best(found.logits, found.distances)
+    return Calibration(tuple(sorted(scores)), temperature, model.backend, model.precision, tuple(sorted(far)))
 
 
-def decide(genuine: NDArray[np.float64], unknown: NDArray[np.float64]) -> Calibration:
-    """The threshold from scores of queries with their class present, and with it taken away.
+def _to_best(logits: Float, distances: Float) -> list[float]:
+    """Distance of each query's best class, summed over views, from logits [Q, C] and distances [Q, V, C]."""
+    best = logits.argmax(axis=1)
+    return [float(row[c]) for row, c in zip(distances.sum(axis=1), best, strict=True)]
 
-    It lies beyond every genuine score, by their standard deviation or, if more, by half of the way to the
-    median unknown score: wrongly rejecting a known action costs more than naming an unknown one.
+
+def fit_temperature(logits: Float, labels: NDArray[np.int64]) -> float:
+    """The temperature with the highest likelihood of the true labels, one of them being doubted.
+
+    With few clips, all of them right, the likelihood alone would make every probability 100 %. As in Platt scaling,
+    the target of the true class is therefore (n + 1) / (n + 2), and the others share the rest.
+
+    Args:
+        logits: [n, C], C at least 2.
+        labels: The true column of each row [n].
     """
-    margin = max(float(genuine.std()), (float(np.median(unknown)) - float(genuine.max())) / 2)
-    threshold = float(genuine.max()) + margin
-    return Calibration(threshold, len(genuine), float((unknown > threshold).mean()))
+    n, classes = logits.shape
+    wide = logits.astype(np.float64)
+    wide -= wide.max(axis=1, keepdims=True)
+    targets = np.full((n, classes), 1 / (n + 2) / (classes - 1))
+    targets[np.arange(n), labels] = (n + 1) / (n + 2)
+    wanted = (targets * wide).sum()
+    # The likelihood's slope along 1 / temperature falls; its zero is found between the bounds.
+    low, high = (math.log(1 / bound) for bound in reversed(_TEMPERATURES))
+    for _ in range(50):
+        middle = (low + high) / 2
+        shares = np.exp(wide * math.exp(middle))
+        expected = ((shares / shares.sum(axis=1, keepdims=True)) * wide).sum()
+        low, high = (middle, high) if expected < wanted else (low, middle)
+    return math.exp(-(low + high) / 2)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share >= 0.01 else f"{100 * share:.1g} %"

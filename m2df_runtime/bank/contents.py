@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from m2df_runtime.bank.calibration import Calibration, calibrate, can_calibrate
+from m2df_runtime.bank.calibration import Calibration, calibrate
 from m2df_runtime.bank.file import (
     BANK_VERSION,
     BankIndex,
@@ -118,7 +118,7 @@ class BankContents:
     Attributes:
         classes: In the natural order of their folder names.
         keys: What the numbers were computed with.
-        calibration: Rejection threshold; None where not calibrated.
+        calibration: What its own clips say of answers; None where not calibrated.
         background: Clips of what belongs to no class.
     """
 
@@ -149,15 +149,16 @@ class BankContents:
         return {clip.digest: clip for clip in every}
 
     def calibrated(self: _Self, model: Model) -> _Self:
-        """The same with a rejection threshold, where it has none and the classes have enough clips."""
-        if self.calibration or not can_calibrate([len(entry.clips) for entry in self.classes]):
+        """The same, calibrated with this model, where the classes have enough clips."""
+        if self.calibration and self.calibration.made_by(model):
             return self
+        features = [entry.features for entry in self.classes]
         try:
-            found = calibrate(model, [entry.features for entry in self.classes], self.prompts, self.prototypes)
+            found = calibrate(model, features, self.prompts, self.prototypes, [one.features for one in self.background])
         except (CheckFailed, ClipError) as error:  # numbers that are not finite
             _log.warning("rejection is not calibrated: %s", error.message)
-            return self
-        return replace(self, calibration=found)
+            found = None
+        return self if found == self.calibration else replace(self, calibration=found)
 
     def write(self, path: Path, past: Past | None = None, *, keep: Keep = "nothing") -> None:
         """Write to a file, atomically.

@@ -26,8 +26,8 @@ from m2df_runtime.errors import InputError
 from m2df_runtime.files import atomic_file
 from m2df_runtime.regular_files import open_regular
 
-# 1 had no change time and inode of clips, 2 not how long they last, 3 one text for a class, 4 no background and none
-# of the clips themselves.
+# 1 had no change time and inode of clips, 2 not how long they last, 3 one text for a class, 4 no background, none of
+# the clips themselves, and no scores to calibrate by.
 BANK_VERSION: Final = 5
 # 55,000 clips, of which each takes about 300 bytes and 16 values. JSON of a million values takes 100 MB at most; 20
 # million lists in 64 MB took 1.9 GB.
@@ -147,12 +147,17 @@ class BankKeys(_Schema):
     query: Hash  # of the calibration
 
 
+Distances = Annotated[tuple[Annotated[float, Field(allow_inf_nan=False)], ...], FailFast()]
+
+
 class CalibrationEntry(_Schema):
     """See `calibration.Calibration`."""
 
-    threshold: float = Field(allow_inf_nan=False)
-    queries: Annotated[int, Field(ge=1, lt=1 << 32)]
-    unknown_rejected: float = Field(ge=0, le=1)
+    scores: Annotated[Distances, Field(min_length=1)]
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    backend: Annotated[str, Field(max_length=20)]
+    precision: Annotated[str, Field(max_length=20)]
+    background: Distances = ()
 
 
 class BankIndex(_Schema):

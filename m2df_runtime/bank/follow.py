@@ -36,20 +36,17 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-def file_bank(
-    path: Path, model: Model, rules: LabelRules | None, *, calibrated: bool = True, progress: Progress = silent
-) -> BankContents:
+def file_bank(path: Path, model: Model, rules: LabelRules | None, progress: Progress = silent) -> BankContents:
     """See `SupportBank.of`."""
     try:
         seen = os.stat(path)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}", "check the path") from None
     found = followed(path, model, progress)
-    bank = found.bank.calibrated(model) if calibrated else found.bank
+    bank = found.bank.calibrated(model)
     if found.whole and (found.changed or bank is not found.bank):
         _store(path, seen, bank, found.past)
-    described = bank if rules is None else _described(bank, rules, model)
-    return described.calibrated(model) if calibrated else described
+    return bank if rules is None else _described(bank, rules, model).calibrated(model)
 
 
 class Followed(NamedTuple):

@@ -51,7 +51,6 @@ def folder_bank(
     model: Model,
     rules: LabelRules,
     *,
-    calibrated: bool = True,
     in_cache: bool = False,
     progress: Progress = silent,
 ) -> BankContents:
@@ -74,8 +73,7 @@ def folder_bank(
     bank = BankContents(classes, keys_of(model.bundle), background=background)
     if old and _calibrated_from(old) == _calibrated_from(bank):
         bank = replace(bank, calibration=old.calibration)
-    if calibrated:
-        bank = bank.calibrated(model)
+    bank = bank.calibrated(model)
     if old is None or _described(old) != _described(bank):
         _store(bank, paths)
     return bank

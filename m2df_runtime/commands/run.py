@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 
 import click
 
-from m2df_runtime.commands.console import M2dfGroup, emit, emit_json, main_entry, progress, report
+from m2df_runtime.commands.console import M2dfGroup, emit, emit_json, main_entry, progress, report, say
 from m2df_runtime.commands.recordings import (
     LONG,
     Output,
@@ -97,6 +97,7 @@ class RunOptions:
     topk: int
     json: bool
     reject: Reject
+    miss_rate: float | None
     prompt: str | None
     labels: Path | None
     roi: Region | None
@@ -109,6 +110,8 @@ class RunOptions:
             raise click.UsageError("--query needs --support DIR: a folder with one sub-folder of clips per class")
         if self.support is not None and not self.queries:
             raise click.UsageError("--support needs --query: a clip, a folder of clips, a glob, or - for stdin")
+        if self.miss_rate is not None and self.reject != "auto":
+            raise click.UsageError(f"--miss-rate is of --reject auto, not of --reject {self.reject}")
 
 
 @click.command("m2df-run", cls=M2dfGroup, epilog=EXAMPLES, subcommand_metavar="")
@@ -145,6 +148,12 @@ class RunOptions:
     show_default=True,
     help="Answer 'unknown' beyond the calibrated distance (auto, where classes have several clips), never (off), "
     "or below a probability.",
+)
+@click.option(
+    "--miss-rate",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    metavar="SHARE",
+    help="Share of taught actions that --reject auto may answer with 'unknown'. [default: 0.05]",
 )
 @click.option("--prompt", metavar="TEXT", help="Prompt template with one {}. [default: the bundle's]")
 @click.option("--labels", type=click.Path(path_type=Path), metavar="CSV", help="Columns class,text: texts of classes.")
@@ -194,16 +203,18 @@ def run(options: RunOptions) -> None:
     labels = read_labels(options.labels) if options.labels else {}
     described = bool(labels) or options.prompt is not None
     rules = model.bundle.manifest.text.rules.over(labels, options.prompt) if described else None
-    calibrated = options.reject == "auto"
-    bank = SupportBank.of(model, support, rules, calibrated=calibrated, in_cache=demo, progress=progress)
+    bank = SupportBank.of(model, support, rules, in_cache=demo, progress=progress)
     if options.labels:
         warn_unmatched(options.labels, labels, bank.labels)
-    matcher = Matcher(model, bank, reject=options.reject)
+    rate = {} if options.miss_rate is None else {"miss_rate": options.miss_rate}
+    matcher = Matcher(model, bank, reject=options.reject, **rate)
     if options.recording is None:
         _classify(queries, matcher, options)
     else:
         roi = None if isinstance(options.roi, str) else options.roi
         watch(queries, matcher, options.recording, Output(options.json, options.topk, options.picture), roi)
+    if options.reject == "auto":
+        say(f"rejection: {matcher.about_rejection}")
 
 
 def _lines(stream: TextIO) -> Iterator[str]:

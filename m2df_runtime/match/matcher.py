@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import av  # noqa: F401 - its 70 ms of loading are not decoding time
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from m2df_runtime.backends import Tensor
 from m2df_runtime.backends.model import Model, QueryScores
 from m2df_runtime.bank.bank import SupportBank
+from m2df_runtime.bank.calibration import MISS_RATE, Rejection, what_lacks
 from m2df_runtime.bank.contents import keys_of
 from m2df_runtime.clips.opening import open_source
 from m2df_runtime.clips.source import ArraySource, CroppedSource, FrameSource, Picture, Rectangle, SeenThrough
@@ -95,6 +96,11 @@ class _Classes:
     bank: SupportBank
     prompts: Tensor  # (C, D)
     prototypes: Tensor  # (C, V, T, D)
+    rejection: Rejection | None
+
+    @property
+    def temperature(self) -> float:
+        return self.bank.calibration.temperature if self.bank.calibration else 1.0
 
 
 class Matcher:
@@ -103,11 +109,12 @@ class Matcher:
     Args:
         model: The opened bundle.
         bank: Made with the same bundle.
-        reject: `auto` rejects beyond the bank's calibrated distance, if it has one; a number rejects a best
-            probability below it; `off` never rejects.
+        reject: `auto` rejects beyond a distance that a calibrated bank gives; a number rejects a best probability
+            below it; `off` never rejects.
+        miss_rate: Share of taught actions that `auto` may miss, in (0, 1).
 
     Raises:
-        InputError: The bank was made with another bundle, or the number is not in [0, 1].
+        InputError: The bank was made with another bundle, or a number is out of its range.
 
     Example:
         >>> import m2df_runtime as m2df
@@ -118,11 +125,21 @@ class Matcher:
         ('clap', False)
     """
 
-    def __init__(self, model: Model, bank: SupportBank, *, reject: Literal["auto", "off"] | float = "auto") -> None:
+    def __init__(
+        self,
+        model: Model,
+        bank: SupportBank,
+        *,
+        reject: Literal["auto", "off"] | float = "auto",
+        miss_rate: float = MISS_RATE,
+    ) -> None:
         if not isinstance(reject, str) and not 0 <= reject <= 1:
             raise InputError(f"rejection probability {reject} is not in [0, 1]")
+        if not 0 < miss_rate < 1:
+            raise InputError(f"miss rate {miss_rate} is not between 0 and 1")
         self.model = model
         self._reject = reject
+        self._miss_rate = miss_rate
         # More readers than processors hand Python's lock around: eight on two took twice the processor time per clip.
         self._readers = threading.BoundedSemaphore(available_cpus())
         self.swap(bank)
@@ -131,6 +148,32 @@ class Matcher:
     def bank(self) -> SupportBank:
         """The bank that the next answer is from."""
         return self._classes.bank
+
+    @property
+    def rejection(self) -> Rejection | None:
+        """When `auto` answers `unknown`, and what that costs; None where nothing is rejected by distance.
+
+        Example:
+            >>> import m2df_runtime as m2df
+            >>> model = m2df.load()
+            >>> matcher = m2df.Matcher(model, m2df.SupportBank.of(model, "actions"), miss_rate=0.2)
+            >>> round(matcher.rejection.miss_rate, 3), matcher.rejection.clips  # 2 of 11 lie beyond the ninth of ten
+            (0.182, 10)
+        """
+        return self._classes.rejection
+
+    @property
+    def about_rejection(self) -> str:
+        """One line on when it answers `unknown`."""
+        classes = self._classes
+        if self._reject == "off":
+            return "never, whatever the query"
+        if self._reject != "auto":
+            return f"below a probability of {self._reject:g}"
+        if classes.rejection:
+            return classes.rejection.text()
+        lacks = what_lacks([len(entry.clips) for entry in classes.bank.classes])
+        return f"not calibrated: {lacks or 'see the warning above'}"
 
     def swap(self, bank: SupportBank) -> None:
         """Answer from another bank of the same bundle from now on.
@@ -150,7 +193,12 @@ class Matcher:
         """
         if bank.keys != keys_of(self.model.bundle):
             raise InputError("the support bank was made with another bundle", "make it anew with SupportBank.of")
-        self._classes = _Classes(bank, self.model.resident(bank.prompts), self.model.resident(bank.prototypes))
+        self._classes = _Classes(
+            bank,
+            self.model.resident(bank.prompts),
+            self.model.resident(bank.prototypes),
+            bank.calibration.rejection(self._miss_rate) if bank.calibration and self._reject == "auto" else None,
+        )
 
     @overload
     def predict(self, clips: Clip, *, roi: Rectangle | None = ..., look: ClipSpec | None = ...) -> Prediction: ...
@@ -249,8 +297,8 @@ class Matcher:
         scores = self.model.match(features, classes.prompts, classes.prototypes, names)
         each = Timings(0.0, 0.0, 0.0, 1000 * (perf_counter() - start) / len(names))
         return [
-            Prediction(name, found, self._rejects(classes.bank, found[0]), self.model.backend, each, own)
-            for name, found, own in zip(names, _ranked(scores, classes.bank.labels), features, strict=True)
+            self._answer(classes, found, query=name, timings=each, features=own)
+            for name, found, own in zip(names, _ranked(scores, classes), features, strict=True)
         ]
 
     def _read(self, clip: Clip, name: str, roi: Rectangle | None, look: ClipSpec | None) -> _Query:
@@ -299,16 +347,15 @@ class Matcher:
             if not isinstance(features, np.ndarray):
                 self.model.encode_clips(pixels, names)  # raises where the features themselves are at fault
             raise
-        ranked = _ranked(scores, classes.bank.labels)
+        ranked = _ranked(scores, classes)
         visual = 1000 * (encoded - start) / len(queries)
         query_ms = 1000 * (perf_counter() - encoded) / len(queries)
         kept = features if isinstance(features, np.ndarray) else [None] * len(queries)
         return [
-            Prediction(
+            self._answer(
+                classes,
+                found,
                 query=query.name,
-                classes=found,
-                rejected=self._rejects(classes.bank, found[0]),
-                backend=self.model.backend,
                 timings=Timings(query.decode, query.preprocess, visual, query_ms),
                 features=own,
                 frames=query.frames,
@@ -317,20 +364,31 @@ class Matcher:
             for query, found, own in zip(queries, ranked, kept, strict=True)
         ]
 
-    def _rejects(self, bank: SupportBank, best: ClassScore) -> bool:
-        if self._reject == "off":
-            return False
-        if self._reject == "auto":
-            return bank.calibration is not None and best.distance > bank.calibration.threshold
-        return best.probability < float(self._reject)
+    def _answer(self, classes: _Classes, found: tuple[ClassScore, ...], **what: Any) -> Prediction:  # noqa: ANN401
+        """An answer from its classes, best first, and what else is known of it."""
+        best, threshold = found[0], classes.rejection.threshold if classes.rejection else None
+        if threshold is not None:
+            rejected = best.distance > threshold
+        else:
+            rejected = not isinstance(self._reject, str) and best.probability < self._reject
+        return Prediction(
+            classes=found,
+            rejected=rejected,
+            backend=self.model.backend,
+            threshold=threshold,
+            calibrated=classes.bank.calibration is not None,
+            **what,
+        )
 
 
-def _ranked(scores: QueryScores, labels: Sequence[str]) -> list[tuple[ClassScore, ...]]:
+def _ranked(scores: QueryScores, classes: _Classes) -> list[tuple[ClassScore, ...]]:
     """Per query its classes, best first."""
-    exponents = np.exp(scores.logits - scores.logits.max(axis=1, keepdims=True))
+    logits = scores.logits / np.float32(classes.temperature)
+    exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities = exponents / exponents.sum(axis=1, keepdims=True)  # (B, C)
     distances = scores.distances.sum(axis=1)  # (B, V, C) -> (B, C)
+    labels = classes.bank.labels
     return [
-        tuple(ClassScore(labels[c], float(row[c]), float(far[c])) for c in np.argsort(-row, kind="stable"))
-        for row, far in zip(probabilities, distances, strict=True)
+        tuple(ClassScore(labels[c], float(row[c]), float(far[c])) for c in np.argsort(-logit, kind="stable"))
+        for row, far, logit in zip(probabilities, distances, logits, strict=True)
     ]

@@ -18,7 +18,7 @@ class ClassScore:
 
     Attributes:
         label: The class.
-        probability: Softmax of the logits over all classes.
+        probability: Softmax over all classes of the logits, divided by the bank's temperature where it is calibrated.
         distance: Distance summed over the views; small is similar. OTAM distances may be negative.
     """
 
@@ -55,6 +55,8 @@ class Prediction:
         features: What was matched, float32 [T, D]; None where that stayed on a GPU.
         frames: Frames to look at, uint8 [T, S, S, 3]; None unless they were asked for.
         seconds: How long the clip lasts; None of features.
+        threshold: Distance of the best class beyond which a query is rejected; None where no distance is.
+        calibrated: Whether the bank's own clips say how sure a probability may be.
 
     Example:
         >>> import m2df_runtime as m2df
@@ -74,6 +76,8 @@ class Prediction:
     features: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
     frames: NDArray[np.uint8] | None = field(default=None, compare=False, repr=False)
     seconds: float | None = field(default=None, compare=False, repr=False)
+    threshold: float | None = None
+    calibrated: bool = False
 
     @property
     def label(self) -> str:
@@ -87,7 +91,7 @@ class Prediction:
 
     @property
     def distance(self) -> float:
-        """Distance of `label`, which the calibrated threshold is compared with."""
+        """Distance of `label`, which `threshold` is compared with."""
         return self.classes[0].distance
 
     @property
@@ -103,13 +107,15 @@ class Prediction:
             >>> model = m2df.load()
             >>> matcher = m2df.Matcher(model, m2df.SupportBank.of(model, "actions"))
             >>> list(matcher.predict("clip.mp4").record(topk=1))
-            ['query', 'predictions', 'rejected', 'backend', 'timings_ms']
+            ['query', 'predictions', 'rejected', 'threshold', 'calibrated', 'backend', 'timings_ms']
         """
         stages = {**asdict(self.timings), "total": self.timings.total}
         return {
             "query": self.query,
             "predictions": [asdict(score) for score in self.classes[:topk]],
             "rejected": self.rejected,
+            "threshold": self.threshold,
+            "calibrated": self.calibrated,
             "backend": self.backend,
             "timings_ms": {stage: round(ms, 3) for stage, ms in stages.items()},
         }

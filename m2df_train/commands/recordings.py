@@ -247,7 +247,7 @@ def _bank(model: Model, support: Path, options: RecordingOptions, labels: Path |
     reject: Reject = "auto" if options.reject is None else options.reject
     texts = read_labels(labels) if labels else {}
     rules = model.bundle.manifest.text.rules.over(texts) if texts else None
-    bank = SupportBank.of(model, support, rules, calibrated=reject == "auto", progress=progress)
+    bank = SupportBank.of(model, support, rules, progress=progress)
     if labels:
         warn_unmatched(labels, texts, bank.labels)
     return _Bank(str(model.bundle.path), str(support), Matcher(model, bank, reject=reject))

@@ -236,7 +236,7 @@ def tiny(tmp_path_factory):
     def make(*colours, weight=0.01):
         bundle = Bundle.open(write_bundle(folder / f"bundle-{weight}", support_weight=weight))
         clips = write_support(folder / "-".join(colours), colours)
-        return bundle, SupportBank.of(Model(bundle, backend="cpu"), clips, calibrated=False)
+        return bundle, SupportBank.of(Model(bundle, backend="cpu"), clips)
 
     return make
 

@@ -13,6 +13,7 @@ import sys
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -33,7 +34,8 @@ ROOT = Path(__file__).parents[2]
 
 
 class Counting(Model):
-    """Counts the clips it encodes, the prompts it embeds and the prototypes it makes."""
+    """Counts the clips it encodes, the prompts it embeds and the prototypes it makes: of a class once, and once for
+    each of its clips that calibration leaves out."""
 
     def __init__(self, bundle: Path) -> None:
         super().__init__(Bundle.open(bundle), backend="cpu", threads=1)
@@ -64,8 +66,7 @@ def model(tiny_bundle: Path) -> Counting:
 
 
 def of(folder: Path, model: Model, *rules: LabelRules) -> SupportBank:
-    """The folder's bank without calibration, which makes prototypes of its own."""
-    return SupportBank.of(model, folder, *rules, calibrated=False)
+    return SupportBank.of(model, folder, *rules)
 
 
 def update(folder: Path, model: Counting, *rules: LabelRules) -> tuple[int, int, int]:
@@ -89,7 +90,7 @@ def only_file(folder: Path) -> Path:
 def test_first_use_encodes_and_the_second_does_nothing(support_dir: Path, model: Counting) -> None:
     model.taken()
     bank = of(support_dir, model)
-    assert model.taken() == (6, 3, 3)
+    assert model.taken() == (6, 3, 3 + 6)
     assert bank.labels == ("blue", "green", "red")
     assert bank.prototypes.shape == (3, 2, FRAMES, DIM)
     written = only_file(support_dir).stat().st_mtime_ns
@@ -108,7 +109,7 @@ def test_only_changed_clips_are_encoded_and_only_their_class_is_rebuilt(
     write_clip(support_dir / "red" / "0.mp4", "red", seed=77)
     model.taken()
     after = of(support_dir, model)
-    assert model.taken() == (1, 0, 1)
+    assert model.taken() == (1, 0, 1 + 6)
     np.testing.assert_array_equal(after.prototypes[:2], before.prototypes[:2])
     assert not np.array_equal(after.prototypes[2], before.prototypes[2])
     np.testing.assert_array_equal(after.prototypes, anew(support_dir, model, tmp_path / "anew").prototypes)
@@ -138,7 +139,7 @@ def test_content_changed_behind_size_and_time_is_noticed(support_dir: Path, mode
     (support_dir / "third").rename(other)
     model.taken()
     after = of(support_dir, model)
-    assert model.taken() == (0, 0, 2)
+    assert model.taken() == (0, 0, 2 + 6)
     digests = {clip.name: clip.digest for entry in after.classes for clip in entry.clips}
     assert digests["red/0.mp4"] == hashlib.sha256(clip.read_bytes()).hexdigest()
     assert before.labels == after.labels
@@ -147,13 +148,13 @@ def test_content_changed_behind_size_and_time_is_noticed(support_dir: Path, mode
 def test_classes_are_added_removed_and_renamed_without_encoding_the_others(support_dir: Path, model: Counting) -> None:
     update(support_dir, model)
     write_clip(support_dir / "white" / "a.mp4", "white")
-    assert update(support_dir, model) == (1, 1, 1)
+    assert update(support_dir, model) == (1, 1, 1 + 6)
     shutil.rmtree(support_dir / "green")
-    assert update(support_dir, model) == (0, 0, 0)
+    assert update(support_dir, model) == (0, 0, 0 + 4)
     (support_dir / "red").rename(support_dir / "crimson_tide")
     model.taken()
     bank = of(support_dir, model)
-    assert model.taken() == (0, 1, 1)
+    assert model.taken() == (0, 1, 1 + 4)
     assert bank.labels == ("blue", "crimson_tide", "white")
     assert bank.classes[1].prompts == ("a photo of crimson tide",)
 
@@ -163,7 +164,7 @@ def test_new_prompt_recomputes_no_features(support_dir: Path, model: Counting) -
     rules = LabelRules("a clip of {}", {"red": "something red"})
     model.taken()
     bank = of(support_dir, model, rules)
-    assert model.taken() == (0, 3, 3)
+    assert model.taken() == (0, 3, 3 + 6)
     assert [entry.prompts for entry in bank.classes] == [
         ("a clip of blue",),
         ("a clip of green",),
@@ -175,7 +176,7 @@ def test_new_head_reuses_the_features(support_dir: Path, model: Counting, tmp_pa
     before = of(support_dir, model)
     head = Counting(write_bundle(tmp_path / "head", support_weight=0.5))
     bank = of(support_dir, head)
-    assert head.taken() == (0, 0, 3)
+    assert head.taken() == (0, 0, 3 + 6)
     assert not np.array_equal(bank.prototypes, before.prototypes)
 
 
@@ -211,7 +212,7 @@ model.prepare("visual", "text", "support")
 print("ready", flush=True)
 sys.stdin.readline()
 for _ in range(5):
-    bank = SupportBank.of(model, sys.argv[1], calibrated=False)
+    bank = SupportBank.of(model, sys.argv[1])
     print(*bank.labels, len(bank.classes[0].clips), flush=True)
 """
 
@@ -285,7 +286,7 @@ def test_adding_clips_encodes_them_alone_and_gives_what_the_folder_would(
     assert taught.labels == folder.labels == ("blue", "green", "red", "white")
     np.testing.assert_array_equal(taught.prototypes, folder.prototypes)
     np.testing.assert_array_equal(taught.prompts, folder.prompts)
-    assert taught.calibration == folder.calibration and taught.calibration.queries == 9
+    assert taught.calibration == folder.calibration and len(taught.calibration.scores) == 9
     assert taught.calibration != bank.calibration
 
     again = taught.add("red", [red, red])
@@ -328,7 +329,7 @@ def test_other_preprocessing_has_a_bank_of_its_own(support_dir: Path, model: Cou
     cropped = Counting(model.bundle.path)
     cropped.bundle = model.bundle.with_clip(clip)
     second = update(support_dir, cropped)
-    assert second == (6, 3, 3)
+    assert second == (6, 3, 3 + 6)
     assert len(list((support_dir / ".m2df").iterdir())) == 2
     assert update(support_dir, model) == (0, 0, 0)
 
@@ -384,7 +385,7 @@ def test_a_bank_behind_a_link_is_used_and_the_link_stays(support_dir: Path, mode
     path.rename(tmp_path / "elsewhere.bank")
     path.symlink_to(tmp_path / "elsewhere.bank")
     shutil.rmtree(support_dir / "red")
-    assert update(support_dir, model) == (0, 0, 0)
+    assert update(support_dir, model) == (0, 0, 0 + 4)
     assert path.is_symlink() and SupportBank.of(model, tmp_path / "elsewhere.bank").labels == (
         "blue",
         "green",
@@ -401,7 +402,7 @@ def test_a_full_disk_costs_the_bank_and_not_the_answer(
     assert record.getMessage().endswith(".bank: File too large")
     for path in bank_paths(support_dir, model.bundle):
         assert not list(path.parent.glob("*" if path.parent.name == ".m2df" else path.name))
-    assert update(support_dir, model) == (6, 3, 3)
+    assert update(support_dir, model) == (6, 3, 3 + 6)
 
 
 def test_without_any_place_to_write_the_bank_lives_for_the_run(
@@ -554,29 +555,37 @@ def test_folders_without_a_class_are_errors_that_name_them(tmp_path: Path, model
         update(tmp_path / "empty", model)
 
 
-def test_calibration_is_stored_and_forgotten_when_classes_change(support_dir: Path, model: Counting) -> None:
-    assert of(support_dir, model).calibration is None
-    calibrated = SupportBank.of(model, support_dir)
-    assert calibrated.calibration is not None
-    assert calibrated.calibration.queries == 6
-    assert SupportBank.of(model, only_file(support_dir)).calibration == calibrated.calibration
-    assert of(support_dir, model).calibration == calibrated.calibration
+def test_calibration_is_kept_until_classes_change(support_dir: Path, model: Counting) -> None:
+    calibration = of(support_dir, model).calibration
+    assert calibration is not None and len(calibration.scores) == 6
+    model.taken()
+    assert of(only_file(support_dir), model).calibration == calibration
+    assert of(support_dir, model).calibration == calibration
+    assert model.taken() == (0, 0, 0)
     shutil.rmtree(support_dir / "red")
-    assert SupportBank.of(model, support_dir).calibration is None
+    assert len(of(support_dir, model).calibration.scores) == 4
+    for label in ("green", "blue"):
+        (support_dir / label / "1.mp4").unlink()
+    assert of(support_dir, model).calibration is None
 
 
-def test_calibration_is_forgotten_when_the_query_graph_changes(
-    support_dir: Path, model: Counting, bundle_copy: Path
+def test_another_engine_or_query_graph_calibrates_anew(
+    support_dir: Path, model: Counting, bundle_copy: Path, tmp_path: Path
 ) -> None:
-    assert SupportBank.of(model, support_dir).calibration is not None
+    bank = of(support_dir, model)
+    foreign = replace(bank, calibration=replace(bank.calibration, precision="int8", scores=(1.0,)))
+    foreign.save(tmp_path / "foreign.bank")
+    model.taken()
+    assert of(tmp_path / "foreign.bank", model).calibration == bank.calibration
+    assert model.taken() == (0, 0, 6)
     query = (bundle_copy / "query.onnx").read_bytes() + b"\x32\x05other"  # another doc_string, hence another hash
     (bundle_copy / "query.onnx").write_bytes(query)
     manifest = json.loads((bundle_copy / "manifest.json").read_text())
     manifest["graphs"]["query"]["files"]["fp32"].update(sha256=hashlib.sha256(query).hexdigest(), bytes=len(query))
     (bundle_copy / "manifest.json").write_text(json.dumps(manifest))
     other = Counting(bundle_copy)
-    assert of(support_dir, other).calibration is None
-    assert other.taken() == (0, 0, 0)
+    assert of(support_dir, other).calibration == bank.calibration
+    assert other.taken() == (0, 0, 6)
 
 
 @pytest.fixture
@@ -672,7 +681,7 @@ def test_damaged_bank_is_refused_and_built_again(
     bank_file.write_bytes(damage(good))
     with pytest.raises(InputError, match=str(bank_file)):
         SupportBank.of(model, bank_file)
-    assert update(support_dir, model) == (6, 3, 3)
+    assert update(support_dir, model) == (6, 3, 3 + 6)
     assert "building it again" in warned(caplog)
     assert bank_file.read_bytes() == good
 

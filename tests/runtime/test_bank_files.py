@@ -178,7 +178,8 @@ def test_pictures_and_recordings_take_a_bank_file(
 ) -> None:
     for name, clips in (("whole", True), ("slim", False)):
         SupportBank.of(model, folder).save(tmp_path / f"{name}.bank", clips=clips)
-        common = ("--bundle", tiny_bundle, "--support", tmp_path / f"{name}.bank", "--query", query_dir / "red.mp4")
+        bank = ("--bundle", tiny_bundle, "--support", tmp_path / f"{name}.bank", "--reject", "off")
+        common = (*bank, "--query", query_dir / "red.mp4")
         done = command(*common, "--picture", tmp_path / f"{name}.png")
         assert done.returncode == 0 and ": red " in done.stdout and not done.stderr
         assert command(*common, "--window", "0.2", "--windows").returncode == 0

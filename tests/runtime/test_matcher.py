@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from tiny_bundle import write_bundle, write_clip, write_support
 
-from m2df_runtime.backends.model import Model, QueryScores
+from m2df_runtime.backends.model import Model
 from m2df_runtime.bank.bank import SupportBank
-from m2df_runtime.bank.calibration import MIN_QUERIES, Calibration, calibrate, can_calibrate, decide
+from m2df_runtime.bank.calibration import Calibration
 from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.clips.opening import open_source
 from m2df_runtime.errors import ClipError, InputError
@@ -29,7 +29,7 @@ def model(tiny_bundle: Path) -> Model:
 
 @pytest.fixture(scope="module")
 def bank(model: Model, tmp_path_factory: pytest.TempPathFactory) -> SupportBank:
-    return SupportBank.of(model, write_support(tmp_path_factory.mktemp("support"), shots=3), calibrated=False)
+    return SupportBank.of(model, write_support(tmp_path_factory.mktemp("support"), shots=3))
 
 
 @pytest.mark.parametrize("colour", ["red", "green", "blue"])
@@ -56,7 +56,8 @@ def test_paths_may_be_text(model: Model, support_dir: Path, query_dir: Path, tmp
 def test_scores_follow_from_the_graphs(model: Model, bank: SupportBank, query_dir: Path) -> None:
     clip = load_clip(open_source(query_dir / "red.mp4"), model.bundle.manifest.clip)
     scores = model.match(model.encode_clips(clip[None]), bank.prompts, bank.prototypes)
-    expected = np.exp(scores.logits[0]) / np.exp(scores.logits[0]).sum()
+    logits = scores.logits[0] / bank.calibration.temperature
+    expected = np.exp(logits) / np.exp(logits).sum()
     for score in Matcher(model, bank).predict(query_dir / "red.mp4").classes:
         column = bank.labels.index(score.label)
         assert score.probability == pytest.approx(expected[column], rel=1e-5)
@@ -111,7 +112,7 @@ def test_of_a_list_a_bad_clip_is_raised_or_returned_in_its_place(
 def test_an_answer_never_mixes_two_banks(model: Model, bank: SupportBank, query_dir: Path) -> None:
     """Two banks whose answers differ in every number, exchanged while four threads ask."""
     short = replace(bank, classes=bank.classes[:2])
-    other = replace(bank, classes=tuple(reversed(bank.classes)), calibration=Calibration(-1e9, 9, 1.0))
+    other = replace(bank, classes=tuple(reversed(bank.classes)), calibration=Calibration((-1e9,), 9.0, "cpu", "fp32"))
     path, banks = query_dir / "red.mp4", (short, other, bank)
     frames = open_source(path).read([0, 3, 6])
     expected = [Matcher(model, each).predict([frames, frames]) for each in banks]
@@ -143,7 +144,8 @@ def test_an_answer_never_mixes_two_banks(model: Model, bank: SupportBank, query_
 def test_an_answer_writes_itself(model: Model, bank: SupportBank, query_dir: Path) -> None:
     answer = Matcher(model, bank).predict(query_dir / "red.mp4")
     record = json.loads(json.dumps(answer.record(topk=2)))
-    assert [*record] == ["query", "predictions", "rejected", "backend", "timings_ms"]
+    assert [*record] == ["query", "predictions", "rejected", "threshold", "calibrated", "backend", "timings_ms"]
+    assert record["threshold"] == bank.calibration.rejection().threshold and record["calibrated"] is True
     assert [score["label"] for score in record["predictions"]] == [score.label for score in answer.classes[:2]]
     assert record["backend"] == "cpu" and [*record["timings_ms"]] == [
         "decode",
@@ -173,73 +175,44 @@ def test_bank_of_another_bundle_is_refused(bank: SupportBank, tmp_path: Path) ->
         Matcher(other, bank)
 
 
-@pytest.mark.parametrize("reject", [-0.1, 1.1])
-def test_rejection_number_is_a_probability(model: Model, bank: SupportBank, reject: float) -> None:
-    with pytest.raises(InputError, match="not in"):
-        Matcher(model, bank, reject=reject)
+@pytest.mark.parametrize("wrong", [{"reject": -0.1}, {"reject": 1.1}, {"miss_rate": 0.0}, {"miss_rate": 1.0}])
+def test_rejection_numbers_are_shares(model: Model, bank: SupportBank, wrong: dict[str, float]) -> None:
+    with pytest.raises(InputError, match=r"not in \[0, 1\]|not between 0 and 1"):
+        Matcher(model, bank, **wrong)
 
 
 def test_rejection_by_probability(model: Model, bank: SupportBank, query_dir: Path) -> None:
-    best = Matcher(model, bank, reject="off").predict(query_dir / "red.mp4").probability
+    answer = Matcher(model, bank, reject="off").predict(query_dir / "red.mp4")
+    assert not answer.rejected and answer.threshold is None and answer.calibrated
+    best = answer.probability
     assert not Matcher(model, bank, reject=best - 0.01).predict(query_dir / "red.mp4").rejected
-    assert Matcher(model, bank, reject=best + 0.01).predict(query_dir / "red.mp4").rejected
+    strict = Matcher(model, bank, reject=best + 0.01)
+    assert strict.predict(query_dir / "red.mp4").rejected
+    assert strict.rejection is None and strict.about_rejection == f"below a probability of {best + 0.01:g}"
 
 
 def test_automatic_rejection_uses_the_calibrated_distance(model: Model, bank: SupportBank, query_dir: Path) -> None:
-    calibrated = bank.calibrated(model)
-    assert calibrated.calibration is not None
-    assert calibrated.calibration.queries == 9
-    for path in sorted(query_dir.iterdir()):
-        prediction = Matcher(model, calibrated).predict(path)
-        assert prediction.rejected == (prediction.distance > calibrated.calibration.threshold)
-        strict = replace(bank, calibration=Calibration(prediction.distance - 1e-3, 9, 1.0))
-        assert Matcher(model, strict).predict(path).rejected
-        assert not Matcher(model, strict, reject="off").predict(path).rejected
-    assert not Matcher(model, bank).predict(query_dir / "red.mp4").rejected
+    clips = sorted(query_dir.iterdir())
+    for answer in Matcher(model, bank).predict(clips):
+        assert answer.threshold == bank.calibration.scores[-1]  # 9 scores allow one in ten, not 5 %
+        assert answer.rejected == (answer.distance > answer.threshold)
+        for threshold, rejected in ((answer.distance + 1e-3, False), (answer.distance - 1e-3, True)):
+            other = replace(bank, calibration=replace(bank.calibration, scores=(threshold,)))
+            assert Matcher(model, other).predict(answer.query).rejected is rejected
+            assert not Matcher(model, other, reject="off").predict(answer.query).rejected
+    many = Matcher(model, bank, miss_rate=0.5)
+    assert many.rejection.threshold == bank.calibration.scores[4]
+    uncalibrated = Matcher(model, replace(bank, calibration=None)).predict(clips[0])
+    assert (uncalibrated.rejected, uncalibrated.threshold, uncalibrated.calibrated) == (False, None, False)
 
 
-def test_calibration_keeps_every_support_clip(model: Model, tmp_path: Path) -> None:
-    support = write_support(tmp_path, shots=3)
-    matcher = Matcher(model, SupportBank.of(model, support))
-    assert matcher.bank.calibration is not None
-    assert not any(answer.rejected for answer in matcher.predict(sorted(support.glob("*/*.mp4"))))
-
-
-def test_calibration_scores_the_class_a_prediction_would_name() -> None:
-    class TextDecides:
-        """Logits from the text alone, which prefers class 0; distances are those of frames."""
-
-        def prototypes(self, features: np.ndarray, prompt: np.ndarray) -> np.ndarray:
-            return features.mean(axis=0)[None]  # (1, T, D)
-
-        def match(self, features: np.ndarray, prompts: np.ndarray, prototypes: np.ndarray) -> QueryScores:
-            distances = np.abs(features[:, None] - prototypes[None, :, 0]).sum(axis=(2, 3))  # (Q, C)
-            logits = np.broadcast_to(np.array([3.0, 2.0, 1.0], np.float32), distances.shape)
-            return QueryScores(logits, distances[:, None], logits, features[:, None])
-
-    features = [np.full((3, 1, 1), value, np.float32) for value in (0.0, 10.0, 30.0)]
-    prototypes = np.stack([clips[:1] for clips in features])  # (C, V, T, D)
-    found = calibrate(TextDecides(), features, np.zeros((3, 1), np.float32), prototypes)  # type: ignore[arg-type]
-    genuine, unknown = np.repeat([0.0, 10.0, 30.0], 3), np.repeat([10.0, 10.0, 30.0], 3)
-    assert found == decide(genuine, unknown)
-
-
-def test_calibration_needs_several_clips_per_class() -> None:
-    assert not can_calibrate([1, 1, 1, 1, 1, 1])
-    assert not can_calibrate([8])
-    assert not can_calibrate([2, MIN_QUERIES - 3])
-    assert can_calibrate([2, 3])
-    assert can_calibrate([1, MIN_QUERIES])
-
-
-def test_threshold_lies_beyond_all_genuine_scores() -> None:
-    genuine, unknown = np.array([0.1, 0.2, 0.3]), np.array([0.25, 0.9, 1.3])
-    calibration = decide(genuine, unknown)
-    assert calibration.threshold == pytest.approx(0.3 + (0.9 - 0.3) / 2)
-    assert calibration.unknown_rejected == pytest.approx(2 / 3)
-    mixed = decide(genuine, np.array([0.1, 0.2, 0.2]))
-    assert mixed.threshold == pytest.approx(0.3 + genuine.std())
-    assert mixed.unknown_rejected == 0
+def test_what_is_lacking_is_said(model: Model, tmp_path: Path) -> None:
+    one = write_support(tmp_path / "one", ("red",), shots=2)
+    two = write_support(tmp_path / "two", ("red", "blue"))
+    for folder, lacks in ((one, "teach a second action"), (two, "teach a second clip")):
+        matcher = Matcher(model, SupportBank.of(model, folder))
+        assert matcher.rejection is None and matcher.about_rejection == f"not calibrated: {lacks}"
+    assert Matcher(model, SupportBank.of(model, two), reject="off").about_rejection == "never, whatever the query"
 
 
 def test_nearest_clip_is_the_one_most_alike(model: Model, tmp_path: Path) -> None:

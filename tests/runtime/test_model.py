@@ -273,7 +273,7 @@ def test_engines_leave_nothing_in_the_users_home(run_module, tmp_path: Path, bac
     cache = tmp_path / "home" / "cache"
     cache.mkdir(parents=True)
     home = {"HOME": str(cache.parent), "XDG_CACHE_HOME": str(cache), "ORT_DISABLE_TELEMETRY": "0"}
-    done = run_module("m2df_runtime.commands.run", "--backend", backend, "--json", **home)
+    done = run_module("m2df_runtime.commands.run", "--backend", backend, "--json", "--reject", "off", **home)
     assert (done.returncode, done.stderr) == (0, "")
     assert [path.name for path in cache.parent.iterdir()] == ["cache"]
     assert [path.name for path in cache.iterdir()] == ["m2df"]

@@ -1,0 +1,142 @@
+"""Calibration: which clips are left out, which threshold follows, what is claimed, how sure a probability is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+from itertools import permutations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import optimize, stats
+from tiny_bundle import write_clip, write_support
+
+from m2df_runtime.backends.model import Model, QueryScores
+from m2df_runtime.bank.bank import SupportBank
+from m2df_runtime.bank.calibration import Calibration, calibrate, fit_temperature, what_lacks
+from m2df_runtime.bank.contents import BankClip, encode
+from m2df_runtime.bundle.bundle import Bundle
+from m2df_runtime.match.matcher import Matcher
+
+
+def of(*scores: float, background: tuple[float, ...] = ()) -> Calibration:
+    return Calibration(tuple(sorted(scores)), 1.0, "cpu", "fp32", background)
+
+
+def test_the_claim_holds_exactly_for_exchangeable_scores() -> None:
+    """Every order of n + 1 scores is equally likely: the share of orders whose last is rejected is the miss rate."""
+    for n in (1, 2, 4, 6):
+        for wished in (0.05, 0.2, 0.3, 0.5, 0.9):
+            missed = [order[-1] > of(*order[:-1]).rejection(wished).threshold for order in permutations(range(n + 1))]
+            share = Fraction(sum(missed), len(missed))
+            rejection = of(*range(n)).rejection(wished)
+            assert share == Fraction(rejection.miss_rate).limit_denominator(n + 1)
+            assert share <= max(Fraction(wished), Fraction(1, n + 1)) < share + Fraction(1, n + 1)
+
+
+def test_how_far_a_bank_may_miss_more_follows_from_beta() -> None:
+    """The mass above the k-th smallest of n uniform scores is 1 - Beta(k, n + 1 - k)."""
+    for n, wished in ((23, 0.05), (19, 0.05), (100, 0.05), (100, 0.2), (7, 0.5), (3, 0.05)):
+        k = min(int(np.ceil((n + 1) * (1 - wished) - 1e-9)), n)
+        rejection = of(*range(n)).rejection(wished)
+        assert rejection.threshold == k - 1
+        assert rejection.at_most == pytest.approx(1 - stats.beta.ppf(0.05, k, n + 1 - k))
+
+
+def test_a_rejection_says_what_it_is() -> None:
+    assert of(*range(23)).rejection().text() == (
+        "about 4 % of taught actions rejected, if queries resemble the support clips (23 clips; for this bank up to "
+        "12 % is plausible); false alarms: not measured"
+    )
+    few = of(*range(10), background=(3.0, 8.0, 12.0, 13.0)).rejection()
+    assert (few.answered, few.background) == (2, 4)
+    assert few.text() == (
+        "about 9 % of taught actions rejected, if queries resemble the support clips (10 clips; 5 % takes 19; for this "
+        "bank up to 26 % is plausible); false alarms: 2 of 4 background clips answered (up to 90 % is plausible)"
+    )
+
+
+class TextDecides:
+    """Logits from the text alone, which prefers class 0; distances are those of frames."""
+
+    backend, precision = "cpu", "fp32"
+
+    def prototypes(self, features: np.ndarray, prompt: np.ndarray) -> np.ndarray:
+        return features.mean(axis=0)[None]  # (1, T, D)
+
+    def match(self, features: np.ndarray, prompts: np.ndarray, prototypes: np.ndarray) -> QueryScores:
+        distances = np.abs(features[:, None] - prototypes[None, :, 0]).sum(axis=(2, 3))  # (Q, C)
+        logits = np.broadcast_to(np.array([3.0, 2.0, 1.0], np.float32), distances.shape)
+        return QueryScores(logits, distances[:, None], logits, features[:, None])
+
+
+def test_scores_are_of_the_class_that_a_prediction_would_name() -> None:
+    features = [np.asarray(values, np.float32)[:, None, None] for values in ((0, 3, 9), (10, 12), (30,))]
+    prototypes = np.stack([clips.mean(axis=0)[None] for clips in features])  # (C, V, T, D)
+    prompts, strange = np.zeros((3, 1), np.float32), [np.full((1, 1), value, np.float32) for value in (50, 4)]
+    found = calibrate(TextDecides(), features, prompts, prototypes, strange)  # type: ignore[arg-type]
+    own = [6.0, 1.5, 7.5]  # from 0 to the mean of 3 and 9, and so on
+    assert found.scores == tuple(sorted([*own, 10 - 4.0, 12 - 4.0])) and found.background == (0.0, 46.0)
+    assert (found.backend, found.precision) == ("cpu", "fp32")
+
+
+def test_left_out_clips_are_matched_as_queries_are(model: Model, tmp_path: Path) -> None:
+    """A second way to the same scores: a bank without the clip, and the clip as a query."""
+    folder = write_support(tmp_path / "all", shots=3)
+    bank = SupportBank.of(model, folder)
+    scores = []
+    for path in sorted(folder.glob("*/*.mp4")):
+        path.rename(tmp_path / "out.mp4")
+        others = SupportBank.of(model, folder)
+        scores.append(Matcher(model, others).predict(tmp_path / "out.mp4").distance)
+        (tmp_path / "out.mp4").rename(path)
+    assert bank.calibration.scores == pytest.approx(sorted(scores), rel=1e-4)
+
+
+def test_background_clips_are_counted_and_calibrated_anew(model: Model, tmp_path: Path) -> None:
+    bank = SupportBank.of(model, write_support(tmp_path / "all", shots=3))
+    paths = [write_clip(tmp_path / "red.mp4", "red", seed=0), write_clip(tmp_path / "white.mp4", "white")]
+    clips = tuple(BankClip(path.name, "0" * 64, bank.classes[0].clips[0].stamp, *encode(path, model)) for path in paths)
+    beside = replace(bank, background=clips, calibration=None).calibrated(model)
+    assert beside.calibration.scores == bank.calibration.scores
+    answers = Matcher(model, bank).predict(paths)
+    assert beside.calibration.background == pytest.approx(sorted(answer.distance for answer in answers), rel=1e-4)
+    rejection = Matcher(model, beside).rejection
+    assert (rejection.answered, rejection.background) == (sum(not answer.rejected for answer in answers), 2)
+
+
+@pytest.mark.parametrize(("shots", "lacks"), [([3], "action"), ([1, 1, 1], "clip"), ([2, 1], None), ([9, 9], None)])
+def test_a_second_clip_is_needed(shots: list[int], lacks: str | None) -> None:
+    assert what_lacks(shots) == (lacks and f"teach a second {lacks}")
+
+
+def test_the_temperature_is_the_most_likely_one() -> None:
+    rng = np.random.default_rng(3)
+    logits = rng.normal(size=(40, 6)).astype(np.float32) * 9
+    labels = np.where(rng.random(40) < 0.7, logits.argmax(axis=1), rng.integers(0, 6, 40))
+
+    def loss(temperature: float) -> float:
+        logs = logits / temperature - np.log(np.exp(logits / temperature).sum(axis=1, keepdims=True))
+        targets = np.full_like(logits, 1 / 42 / 5)
+        targets[np.arange(40), labels] = 41 / 42
+        return -float((targets * logs).sum())
+
+    expected = optimize.minimize_scalar(loss, bounds=(0.3, 100), method="bounded", options={"xatol": 1e-6}).x
+    assert fit_temperature(logits, labels) == pytest.approx(expected, rel=1e-3)
+    assert fit_temperature(7 * logits, labels) == pytest.approx(7 * expected, rel=1e-3)
+
+
+def test_few_clips_make_no_certainty() -> None:
+    """All right by the same gap g: of two classes the true one gets (n + 1) / (n + 2), as in Platt scaling."""
+    for n in (2, 10):
+        logits, labels = np.tile(np.array([[5.0, 0.0]], np.float32), (n, 1)), np.zeros(n, int)
+        certain = 1 / (1 + np.exp(-5 / fit_temperature(logits, labels)))
+        assert certain == pytest.approx((n + 1) / (n + 2), rel=1e-6)
+    wrong = fit_temperature(np.array([[0.0, 5.0]] * 4, np.float32), np.zeros(4, int))
+    assert 1 / (1 + np.exp(-5 / wrong)) == pytest.approx(0.5, abs=2e-3)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_bundle: Path) -> Model:
+    return Model(Bundle.open(tiny_bundle), backend="cpu", threads=1)
