@@ -30,6 +30,7 @@ Examples:
   m2df-eval --checkpoint runs/mine --data clips/ --labels labels.csv
   m2df-eval --data clips/ --groups 'person([0-9]+)_' --json
   m2df-eval --compare bundles/old bundles/new --data clips/
+  m2df-eval --data clips/ --shot 5 --open-set
   m2df-eval --checkpoint runs/mine --shot 1,5 --report report.html
   m2df-eval --checkpoint runs/mine --split validation,test
   m2df-eval --recordings days --annotations events.csv --support actions/ --tune
@@ -102,6 +103,15 @@ def _splits(_ctx: click.Context, _parameter: click.Parameter, value: Sequence[st
 @click.option("--classes", callback=_comma_list, help="Only these classes, separated by commas.")
 @click.option("--labels", type=click.Path(path_type=Path), help="CSV with columns class,text.")
 @click.option("--groups", metavar="REGEX", help="First capture group in a clip's name: never both support and query.")
+@click.option(
+    "--open-set",
+    type=click.IntRange(1),
+    is_flag=False,
+    flag_value=5,
+    show_default=False,
+    metavar="[N]",
+    help="Tell queries of N further classes [5], which are in no support set, from those of the episode.",
+)
 @click.option("--backend", type=click.Choice(BACKENDS), default="auto", help="Inference engine of a bundle.")
 @click.option(
     "--precision",
@@ -154,6 +164,7 @@ class Options:
     classes: tuple[str, ...] | None
     labels: Path | None
     groups: str | None
+    open_set: int | None
     backend: BackendName
     precision: Precision | None
     cache: Path | None
@@ -202,7 +213,7 @@ def run(options: Options) -> None:
         encoded = encode_for_all(subjects, chosen.clips, chosen.texts, features, progress)
         answers = []
         for shot in options.shots:
-            results = [_measure(item, chosen, episodes, shot) for item in encoded]
+            results = [_measure(item, chosen, episodes, shot, options.open_set) for item in encoded]
             _report(results, options)
             answers.append([found for _, found in results])
         if options.report:
@@ -257,14 +268,23 @@ def _subjects(options: Options, texts: ClassTexts) -> list[Subject]:
     ]
 
 
-def _measure(encoded: Encoded, clips: SplitClips, options: EpisodeOptions, shot: int) -> tuple[Measured, Answers]:
+def _measure(
+    encoded: Encoded, clips: SplitClips, options: EpisodeOptions, shot: int, unknown: int | None
+) -> tuple[Measured, Answers]:
     from m2df_train.evaluation.accuracy import summary
     from m2df_train.evaluation.episode_run import episode_answers
+    from m2df_train.evaluation.open_set import open_answers, open_set
     from m2df_train.evaluation.tables import Measured
 
-    with progress(f"{encoded.subject.path.name}, {options.way}-way {shot}-shot", options.episodes) as advance:
-        answers = episode_answers(encoded.subject.scorer, encoded.clips(options), options.plan(shot), advance=advance)
-    return Measured(clips.split, encoded, summary(answers), answers.excluded, options), answers
+    scorer, drawn, plan = encoded.subject.scorer, encoded.clips(options), options.plan(shot)
+    title = f"{encoded.subject.path.name}, {options.way}-way {shot}-shot"
+    with progress(title, options.episodes) as advance:
+        answers = episode_answers(scorer, drawn, plan, advance=advance)
+    found = None
+    if unknown is not None:
+        with progress(f"{title}, unknown classes", options.episodes) as advance:
+            found = open_set(open_answers(scorer, drawn, plan, unknown, advance), options.way, unknown, options.seed)
+    return Measured(clips.split, encoded, summary(answers), answers.excluded, options, found), answers
 
 
 def _report(results: Sequence[tuple[Measured, Answers]], options: Options) -> None:

@@ -125,7 +125,7 @@ def episode_answers(
     chunks = [range(first, min(first + size, episodes)) for first in range(0, episodes, size)]
     drawn: list[EpisodeIndices] = []
     predicted: list[Int] = []
-    with scorer.parallel() as wanted, _threads(wanted if workers is None else workers) as each:
+    with scorer.parallel() as wanted, threads(wanted if workers is None else workers) as each:
         run = _EpisodeRun(scorer, clips, sampler, each)
         for part, answers in each(run.chunk, chunks):
             drawn += part
@@ -201,7 +201,7 @@ class _EpisodeRun:
 
 
 @contextmanager
-def _threads(workers: int) -> Iterator[Map]:
+def threads(workers: int) -> Iterator[Map]:
     """`map` on threads; what has not begun is dropped when the block is left, so that Ctrl-C ends at once."""
     if workers <= 1:
         yield map

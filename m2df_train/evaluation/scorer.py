@@ -13,10 +13,13 @@ Float = NDArray[np.float32]
 
 
 class Scores(Protocol):
-    """Result of matching: logits [Q, C]."""
+    """Result of matching: logits [Q, C] and distances [Q, V, C]."""
 
     @property
     def logits(self) -> Float: ...
+
+    @property
+    def distances(self) -> Float: ...
 
 
 class Scorer(Protocol):

@@ -9,6 +9,7 @@ from m2df_train.evaluation.accuracy import Accuracy
 from m2df_train.evaluation.clips import EpisodeOptions
 from m2df_train.evaluation.compare import RESAMPLES, Comparison
 from m2df_train.evaluation.models import Encoded
+from m2df_train.evaluation.open_set import Measure, OpenSet
 
 _CLIPS_SHOWN = 10
 
@@ -23,6 +24,7 @@ class Measured:
         accuracy: What was measured.
         excluded: Classes that were not drawn because they have too few clips, with their number.
         options: How the episodes were drawn.
+        open_set: How known queries are told from unknown ones, where that was asked for.
     """
 
     split: str | None
@@ -30,6 +32,7 @@ class Measured:
     accuracy: Accuracy
     excluded: Mapping[str, int]
     options: EpisodeOptions
+    open_set: OpenSet | None = None
 
     @property
     def title(self) -> str:
@@ -70,6 +73,7 @@ def _of_model(result: Measured) -> dict[str, object]:
         "precision": subject.precision,
         "encode_seconds": result.encoded.features.seconds,
         "episode_seconds": measured.seconds,
+        **({"open_set": asdict(result.open_set)} if result.open_set else {}),
     }
 
 
@@ -92,6 +96,8 @@ def _of_episodes(result: Measured) -> dict[str, object]:
 def lines(result: Measured, *, per_class: bool, confusion: bool) -> Iterator[str]:
     """One model's result in words."""
     yield f"{result.title}: {_value(result)}"
+    if result.open_set:
+        yield f"  {_open_set(result.open_set)}"
     if per_class:
         width = max(map(len, result.accuracy.per_class))
         for name, value in sorted(result.accuracy.per_class.items(), key=lambda item: -item[1]):
@@ -106,6 +112,8 @@ def comparison_lines(a: Measured, b: Measured, comparison: Comparison, *, confus
     yield f"{a.title}, the same for both models"
     for letter, result in (("A", a), ("B", b)):
         yield f"  {letter}  {result.encoded.subject.path}: {_value(result)}"
+        if result.open_set:
+            yield f"     {_open_set(result.open_set)}"
     yield f"  B - A: {comparison.difference:+.2f} points, 95 % interval {low:+.2f} to {high:+.2f} over episodes"
     yield (
         f"  queries right under both {comparison.both}, A alone {comparison.only_a}, B alone {comparison.only_b},"
@@ -141,6 +149,16 @@ def _value(result: Measured) -> str:
         f"{measured.accuracy:.2f} ± {measured.ci95:.2f} %"
         f"  ({encoded.subject.backend} {encoded.subject.precision}, {len(encoded.features.names)} clips, encoding"
         f" {encoded.features.seconds:.1f} s, episodes {measured.seconds:.1f} s)"
+    )
+
+
+def _open_set(found: OpenSet) -> str:
+    def shown(measure: Measure) -> str:
+        return f"{measure.value:.1f} ({measure.low:.1f} to {measure.high:.1f})"
+
+    return (
+        f"of {found.unknown} unknown classes: AUROC {shown(found.auroc)}, answered at 95 % recall"
+        f" {shown(found.false_positives)} %, OSCR {shown(found.oscr)} of at most {found.accuracy.value:.1f}"
     )
 
 
