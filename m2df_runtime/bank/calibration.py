@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from m2df_runtime.bounds import share_upper
+from m2df_runtime.progress import Advance, unseen
 
 if TYPE_CHECKING:
     from m2df_runtime.backends.model import Model
@@ -124,6 +125,61 @@ def what_lacks(shots: Sequence[int]) -> str | None:
     return None if max(shots) > 1 else "teach a second clip"
 
 
+class LeftOut(NamedTuple):
+    """Support clips as queries, each against its own class without it and the others as they are.
+
+    Attributes:
+        labels: Class of each [H].
+        clips: Its place in the class [H].
+        logits: [H, C].
+        distances: Summed over views [H, C].
+    """
+
+    labels: NDArray[np.int64]
+    clips: NDArray[np.int64]
+    logits: Float
+    distances: Float
+
+
+def leave_out(
+    model: Model,
+    features: Sequence[Float],
+    prompts: Float,
+    prototypes: Float,
+    *,
+    most: int | None = None,
+    advance: Advance = unseen,
+) -> LeftOut:
+    """Leave out every clip of classes with two or more in turn, or `most` of them, evenly chosen.
+
+    Args:
+        model: Runs the support and query graphs.
+        features: Per class the clips' features [K, T, D].
+        prompts: [C, D].
+        prototypes: [C, V, T, D].
+        most: How many at most.
+        advance: Told of each.
+
+    Raises:
+        ClipError: The scores of a clip are not finite.
+        CheckFailed: Prototypes are not finite.
+    """
+    every = [(c, k) for c, clips in enumerate(features) if len(clips) > 1 for k in range(len(clips))]
+    count = len(every) if most is None else min(most, len(every))
+    places = np.linspace(0, len(every) - 1, count).round().astype(int)
+    chosen = np.asarray(every, np.int64).reshape(-1, 2)[places]
+    changed = prototypes.copy()
+    logits, distances = (np.empty((count, len(features)), np.float32) for _ in range(2))
+    for row, (label, clip) in enumerate(chosen.tolist()):
+        others = np.delete(features[label], clip, axis=0)  # (K - 1, T, D)
+        changed[label] = model.prototypes(others, prompts[label : label + 1])
+        found = model.match(features[label][clip : clip + 1], prompts, changed)
+        changed[label] = prototypes[label]
+        logits[row], distances[row] = found.logits[0], found.distances[0].sum(axis=0)
+        advance(1)
+    return LeftOut(chosen[:, 0], chosen[:, 1], logits, distances)
+
+
 def calibrate(
     model: Model, features: Sequence[Float], prompts: Float, prototypes: Float, background: Sequence[Float] = ()
 ) -> Calibration | None:
@@ -145,31 +201,32 @@ def calibrate(
     """
     if what_lacks([len(clips) for clips in features]):
         return None
-    held_out = [(c, k) for c, clips in enumerate(features) if len(clips) > 1 for k in range(len(clips))]
-    most = min(len(held_out), _MOST, max(_FEWEST, _MAX_PAIRS // len(features)))
-    chosen = [held_out[place] for place in np.linspace(0, len(held_out) - 1, most).round().astype(int)]
-    changed = prototypes.copy()
-    scores, logits = [], []
-    for label, clip in chosen:
-        others = np.delete(features[label], clip, axis=0)  # (K - 1, T, D)
-        changed[label] = model.prototypes(others, prompts[label : label + 1])
-        found = model.match(features[label][clip : clip + 1], prompts, changed)
-        changed[label] = prototypes[label]
-        scores += _to_best(found.logits, found.distances)
-        logits.append(found.logits[0])
-    temperature = fit_temperature(np.stack(logits), np.asarray([label for label, _ in chosen]))
-    step = max(1, _AT_ONCE // len(features))
-    far: list[float] = []
-    for start in range(0, len(background), step):
-        found = model.match(np.stack(background[start : start + step]), prompts, prototypes)
-        far += _to_best(found.logits, found.distances)
-    return Calibration(tuple(sorted(scores)), temperature, model.backend, model.precision, tuple(sorted(far)))
+    most = min(_MOST, max(_FEWEST, _MAX_PAIRS // len(features)))
+    left_out = leave_out(model, features, prompts, prototypes, most=most)
+    return Calibration(
+        scores=_to_best(left_out.logits, left_out.distances),
+        temperature=fit_temperature(left_out.logits, left_out.labels),
+        backend=model.backend,
+        precision=model.precision,
+        background=_to_best(*to_classes(model, background, prompts, prototypes)),
+    )
 
 
-def _to_best(logits: Float, distances: Float) -> list[float]:
-    """Distance of each query's best class, summed over views, from logits [Q, C] and distances [Q, V, C]."""
+def to_classes(model: Model, clips: Sequence[Float], prompts: Float, prototypes: Float) -> tuple[Float, Float]:
+    """Logits and distances summed over views [n, C] of clips [T, D] that are in no class."""
+    step = max(1, _AT_ONCE // len(prompts))
+    found = [
+        model.match(np.stack(clips[start : start + step]), prompts, prototypes) for start in range(0, len(clips), step)
+    ]
+    none = np.empty((0, len(prompts)), np.float32)
+    logits = np.concatenate([none, *(one.logits for one in found)])
+    return logits, np.concatenate([none, *(one.distances.sum(axis=1) for one in found)])
+
+
+def _to_best(logits: Float, distances: Float) -> tuple[float, ...]:
+    """Distances of queries to their best class, rising, from logits and distances [Q, C]."""
     best = logits.argmax(axis=1)
-    return [float(row[c]) for row, c in zip(distances.sum(axis=1), best, strict=True)]
+    return tuple(sorted(distances[np.arange(len(best)), best].tolist()))
 
 
 def fit_temperature(logits: Float, labels: NDArray[np.int64]) -> float:
