@@ -13,14 +13,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from m2df_runtime.clips.decoded_frames import Look, VideoPicture, failures, frames_of, pixel_aspect, shown_stream
 from m2df_runtime.clips.limits import check_pixels, max_pixels
-from m2df_runtime.clips.source import DEFAULT_FPS, FrameSource, Picture, fitted, reduced_size
-from m2df_runtime.errors import ClipError, M2dfError, first_line
+from m2df_runtime.clips.source import DEFAULT_FPS, FrameSource, Picture
+from m2df_runtime.errors import ClipError, first_line
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -30,22 +31,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_ATTACHED_PICTURE = 0x400  # AV_DISPOSITION_ATTACHED_PIC: cover art of an audio file
-_TEXT_DEMUXER = "tty"  # FFmpeg renders plain text as ANSI art
 _STAMPLESS = "avi"  # keeps no presentation stamps; FFmpeg invents them, wrongly where frames are reordered
 _LONGEST_GAP = (2.0, 25.0)  # seconds, and frame times, beyond both of which a gap is a jump of the clock
-_ASPECTS = (0.25, 4.0)  # pixel shapes outside are mistakes of a header
 # Decoders that pass over a frame at the very packet that carries it. Half of a usual GOP is frames no other refers to.
 _PASS_OVER = frozenset({"h264", "hevc"})
-_FULL_RANGE = 2  # AVCOL_RANGE_JPEG
-# SWS_BILINEAR | SWS_BITEXACT of libswscale; PyAV has a name for the second only since 18, which Python 3.10 has not.
-_BILINEAR_BITEXACT = 2 | 1 << 19
-# 8-bit formats whose first plane is brightness.
-_LUMA_FIRST = frozenset(
-    f"yuv{full}{layout}p" for full in ("", "j") for layout in ("410", "411", "420", "422", "440", "444")
-) | {"nv12", "nv21"}
-# ITU-R BT.601 and 709 alike: 8-bit brightness runs from 16 to 235.
-_FROM_LIMITED = np.clip(np.rint((np.arange(256) - 16) * 255 / 219), 0, 255).astype(np.uint8)
 
 
 class VideoFile(FrameSource):
@@ -70,7 +59,7 @@ class VideoFile(FrameSource):
             tick = float(stream.time_base) if stream.time_base else 0.0
         if packets.first is None:
             raise ClipError(path, "no frame can be decoded" if packets.count else "the video stream holds no frames")
-        self._look = _Look(path, packets.first, packets.aspect)
+        self._look = Look(path, packets.first, packets.aspect)
         self._stamped = packets.place_frames()
         if self._stamped:
             self._stamps = np.sort(np.asarray(packets.stamps, dtype=np.int64))
@@ -92,7 +81,7 @@ class VideoFile(FrameSource):
         for frame in self._frames(indices):
             repeated += frame is previous
             previous = frame
-            yield _VideoPicture(frame, self._look)
+            yield VideoPicture(frame, self._look)
         if repeated:
             _log.warning("%s: %d of %d frames cannot be decoded; repeating", self.name, repeated, len(indices))
 
@@ -131,7 +120,7 @@ class VideoFile(FrameSource):
                     previous, passed, entry = None, False, int(self._entries[wanted[place]])
                 if passes_over:
                     stream.codec_context.skip_frame = "DEFAULT" if packet.pts in stamps else "NONREF"
-                for frame in _frames_of(stream, packet):
+                for frame in frames_of(stream, packet):
                     stamp = frame.pts
                     if stamp is None or (previous is not None and stamp <= cast(int, previous.pts)):
                         raise _MisplacedError(f"frame {stamp} comes after {previous and previous.pts}")
@@ -157,7 +146,7 @@ class VideoFile(FrameSource):
         previous: VideoFrame | None = None
         with self._opened() as (container, stream):
             for packet in container.demux(stream):
-                for previous in _frames_of(stream, packet):
+                for previous in frames_of(stream, packet):
                     if wanted[place] == count:
                         yield previous
                         place += 1
@@ -176,7 +165,7 @@ class VideoFile(FrameSource):
     def _census(self, packets: _Packets) -> NDArray[np.int64]:
         """Ticks of all frames that the decoder gives; all 0 where nothing tells their times."""
         with self._opened() as (container, stream):
-            stamps = [frame.pts for packet in container.demux(stream) for frame in _frames_of(stream, packet)]
+            stamps = [frame.pts for packet in container.demux(stream) for frame in frames_of(stream, packet)]
         if not stamps:
             raise ClipError(self._path, "no frame can be decoded", "is the file damaged?")
         known = [stamp for stamp in stamps if stamp is not None]
@@ -195,10 +184,10 @@ class VideoFile(FrameSource):
         # "file" only: a playlist disguised as a video must not make FFmpeg fetch other addresses.
         options = {"protocol_whitelist": "file"}
         with (
-            _failures(self._path),
+            failures(self._path, _NoEntryError, _MisplacedError),
             av.open(str(self._path.absolute()), options=options, metadata_errors="replace") as container,
         ):
-            stream = _shown_stream(self._path, container)
+            stream = shown_stream(self._path, container)
             check_pixels(self._path, stream.codec_context.width, stream.codec_context.height)
             stream.thread_type = "NONE"
             stream.codec_context.thread_count = 1
@@ -250,16 +239,14 @@ class _Packets:
             for number, packet in enumerate(container.demux(stream)):
                 packets._add(number, packet)
                 if packets.first is None:
-                    packets.first = next(iter(_frames_of(stream, packet)), None)
+                    packets.first = next(iter(frames_of(stream, packet)), None)
         except (av.error.FFmpegError, OSError) as error:
             _log.warning("%s: packets end early: %s", container.name, first_line(error))
             if packets.first is None:
-                packets.first = next(iter(_frames_of(stream, None)), None)
+                packets.first = next(iter(frames_of(stream, None)), None)
         packets.reorders = stream.codec_context.has_b_frames > 0
         packets.invented = container.format.name == _STAMPLESS
-        ratio = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio
-        if ratio and _ASPECTS[0] <= ratio <= _ASPECTS[1]:
-            packets.aspect = float(ratio)
+        packets.aspect = pixel_aspect(stream)
         return packets
 
     def _add(self, number: int, packet: Packet[Any]) -> None:
@@ -309,150 +296,3 @@ def _without_jumps(path: Path, seconds: NDArray[np.float64]) -> NDArray[np.float
         return seconds
     _log.warning("%s: its clock jumps by %.0f s in all; the jumps are left out", path, gaps[jumps].sum())
     return np.concatenate([[0.0], np.cumsum(np.where(jumps, usual, gaps))])
-
-
-@contextmanager
-def _failures(path: Path) -> Iterator[None]:
-    """Turns every way in which FFmpeg, PyAV or memory can fail into a ClipError."""
-    try:
-        yield
-    except (M2dfError, _NoEntryError, _MisplacedError):
-        raise
-    except MemoryError as error:
-        raise ClipError(path, "not enough memory to decode it") from error
-    except Exception as error:  # PyAV raises FFmpeg's errors, and for odd files ValueError, AttributeError and others
-        reason = getattr(error, "strerror", None) or first_line(error)
-        raise ClipError(path, f"not a readable video: {reason}", "is it damaged?") from error
-
-
-def _shown_stream(path: Path, container: InputContainer) -> VideoStream:
-    """The stream that a player shows."""
-    streams = [stream for stream in container.streams.video if not stream.disposition & _ATTACHED_PICTURE]
-    if not streams or container.format.name == _TEXT_DEMUXER:
-        kind = "audio only, without a video stream" if container.streams.audio else "not a video"
-        raise ClipError(path, kind, "give a file with moving pictures")
-    moving = [stream for stream in streams if stream.frames != 1] or streams  # a thumbnail may stand before the film
-    best = container.streams.best("video")
-    stream = best if best in moving else moving[0]
-    if stream.codec_context is None:
-        raise ClipError(path, "its video codec is unknown to FFmpeg, no frame can be decoded", "convert it to H.264")
-    return stream
-
-
-def _frames_of(stream: VideoStream, packet: Packet[Any] | None) -> list[VideoFrame]:
-    """What the decoder gives for a packet, nothing for a damaged one; an empty packet ends the stream."""
-    import av
-
-    try:
-        return stream.codec_context.decode(packet)
-    except av.error.FFmpegError as error:
-        _log.debug("stream %d: %s", stream.index, error)
-        return []
-
-
-class _Turn(NamedTuple):
-    """How a picture becomes upright: exchange rows and columns, then reverse either."""
-
-    transposed: bool
-    reversed_rows: bool
-    reversed_columns: bool
-
-    def __call__(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """[h, w] or [h, w, 3]."""
-        frame = frame.swapaxes(0, 1) if self.transposed else frame
-        return frame[:: -1 if self.reversed_rows else 1, :: -1 if self.reversed_columns else 1]
-
-
-class _Look:
-    """How frames of one file become upright pictures of one size.
-
-    Args:
-        path: The file.
-        first: Its first frame.
-        aspect: Width by height of a pixel.
-    """
-
-    def __init__(self, path: Path, first: VideoFrame, aspect: float) -> None:
-        self.path = path
-        self._aspect = aspect
-        self._turns: dict[int, _Turn] = {}
-        self.size = self._upright_size(first)
-
-    def turn(self, frame: VideoFrame) -> _Turn:
-        """How this frame becomes upright; asked of FFmpeg once for each rotation that occurs."""
-        angle = frame.rotation
-        if angle not in self._turns:
-            self._turns[angle] = _turn(frame)
-        return self._turns[angle]
-
-    def shown_size(self, frame: VideoFrame) -> tuple[int, int]:
-        """Width and height with square pixels, before turning: the shorter of the two is stretched."""
-        return max(1, round(frame.width * max(1.0, self._aspect))), max(1, round(frame.height / min(1.0, self._aspect)))
-
-    def _upright_size(self, frame: VideoFrame) -> tuple[int, int]:
-        width, height = self.shown_size(frame)
-        return (height, width) if self.turn(frame).transposed else (width, height)
-
-    def fits(self, frame: VideoFrame) -> bool:
-        """Whether the frame has the first one's size."""
-        return self._upright_size(frame) == self.size
-
-
-def _turn(frame: VideoFrame) -> _Turn:
-    """From the display matrix: point (x, y) is shown at (a x + c y, b x + d y)."""
-    # Side data keeps its frame in a cycle that only the garbage collector ends: of a copy of 2 x 2 pixels.
-    tiny = frame.reformat(width=2, height=2, format="gray", threads=1)
-    try:
-        matrix = tiny.side_data.get("DISPLAYMATRIX")
-    except ValueError:  # beside kinds of side data that PyAV does not know it tells the angle alone
-        turns = round(frame.rotation / 90) % 4
-        return _Turn(turns % 2 == 1, turns in (1, 2), turns in (2, 3))
-    if matrix is None:
-        return _Turn(False, False, False)
-    a, b, _, c, d = np.frombuffer(cast(bytes, matrix), dtype=np.int32)[:5].tolist()
-    if abs(b) > abs(a):
-        return _Turn(True, b < 0, c < 0)
-    return _Turn(False, d < 0, a < 0)
-
-
-class _VideoPicture(Picture):
-    """A decoded frame."""
-
-    def __init__(self, frame: VideoFrame, look: _Look) -> None:
-        self._frame = frame
-        self._look = look
-        self.nbytes = sum(plane.buffer_size for plane in frame.planes)
-
-    def rgb(self) -> NDArray[np.uint8]:
-        with _failures(self._look.path):
-            frame = self._converted(*self._look.shown_size(self._frame))
-            return fitted(np.ascontiguousarray(self._look.turn(self._frame)(frame)), self._look.size)
-
-    def grey(self, long_side: int | None = None) -> NDArray[np.uint8]:
-        """See `Picture.grey`: of common formats the brightness that is stored, not converted to colour and back."""
-        if self._frame.format.name not in _LUMA_FIRST or not self._look.fits(self._frame):
-            return super().grey(long_side)
-        import cv2
-
-        with _failures(self._look.path):
-            plane = self._frame.planes[0]
-            luma: NDArray[np.uint8] = np.frombuffer(cast(bytes, plane), np.uint8).reshape(
-                plane.height, plane.line_size
-            )[:, : plane.width]
-            width, height = self._look.shown_size(self._frame)
-            size = reduced_size(width, height, long_side)
-            if size != (plane.width, plane.height):
-                shrunk = size[0] <= plane.width and size[1] <= plane.height
-                kind = cv2.INTER_AREA if shrunk else cv2.INTER_LINEAR
-                luma = cv2.resize(luma, size, interpolation=kind).astype(np.uint8, copy=False)
-            full = self._frame.color_range == _FULL_RANGE or self._frame.format.name.startswith("yuvj")
-            grey = luma if full else cv2.LUT(luma, _FROM_LIMITED).astype(np.uint8, copy=False)
-            return np.array(self._look.turn(self._frame)(grey), dtype=np.uint8, order="C")
-
-    def _converted(self, width: int, height: int) -> NDArray[np.uint8]:
-        from av.video.reformatter import VideoReformatter
-
-        converted = VideoReformatter().reformat(
-            self._frame, width=width, height=height, format="rgb24", interpolation=_BILINEAR_BITEXACT, threads=1
-        )
-        return converted.to_ndarray().astype(np.uint8, copy=False)
