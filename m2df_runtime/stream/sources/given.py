@@ -49,13 +49,13 @@ class GivenFrames(TimedFrames):
                 raise self._refused(number, "is empty")
             check_pixels(self.name, frame.shape[1], frame.shape[0])
             size = size or (frame.shape[1], frame.shape[0])
-            yield seconds, _HeldPicture(fitted(frame, size))
+            yield seconds, HeldPicture(fitted(frame, size))
 
     def _refused(self, number: int, what: str) -> ClipError:
         return ClipError(self.name, f"frame {number + 1} {what}", "give pairs such as (0.04, frame)")
 
 
-class _HeldPicture(Picture):
+class HeldPicture(Picture):
     """A copy of a frame: whoever gave it may write the next one into the same memory."""
 
     def __init__(self, frame: NDArray[np.uint8]) -> None:

@@ -22,11 +22,16 @@ class TimedFrames(ABC):
         name: What messages and events call it.
         began: Wall clock of second 0, in Unix seconds; None where nobody knows, as in a file.
         any_thread: Whether it may be read on another thread than the caller's.
+        dropped: Frames that were not looked at, by cause.
     """
 
     name: str = "the stream"
     began: float | None = None
     any_thread: bool = False
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        return {}
 
     @abstractmethod
     def frames(self) -> Iterator[tuple[float, Picture]]:
@@ -35,6 +40,13 @@ class TimedFrames(ABC):
         Raises:
             ClipError: A frame cannot be read.
         """
+
+    def parts(self) -> Iterator[TimedFrames]:
+        """What is read without a break, one after the other: a camera that was lost goes on in another part."""
+        yield self
+
+    def stop(self) -> None:  # noqa: B027 - only what waits for frames must be woken
+        """Give no more frames, from any thread, also to those who wait for one. A source stays stopped."""
 
 
 class RisingTimes:

@@ -1,0 +1,344 @@
+"""Cameras on a network: real servers on loopback, real video, and each fault really done."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from functools import cache
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+from live_servers import CERTIFICATE, LOGIN, Http, Play, Rtsp, closed_port, film, jpegs, serving, silent
+from made_videos import number_of, numbered, write_video
+
+from m2df_runtime.clips.source import ArrayPicture, Picture
+from m2df_runtime.errors import ClipError
+from m2df_runtime.stream.sources import live
+from m2df_runtime.stream.sources.device import DeviceFrames
+from m2df_runtime.stream.sources.live import LiveFrames, SourceLost, SourceState, pauses
+from m2df_runtime.stream.sources.network import NetworkFrames
+
+LONGEST = 60.0  # seconds that a state is waited for; what is late fails, whatever the machine
+
+
+class States:
+    """Hears what a source says, and lets tests wait for it."""
+
+    def __init__(self) -> None:
+        self.heard: list[SourceState] = []
+        self._news = threading.Condition()
+
+    def __call__(self, state: SourceState) -> None:
+        with self._news:
+            self.heard.append(state)
+            self._news.notify_all()
+
+    def wait_for(self, state: str, cause: str | None = None, count: int = 1) -> SourceState:
+        def found() -> list[SourceState]:
+            return [one for one in self.heard if one.state == state and cause in (None, one.cause)]
+
+        with self._news:
+            assert self._news.wait_for(lambda: len(found()) >= count, LONGEST), self.heard
+        return found()[count - 1]
+
+    @property
+    def names(self) -> list[str]:
+        return [one.state for one in self.heard]
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "_PAUSES", (0.01, 0.01))
+
+
+@pytest.fixture
+def states() -> States:
+    return States()
+
+
+@cache
+def numbers(count: int = 30, width: int = 160, kind: str = "h264") -> tuple[tuple[bytes, ...], ...]:
+    return film(numbered(count, width, 96), kind)
+
+
+@contextmanager
+def read(source: LiveFrames) -> Iterator[list[tuple[float, Picture]]]:
+    """Read a source on a thread of its own; gives what came so far."""
+    frames: list[tuple[float, Picture]] = []
+
+    def take() -> None:
+        for frame in source.frames():
+            frames.append(frame)
+
+    thread = threading.Thread(target=take, daemon=True)
+    thread.start()
+    try:
+        yield frames
+    finally:
+        source.stop()
+        thread.join(LONGEST)
+        assert not thread.is_alive()
+
+
+def first(source: LiveFrames, count: int) -> list[tuple[float, Picture]]:
+    with closing(source.frames()) as frames:
+        return list(islice(frames, count))
+
+
+@pytest.mark.parametrize("kind", ["h264", "hevc"])
+def test_rtsp_gives_every_frame_with_its_time(kind: str, states: States) -> None:
+    with serving(Rtsp(Play(numbers(kind=kind), kind))) as server:
+        frames = first(NetworkFrames(server.url(), states), 30)
+    assert [number_of(picture.rgb()) for _, picture in frames] == list(range(30))
+    times = [seconds for seconds, _ in frames]
+    assert np.diff(times) == pytest.approx(1 / 25, rel=0.02)  # by a hundredth of which times are drawn to the arrival
+    assert states.names == ["connecting", "running", "ended"]
+
+
+def test_mpeg_ts_and_mjpeg_over_http(states: States, tmp_path: Path) -> None:
+    pictures = numbered(30)
+    shots = jpegs(pictures.tobytes(), pictures.shape)
+    file = write_video(tmp_path / "a.mp4", pictures, container_options={"movflags": "faststart"}).read_bytes()
+    with serving(Http(Play(numbers(kind="mpegts")), shots, file)) as server:
+        for path in ("/live.ts", "/live.mjpeg"):
+            frames = first(NetworkFrames(server.url(path), states), 20)
+            assert [number_of(picture.rgb()) for _, picture in frames] == list(range(20)), path
+            assert (np.diff([seconds for seconds, _ in frames]) > 0).all()
+        locked = server.url("/locked.ts", LOGIN.replace(" ", "%20"))
+        (_, picture), *_ = first(NetworkFrames(locked), 1)
+        assert number_of(picture.rgb()) == 0
+        for path, cause in (("/locked.ts", "unauthorised"), ("/gone.ts", "not found"), ("/page", "codec")):
+            with read(NetworkFrames(server.url(path), told := States(), timeout=5)):
+                assert told.wait_for("restarting").cause == cause, path
+        with pytest.raises(ClipError, match=r"film\.mp4: a recording of 1 s, not a live stream; save it"):
+            first(NetworkFrames(server.url("/film.mp4"), states), 1)
+        states.wait_for("failed")
+
+
+def test_a_certificate_must_be_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    with serving(Http(Play(numbers(kind="mpegts")), (), b"", secure=True)) as server:
+        with read(NetworkFrames(server.url("/live.ts"), told := States(), timeout=5)):
+            told.wait_for("restarting", "TLS")
+        monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
+        ((_, picture),) = first(NetworkFrames(server.url("/live.ts"), timeout=5), 1)
+        assert number_of(picture.rgb()) == 0
+
+
+def test_cameras_that_refuse_are_tried_again_until_they_give(states: States) -> None:
+    port = closed_port()
+    with read(NetworkFrames(f"rtsp://a:hunter2@127.0.0.1:{port}/s", states)) as frames:
+        states.wait_for("restarting", "refused", 3)
+        refusals = [Play((), answer="404 Not Found"), Play((), answer="503 Service Unavailable"), Play(numbers())]
+        with serving(Rtsp(refusals[0], port=port)) as server:
+            states.wait_for("restarting", "not found")
+            server.plays = [Play(numbers(), login=True)]
+            states.wait_for("restarting", "unauthorised")
+            server.plays = refusals[2:]
+            states.wait_for("running")
+    assert frames
+    assert all("hunter2" not in state.text() for state in states.heard)
+
+
+def test_a_password_opens(states: States) -> None:
+    with serving(Rtsp(Play(numbers(), login=True))) as server:
+        assert len(first(NetworkFrames(server.url(LOGIN.replace(" ", "%20")), states), 3)) == 3
+    assert "sesame" not in str(states.heard)
+
+
+def test_who_says_nothing_is_left_after_the_time_limit(states: States) -> None:
+    with silent() as port:
+        for scheme in ("rtsp", "http", "tcp"):
+            source = NetworkFrames(f"{scheme}://127.0.0.1:{port}/", told := States(), timeout=0.5)
+            with read(source):
+                told.wait_for("restarting", "timeout")
+
+
+def test_a_host_without_a_name_is_not_found(states: States) -> None:
+    with read(NetworkFrames("rtsp://camera.invalid/s", states)):
+        assert states.wait_for("restarting").cause == "not found"
+
+
+@pytest.mark.parametrize(
+    ("then", "cause"), [("close", "closed"), ("reset", "closed"), ("half", "closed"), ("stall", "timeout")]
+)
+def test_what_is_lost_comes_back_as_another_part(then: str, cause: str, states: States) -> None:
+    """The second connection has another size, the third another codec and frame rate; time goes on."""
+    plays = [
+        Play(numbers(), frames=15, then=then),
+        Play(numbers(width=192), frames=15, then=then, stamps=lambda k: 5000 + k / 25),
+        Play(numbers(kind="hevc"), "hevc", fps=12.5, stamps=lambda k: k / 12.5),
+    ]
+    with serving(Rtsp(*plays)) as server:
+        source = NetworkFrames(server.url(), states, timeout=1)
+        parts = []
+        with closing(source.parts()) as found:
+            for part in islice(found, 3):
+                parts.append([])
+                for seconds, picture in part.frames():
+                    parts[-1].append((seconds, picture.rgb()))
+                    if len(parts) == 3 and len(parts[-1]) == 8:
+                        break
+    shapes = [{frame.shape for _, frame in part} for part in parts]
+    assert shapes == [{(96, 160, 3)}, {(96, 192, 3)}, {(96, 160, 3)}]
+    for part in parts[0], parts[2]:
+        assert [number_of(frame) for _, frame in part][:8] == list(range(8))
+    assert len(parts[0]) >= 14
+    times = [seconds for part in parts for seconds, _ in part]
+    assert (np.diff(times) > 0).all()
+    assert np.diff([seconds for seconds, _ in parts[2]])[1:] == pytest.approx(1 / 12.5, rel=0.02)
+    states.wait_for("restarting", cause, 2)
+    assert states.names.count("running") == 3
+
+
+def test_a_stall_ends_a_part_before_the_connection_ends(states: States, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "STALLED", 0.5)
+    with (
+        serving(Rtsp(Play(numbers(), frames=15, then="stall"))) as server,
+        closing(NetworkFrames(server.url(), states).parts()) as parts,
+    ):
+        assert len(list(next(parts).frames())) >= 14  # FFmpeg sees the end of a frame where the next begins
+        assert states.wait_for("stalled").detail == "no frame for 0.5 s"
+    assert states.names == ["connecting", "running", "stalled", "ended"]
+
+
+@pytest.mark.parametrize(
+    "stamps",
+    [
+        lambda k: k / 25 + (2**32 / 90_000 - 0.4),
+        lambda k: k / 25 + (3600 if k > 12 else 0),
+        lambda k: k / 25 + (900 if k < 12 else 0),
+        lambda k: (k - (k % 5 == 4)) / 25,
+    ],
+    ids=["wrap", "an hour ahead", "back", "repeat"],
+)
+def test_clocks_of_cameras_may_do_what_they_like(stamps: Callable[[int], float], states: States) -> None:
+    with serving(Rtsp(Play(numbers(), stamps=stamps))) as server:
+        source = NetworkFrames(server.url(), states)
+        frames = first(source, 24)
+    times = np.array([seconds for seconds, _ in frames])
+    assert (np.diff(times) > 0).all() and np.diff(times).max() < 1.0
+    assert "stalled" not in states.names and states.names.count("running") == 1
+
+
+def test_who_takes_frames_slowly_gets_fresh_ones(states: States) -> None:
+    with serving(Rtsp(Play(numbers()))) as server:
+        source = NetworkFrames(server.url(), states)
+        with closing(source.frames()) as frames:
+            next(frames)
+            assert threading.Event().wait(1.2) is False  # somebody computes
+            (later, _), *_ = islice(frames, 1)
+            assert source.dropped.get("stale", 0) > 5
+    assert later > 0.5
+
+
+@pytest.mark.parametrize("state", ["connecting", "running", "stalled", "restarting"])
+def test_stopping_ends_it_from_every_state(state: str, states: States, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "STALLED", 0.2)
+    monkeypatch.setattr(live, "_PAUSES", (1000.0, 1000.0))
+    with silent() as port, serving(Rtsp(Play(numbers(), frames=15, then="stall"), Play(numbers()))) as server:
+        server.plays = server.plays[state == "running" :]
+        addresses = {"connecting": f"rtsp://127.0.0.1:{port}/", "restarting": f"rtsp://127.0.0.1:{closed_port()}/"}
+        source = NetworkFrames(addresses.get(state, server.url()), states, timeout=30)
+        with read(source):
+            states.wait_for(state)
+            began = time.monotonic()
+        left = time.monotonic() - began
+    assert states.names[-1] == "ended"
+    assert left < 20, "it waits for nothing that the other side does"
+    assert list(source.frames()) == [], "what was stopped stays so"
+
+
+class Device:
+    """Behaves like `cv2.VideoCapture`: gives what it is told, frames of (height, width) or None for a failed read."""
+
+    def __init__(
+        self, *shapes: tuple[int, int] | None, opens: bool = True, wait: threading.Event | None = None
+    ) -> None:
+        self._shapes, self._opens, self._wait = iter(shapes), opens, wait
+        self.released = False
+
+    def isOpened(self) -> bool:
+        return self._opens
+
+    def read(self) -> tuple[bool, np.ndarray | None]:
+        if (shape := next(self._shapes, None)) is None:
+            if self._wait:
+                self._wait.wait(LONGEST)
+            return False, None
+        return True, np.full((*shape, 3), (200, 100, 50), np.uint8)  # blue, green, red
+
+    def release(self) -> None:
+        self.released = True
+
+
+def test_device_cameras_fail_slow_down_and_change_their_size(states: States, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = threading.Event()
+    devices = [
+        Device(opens=False),
+        Device((48, 64), (48, 64), (96, 128), None),
+        Device(),
+        Device((24, 32), wait=slow),
+    ]
+    opened = iter(devices)
+    monkeypatch.setattr(live, "STALLED", 0.2)
+    source = DeviceFrames(3, states, capture=lambda number: next(opened) if number == 3 else None)
+    with closing(source.parts()) as parts:
+        shapes = [[picture.rgb().shape for _, picture in part.frames()] for part in islice(parts, 2)]
+        assert states.wait_for("stalled").name == "camera 3"
+    slow.set()
+    assert shapes == [[(48, 64, 3)] * 3, [(24, 32, 3)]]
+    assert [(one.state, one.cause) for one in states.heard if one.cause] == [
+        ("restarting", "not found"),
+        ("restarting", "closed"),
+        ("restarting", "closed"),
+    ]
+    assert all(device.released for device in devices[:3])
+    ((_, picture),) = first(DeviceFrames(0, States(), capture=lambda number: Device((4, 4))), 1)
+    assert picture.rgb()[0, 0].tolist() == [50, 100, 200]
+
+
+def test_a_device_that_is_not_there_is_waited_for(states: States) -> None:
+    with read(DeviceFrames(999, states)):
+        assert states.wait_for("restarting", "not found", 2)
+
+
+class Scripted(LiveFrames):
+    """Does what it is told: a number of frames, then an error, for each connection."""
+
+    def __init__(self, *script: tuple[int, Exception], on_state: States) -> None:
+        super().__init__("scripted", on_state)
+        self._script = iter(script)
+
+    @contextmanager
+    def connected(self) -> Iterator[Iterator[tuple[float | None, Picture]]]:
+        count, error = next(self._script)
+
+        def frames() -> Iterator[tuple[float | None, Picture]]:
+            for _ in range(count):
+                yield None, ArrayPicture(np.zeros((8, 8, 3), np.uint8))
+            raise error
+
+        yield frames()
+
+
+def test_what_would_be_the_same_again_fails_for_good_and_faults_are_not_hidden(states: States) -> None:
+    again, large = SourceLost("refused", "no"), ClipError("scripted", "too many pixels")
+    final = SourceLost("not found", "no such device", final=True)
+    with pytest.raises(ClipError, match="scripted: no such device"):
+        list(Scripted((0, again), (2, large), (0, final), on_state=states).frames())
+    causes = [(one.state, one.cause) for one in states.heard if one.cause]
+    assert causes == [("restarting", "refused"), ("restarting", "codec"), ("failed", "not found")]
+    with pytest.raises(ZeroDivisionError):
+        list(Scripted((1, ZeroDivisionError()), on_state=States()).frames())
+
+
+def test_pauses_double_up_to_half_a_minute_and_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "_PAUSES", (1.0, 30.0))
+    assert list(islice(pauses(lambda: 0.5), 7)) == [1, 2, 4, 8, 16, 30, 30]
+    assert list(islice(pauses(lambda: 0.0), 3)) == pytest.approx([0.8, 1.6, 3.2])
+    assert max(islice(pauses(lambda: 0.999), 20)) == 30
