@@ -174,10 +174,18 @@ class EventTracker:
         stride: Seconds from one to the next.
         camera: Name of the recording.
         began: Wall clock of second 0, in Unix seconds.
+        told: Events of the camera that were told before: numbers go on.
     """
 
     def __init__(
-        self, rules: EventRules, length: float, stride: float, *, camera: str = "", began: float | None = None
+        self,
+        rules: EventRules,
+        length: float,
+        stride: float,
+        *,
+        camera: str = "",
+        began: float | None = None,
+        told: int = 0,
     ) -> None:
         self._rules = rules
         self._stride = stride
@@ -185,7 +193,7 @@ class EventTracker:
         self._camera, self._began = camera, began
         self._courses: dict[str, _Course] = {}
         self._blocked: dict[str, float] = {}  # class to the second before which none begins
-        self._count = 0
+        self._count = told
         self._last: tuple[float, WindowScores] | None = None  # the newest window, and the end of its middle
         self._fewest = 2  # windows that must know an event: 1 once the recording is known to have but one
         self._windows = 0

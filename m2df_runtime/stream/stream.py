@@ -1,15 +1,16 @@
-"""A recording as windows, their answers and events: one engine for files and whatever else gives frames in time."""
+"""A recording as windows, their answers and events: one engine for files, cameras and whatever else gives frames."""
 
 from __future__ import annotations
 
 import logging
 import math
 import os
+import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -27,16 +28,26 @@ from m2df_runtime.pixels.spec import ClipSpec
 from m2df_runtime.stream.events import Event, EventRules, EventTracker, WindowScores, clock
 from m2df_runtime.stream.frames import Frame, kept_frames
 from m2df_runtime.stream.read_ahead import read_ahead
+from m2df_runtime.stream.sources.addresses import is_address
+from m2df_runtime.stream.sources.device import DeviceFrames
 from m2df_runtime.stream.sources.file import FileFrames
 from m2df_runtime.stream.sources.given import GivenFrames
+from m2df_runtime.stream.sources.network import NetworkFrames
 from m2df_runtime.stream.sources.timed import RisingTimes, TimedFrames
 from m2df_runtime.stream.windows import Window, cut
 
 Float = NDArray[np.float32]
 Recording = (
-    Path | str | FrameSource | NDArray[np.uint8] | TimedFrames | Iterable[tuple[float, NDArray[np.uint8] | Picture]]
+    Path
+    | str
+    | int
+    | FrameSource
+    | NDArray[np.uint8]
+    | TimedFrames
+    | Iterable[tuple[float, NDArray[np.uint8] | Picture]]
 )
-"""A path, something to read frames from, all frames, or an iterator of times in seconds and frames."""
+"""A path, the address or number of a camera, something to read frames from, all frames, or an iterator of times in
+seconds and frames."""
 
 WINDOW_SECONDS = (1.0, 6.0)  # shortest and longest that is chosen: below, a window holds no action; above, several
 _STRIDES = 4  # of a window, where nothing else is said
@@ -112,7 +123,10 @@ class WindowAnswer:
 
 @dataclass(frozen=True)
 class Step:
-    """One window's answer and the events that it told of; the last has those told by the recording's end alone."""
+    """One window's answer and the events that it told of; without an answer, those told by the end of a recording.
+
+    A camera that was lost or stalled has ended so, too, and goes on with the windows after that.
+    """
 
     answer: WindowAnswer | None
     events: tuple[Event, ...]
@@ -128,6 +142,8 @@ class Counts:
         still: Those of them in which nothing moves.
         encoded: Frames encoded.
         events: Events told.
+        dropped: Frames of a camera that were not looked at, by cause: `stale` and `full` waited too long or were too
+            many, `repeated` and `late` came twice or in the wrong order.
     """
 
     frames: int = 0
@@ -135,18 +151,21 @@ class Counts:
     still: int = 0
     encoded: int = 0
     events: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
 
 
 class Stream:
-    """What happens in a recording, and when: iterate it for `Event`s.
+    """What happens in a recording or before a camera, and when: iterate it for `Event`s.
 
     Windows of `window` seconds, one every `stride` seconds, are answered by the matcher as clips are; events follow
-    from their scores. Memory does not grow with the recording. Each iteration reads the source from its start.
+    from their scores. Memory does not grow with the recording. Each iteration reads a recording from its start. A
+    camera goes on for ever, is opened again whenever it is lost, and drops frames for which there is no time.
 
     Args:
         matcher: Answers the windows; `Matcher.swap` takes effect between two of them, of a file those not yet begun.
-        source: A path (video file, frame folder, pattern or animated picture), all frames (uint8 [n, H, W, 3] RGB, 25
-            a second), a `FrameSource`, or any iterator of pairs of a time in seconds and a frame (uint8 [H, W, 3]).
+        source: A path (video file, frame folder, pattern or animated picture), the address of a camera (rtsp, http,
+            https, udp or tcp) or its number on this machine, all frames (uint8 [n, H, W, 3] RGB, 25 a second), a
+            `FrameSource`, or any iterator of pairs of a time in seconds and a frame (uint8 [H, W, 3]).
         window: Seconds of a window; None takes the median length of the support clips, between 1 and 6 s.
         stride: Seconds from one window to the next; None takes a quarter of the window. With the sampler `grid` it is
             rounded to a multiple of the window's T-th part.
@@ -154,7 +173,7 @@ class Stream:
         rules: When windows become an event.
 
     Raises:
-        InputError: A window or stride that is none, or a bank of one class.
+        InputError: A window or stride that is none, a bank of one class, or an address of another kind.
         ClipError: The file cannot be read.
 
     Example:
@@ -189,11 +208,17 @@ class Stream:
         self.counts = Counts()
         self._roi = roi
         self._source = _timed(source)
+        self._stopped = threading.Event()
 
     @property
     def name(self) -> str:
         """What events call the recording."""
         return self._source.name
+
+    def stop(self) -> None:
+        """End what goes on, from any thread: what is known until now is told. A stream stays stopped."""
+        self._stopped.set()
+        self._source.stop()
 
     def __iter__(self) -> Iterator[Event]:
         """The events, each as soon as it is known."""
@@ -218,10 +243,17 @@ class Stream:
         Raises:
             ClipError: As `windows`.
         """
-        tracker = EventTracker(self.rules, self.window, self.stride, camera=self.name, began=self._source.began)
-        self.counts = counts = Counts()
+        self.counts = Counts()
         self.matcher.model.prepare("visual", "query")
-        with closing(self._answered(counts, every)) as answered:
+        for part in self._source.parts():
+            yield from self._steps_of(part, every)
+
+    def _steps_of(self, part: TimedFrames, every: bool) -> Generator[Step]:
+        counts = self.counts
+        tracker = EventTracker(
+            self.rules, self.window, self.stride, camera=self.name, began=part.began, told=counts.events
+        )
+        with closing(self._answered(part, counts, every)) as answered:
             for window, prediction in answered:
                 if prediction is None or window.still:
                     scores = dict.fromkeys(self.matcher.bank.labels, 0.0)
@@ -230,6 +262,7 @@ class Stream:
                 answer = WindowAnswer(self.name, window.start, window.end, prediction, scores, window.still)
                 counts.windows += 1
                 counts.still += window.still
+                counts.dropped = self._source.dropped
                 events = tracker.step(answer.window_scores())
                 counts.events += sum(event.type == "new" for event in events)
                 yield Step(answer, tuple(events))
@@ -241,22 +274,25 @@ class Stream:
     def _spec(self) -> ClipSpec:
         return self.matcher.model.bundle.manifest.clip
 
-    def _answered(self, counts: Counts, every: bool) -> Generator[tuple[Window, Prediction | None]]:
+    def _answered(self, part: TimedFrames, counts: Counts, every: bool) -> Generator[tuple[Window, Prediction | None]]:
         """Windows with their answers; of a file, several are answered at once.
 
         Others wait for nothing that is yet to come: what happens is told when it is known.
         """
         once = _EncodedOnce(self.matcher) if self._spec.channels == "rgb" and self._spec.region == "full" else None
-        several = min(available_cpus(), _AT_ONCE) if self._source.any_thread and once is None else 1
+        several = min(available_cpus(), _AT_ONCE) if part.any_thread and once is None else 1
+        before = counts.encoded
         waiting: deque[tuple[Window, Future[Prediction] | None]] = deque()
 
         def first() -> tuple[Window, Prediction | None]:
             window, answer = waiting.popleft()
             prediction = answer.result() if answer else None
-            counts.encoded = once.encoded if once else counts.encoded + (answer is not None) * self._spec.frames
+            counts.encoded = (
+                before + once.encoded if once else counts.encoded + (answer is not None) * self._spec.frames
+            )
             return window, prediction
 
-        with closing(self._windows(counts)) as windows, ThreadPoolExecutor(several, "m2df windows") as pool:
+        with closing(self._windows(part, counts)) as windows, ThreadPoolExecutor(several, "m2df windows") as pool:
             try:
                 for window in windows:
                     wanted = every or not window.still
@@ -269,10 +305,17 @@ class Stream:
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _windows(self, counts: Counts) -> Generator[Window]:
-        kept = kept_frames(RisingTimes(self._source), self._spec, self.name, self._roi)
-        with closing(read_ahead(kept) if self._source.any_thread else kept) as frames:
-            yield from cut(_counted(frames, counts), self.window, self.stride, self.name)
+    def _windows(self, part: TimedFrames, counts: Counts) -> Generator[Window]:
+        kept = kept_frames(RisingTimes(part), self._spec, self.name, self._roi)
+        with closing(read_ahead(kept) if part.any_thread else kept) as frames:
+            yield from cut(self._until_stopped(frames, counts), self.window, self.stride, self.name)
+
+    def _until_stopped(self, frames: Iterable[Frame], counts: Counts) -> Iterator[Frame]:
+        for frame in frames:
+            if self._stopped.is_set():
+                return
+            counts.frames += 1
+            yield frame
 
     def _checked_stride(self, stride: float | None) -> float:
         """Seconds of a stride, on the grid where frames are chosen on one."""
@@ -323,12 +366,6 @@ class _EncodedOnce:
         return self._matcher.predict_encoded(features[None], [window.name])[0]
 
 
-def _counted(frames: Iterable[Frame], counts: Counts) -> Iterator[Frame]:
-    for frame in frames:
-        counts.frames += 1
-        yield frame
-
-
 def _seconds(what: str, value: float) -> float:
     if not _SHORTEST <= value < math.inf:  # not a number, too
         raise InputError(f"a {what} of {value} s", f"give seconds, at least {_SHORTEST}")
@@ -340,8 +377,14 @@ def _timed(source: Recording) -> TimedFrames:
         return source
     if isinstance(source, np.ndarray):
         return FileFrames(ArraySource(source))
+    if isinstance(source, int):
+        return DeviceFrames(source)
+    if isinstance(source, str) and is_address(source):
+        return NetworkFrames(source)
     if isinstance(source, FrameSource | str | os.PathLike):
         return FileFrames(source)
     if isinstance(source, Iterable):
         return GivenFrames(source)
-    raise InputError(f"a recording is a path, frames or an iterator of times and frames, not {type(source).__name__}")
+    raise InputError(
+        f"a recording is a path, a camera, frames or an iterator of times and frames, not {type(source).__name__}"
+    )

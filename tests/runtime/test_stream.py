@@ -278,8 +278,10 @@ def test_windows_that_make_no_sense_are_refused(matcher: m2df.Matcher, options: 
 def test_what_is_no_recording_is_refused(matcher: m2df.Matcher, tiny_bundle: Path, support_dir: Path) -> None:
     with pytest.raises(ClipError, match=r"gone\.mp4: no such file"):
         m2df.Stream(matcher, "gone.mp4")
-    with pytest.raises(InputError, match="not int"):
-        m2df.Stream(matcher, 3)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="not float"):
+        m2df.Stream(matcher, 3.5)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"ftp://a:\*\*\*@cam/x: not an address that is read"):
+        m2df.Stream(matcher, "ftp://a:hunter2@cam/x")
     with pytest.raises(ClipError, match="frame 1 is not a time"):
         list(m2df.Stream(matcher, [1, 2, 3]))  # type: ignore[list-item]
     for label in ("red", "green"):
