@@ -41,11 +41,13 @@ def failures(clip: Path | str, *own: type[Exception]) -> Iterator[None]:
     """Turns every way in which FFmpeg, PyAV or memory can fail into a ClipError, but for a reader's `own` errors."""
     try:
         yield
-    except (M2dfError, *own):
+    except M2dfError:
         raise
     except MemoryError as error:
         raise ClipError(clip, "not enough memory to decode it") from error
     except Exception as error:  # PyAV raises FFmpeg's errors, and for odd files ValueError, AttributeError and others
+        if isinstance(error, own):
+            raise
         reason = getattr(error, "strerror", None) or first_line(error)
         raise ClipError(clip, f"not a readable video: {reason}", "is it damaged?") from error
 

@@ -1,4 +1,4 @@
-"""What `--query` may name: a clip, a folder of clips, a glob, or `-` for paths on standard input."""
+"""What `--query` may name: a clip, a folder of clips, a glob, a camera, or `-` for such lines on standard input."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from pathlib import Path
 from m2df_runtime.clips.folder_entries import folders_below, named, passed_over
 from m2df_runtime.clips.listing import clips_below
 from m2df_runtime.errors import InputError
+from m2df_runtime.stream.sources.addresses import checked_address, device_number, is_address
+
+Query = Path | str | int
+"""Path of a clip, or the address or number of a camera."""
 
 STDIN = "-"
 _ANY_DEPTH = "**"
@@ -19,15 +23,15 @@ _ANY_DEPTH = "**"
 _log = logging.getLogger(__name__)
 
 
-def expand_queries(arguments: Sequence[str], stdin: Iterable[str]) -> list[Path]:
-    """Paths of all query clips in the order given.
+def expand_queries(arguments: Sequence[str], stdin: Iterable[str]) -> list[Query]:
+    """Paths of all query clips, and cameras, in the order given.
 
     Folders give the clips in them and in all folders below; what else is there is named in a warning. Of several
     arguments or lines, one that names nothing stays as it is, to be reported when its turn comes.
 
     Raises:
-        InputError: There is one argument and it is a URL, a glob without match or a folder without clips; or
-            there is nothing at all.
+        InputError: There is an address that is not a camera's; or one argument alone, a glob without match or a
+            folder without clips; or nothing at all.
     """
     lines: list[str] = []
     for argument in arguments:
@@ -35,10 +39,17 @@ def expand_queries(arguments: Sequence[str], stdin: Iterable[str]) -> list[Path]
     lines = [line for line in lines if line]
     if not lines:
         raise InputError("no queries: standard input was empty", "pipe one path per line into --query -")
-    queries: list[Path] = []
+    queries: list[Query] = []
     for line in lines:
+        exists = os.path.exists(line)
+        if is_address(line) and not exists:
+            queries.append(checked_address(line))
+            continue
+        if (number := device_number(line)) is not None and not exists:
+            queries.append(number)
+            continue
         try:
-            queries += _expand(line)
+            queries += expand_path(line)
         except InputError:
             if len(lines) == 1:
                 raise
@@ -46,19 +57,21 @@ def expand_queries(arguments: Sequence[str], stdin: Iterable[str]) -> list[Path]
     return queries
 
 
-def _expand(argument: str) -> list[Path]:
+def expand_path(argument: str) -> list[Path]:
+    """The clips that one argument names: a clip, a folder or a glob.
+
+    Raises:
+        InputError: A glob without match or a folder without clips.
+    """
     path = Path(argument)
     if os.path.isdir(path):  # unlike Path.is_dir, no error where the path is too long or may not be looked at
         return _folder(path)
-    if not os.path.exists(path):
-        if "://" in argument:
-            raise InputError(f"{argument}: this version reads files, not streams", "record a clip and name its file")
-        if glob.has_magic(argument):
-            matches = _wanted(sorted(_matches(path)), path)
-            if not matches:
-                raise InputError(f"{argument}: no file matches", "quote the pattern, and check the folder")
-            clips = (clip for match in matches for clip in (_folder(match) if os.path.isdir(match) else [match]))
-            return list(dict.fromkeys(clips))  # a folder matches, and so may what is in it
+    if not os.path.exists(path) and glob.has_magic(argument):
+        matches = _wanted(sorted(_matches(path)), path)
+        if not matches:
+            raise InputError(f"{argument}: no file matches", "quote the pattern, and check the folder")
+        clips = (clip for match in matches for clip in (_folder(match) if os.path.isdir(match) else [match]))
+        return list(dict.fromkeys(clips))  # a folder matches, and so may what is in it
     return [path]
 
 

@@ -213,16 +213,21 @@ def _watched(
     files = _Files(recording, rules, options, output, number)
     with closing(stream.steps(every=options.windows)) as steps:
         for step in steps:
-            if options.windows and step.answer:
-                emit_json(step.answer.record(output.topk)) if output.json else emit(step.answer.text(output.topk))
-            for event in step.events:
-                if output.json:
-                    emit_json(event.record())
-                elif event.type == "end":
-                    emit(event.text())
+            tell(step, options, output)
             files.add(step)
     files.write()
-    _say_what_it_took(stream)
+    say_what_it_took(stream)
+
+
+def tell(step: Step, options: RecordingOptions, output: Output) -> None:
+    """Print what one window said."""
+    if options.windows and step.answer:
+        emit_json(step.answer.record(output.topk)) if output.json else emit(step.answer.text(output.topk))
+    for event in step.events:
+        if output.json:
+            emit_json(event.record())
+        elif event.type == "end":
+            emit(event.text())
 
 
 class _Files:
@@ -277,14 +282,17 @@ class _Files:
             self._annotated.write(self._video, self._recording)
 
 
-def _say_what_it_took(stream: Stream) -> None:
+def say_what_it_took(stream: Stream) -> None:
+    """Tell how much was read, answered and dropped."""
     counts = stream.counts
     events, windows = (
         f"{count} {what}{'' if count == 1 else 's'}"
         for count, what in ((counts.events, "event"), (counts.windows, "window"))
     )
+    causes = ", ".join(f"{count} {cause}" for cause, count in counts.dropped.items())
+    dropped = f", {sum(counts.dropped.values())} dropped ({causes})" if causes else ""
     still = f"nothing moves in {counts.still}; " if counts.still else ""
     say(
         f"{printable(stream.name)}: {events} in {windows} of {stream.window:g} s, one every "
-        f"{stream.stride:g} s; {still}{counts.frames} frames read, {counts.encoded} encoded"
+        f"{stream.stride:g} s; {still}{counts.frames} frames read, {counts.encoded} encoded{dropped}"
     )

@@ -45,6 +45,7 @@ Examples:
   find . -name '*.mp4' | m2df-run --support actions --query - --topk 1
   m2df-run --support actions --query clip.mp4 --picture strip.png
   m2df-run --support actions --query long.mp4 --window 2    what happens when in a recording
+  m2df-run --support actions --query rtsp://camera/1 --query 0 --window 2   before two cameras
 
 --support names a folder with one sub-folder per class and one to five clips in each:
 
@@ -122,7 +123,11 @@ class RunOptions:
     help="Folder with one sub-folder per class, or a bank file.",
 )
 @click.option(
-    "--query", "queries", multiple=True, metavar="CLIP", help="Clip, folder, glob, or - for paths on stdin; repeatable."
+    "--query",
+    "queries",
+    multiple=True,
+    metavar="CLIP",
+    help="Clip, folder, glob, camera, or - for paths on stdin; repeatable.",
 )
 @click.option(
     "--bundle", type=click.Path(path_type=Path), help="Exported model. [default: newest in bundles/, else the demo's]"
@@ -195,8 +200,11 @@ def run(options: RunOptions) -> None:
     if demo and not support.is_dir():
         raise InputError("this installation has no demo clips", "use --support DIR --query CLIP")
     queries = expand_queries(options.queries or (str(demo_queries()),), _lines(sys.stdin))
-    if len(queries) == 1 and not (os.path.exists(queries[0]) or "%" in queries[0].name):
-        raise InputError(f"{queries[0]}: no such file", "check the path given to --query")
+    clips = [query for query in queries if isinstance(query, Path)]
+    if len(clips) == len(queries) == 1 and not (os.path.exists(clips[0]) or "%" in clips[0].name):
+        raise InputError(f"{clips[0]}: no such file", "check the path given to --query")
+    if len(clips) < len(queries) and options.recording is None:
+        raise click.UsageError("a camera needs --window, for example --window 2")
     path = options.bundle or (demo_bundle() if demo else None)
     region = options.roi if isinstance(options.roi, str) else None
     model = load(path, options.backend, options.precision, options.threads, region=region)
@@ -209,10 +217,15 @@ def run(options: RunOptions) -> None:
     rate = {} if options.miss_rate is None else {"miss_rate": options.miss_rate}
     matcher = Matcher(model, bank, reject=options.reject, **rate)
     if options.recording is None:
-        _classify(queries, matcher, options)
+        _classify(clips, matcher, options)
+    elif len(clips) < len(queries):
+        from m2df_runtime.commands.cameras import watch_cameras
+
+        roi = None if isinstance(options.roi, str) else options.roi
+        watch_cameras(queries, matcher, options.recording, Output(options.json, options.topk, options.picture), roi)
     else:
         roi = None if isinstance(options.roi, str) else options.roi
-        watch(queries, matcher, options.recording, Output(options.json, options.topk, options.picture), roi)
+        watch(clips, matcher, options.recording, Output(options.json, options.topk, options.picture), roi)
     if options.reject == "auto":
         say(f"rejection: {matcher.about_rejection}")
 

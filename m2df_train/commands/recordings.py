@@ -260,13 +260,13 @@ def _annotated(options: RecordingOptions, banks: Sequence[_Bank]) -> tuple[list[
         InputError: No recordings, or rows that cannot be used; each is told in a line before.
     """
     from m2df_runtime.clips.opening import open_source
-    from m2df_runtime.commands.queries import expand_queries
+    from m2df_runtime.commands.queries import expand_path
     from m2df_train.evaluation.annotations import read_annotations
 
     root = options.recordings
     sources: dict[str, FrameSource] = {}
     unread: dict[str, float] = {}  # may have rows, too
-    for path in expand_queries([str(root)], []):
+    for path in expand_path(str(root)):
         name = path.relative_to(root).as_posix()
         try:
             sources[name] = open_source(path)

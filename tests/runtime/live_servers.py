@@ -68,7 +68,7 @@ class Play:
     frames: int | None = None
     then: Fault = "close"
     fps: float = FPS
-    stamps: Callable[[int], float] = lambda number: number / FPS
+    stamps: Callable[[int], float] = lambda number: 7 + number / FPS  # 0 is none to FFmpeg
     answer: str = "200 OK"
     login: bool = False
 

@@ -166,8 +166,7 @@ def test_queries_expand_in_order(query_dir: Path, tmp_path: Path) -> None:
     assert expand_queries([str(tmp_path / "all" / "**")], []) == [frames, nested, deeper]
     assert expand_queries([str(query_dir / "[rb]*.mp4")], []) == [query_dir / "blue.mp4", query_dir / "red.mp4"]
     assert expand_queries(["-", "x.mp4"], ["a.mp4\n", "b c.mp4\r\n"]) == [Path("a.mp4"), Path("b c.mp4"), Path("x.mp4")]
-    with pytest.raises(InputError, match="files, not streams"):
-        expand_queries(["rtsp://camera/1"], [])
+    assert expand_queries(["RTSP://camera/1", "-", "0"], ["7\n", "x.mp4\n"]) == ["rtsp://camera/1", 7, Path("x.mp4"), 0]
 
 
 def test_what_a_query_folder_skips_is_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

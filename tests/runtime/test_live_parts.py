@@ -105,6 +105,13 @@ def test_times_rise_whatever_comes(pairs: list[tuple[float | None, float]]) -> N
             last = second
 
 
+def test_what_was_held_up_at_first_does_not_stay_ahead_of_its_arrival() -> None:
+    arrived = [2.0] * 50 + [2.0 + k / 25 for k in range(1, 501)]  # two seconds of frames at once, then as they happen
+    _, seconds = placed(*((k / 25, at) for k, at in enumerate(arrived)))
+    assert seconds[0] == 2.0 and seconds[50] == pytest.approx(4, abs=0.25)
+    assert seconds[-1] == pytest.approx(22, abs=0.1)
+
+
 def test_another_connection_begins_another_clock() -> None:
     times = LiveTimes()
     assert times.place(1000.0, 1.0) == 1.0

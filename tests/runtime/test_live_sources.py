@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from functools import cache
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from made_videos import number_of, numbered, write_video
 
 from m2df_runtime.clips.source import ArrayPicture, Picture
 from m2df_runtime.errors import ClipError
+from m2df_runtime.stream.policy import Freshest
 from m2df_runtime.stream.sources import live
 from m2df_runtime.stream.sources.device import DeviceFrames
 from m2df_runtime.stream.sources.live import LiveFrames, SourceLost, SourceState, pauses
@@ -56,6 +57,12 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drop nothing because the machine is busy, where a test counts frames."""
+    monkeypatch.setattr(live, "Freshest", partial(Freshest, budget=LONGEST))
+
+
+@pytest.fixture
 def states() -> States:
     return States()
 
@@ -89,16 +96,18 @@ def first(source: LiveFrames, count: int) -> list[tuple[float, Picture]]:
         return list(islice(frames, count))
 
 
+@pytest.mark.usefixtures("_patience")
 @pytest.mark.parametrize("kind", ["h264", "hevc"])
 def test_rtsp_gives_every_frame_with_its_time(kind: str, states: States) -> None:
     with serving(Rtsp(Play(numbers(kind=kind), kind))) as server:
         frames = first(NetworkFrames(server.url(), states), 30)
     assert [number_of(picture.rgb()) for _, picture in frames] == list(range(30))
-    times = [seconds for seconds, _ in frames]
-    assert np.diff(times) == pytest.approx(1 / 25, rel=0.02)  # by a hundredth of which times are drawn to the arrival
+    times = [seconds for seconds, _ in frames][1:]  # FFmpeg has no stamp for some streams' first frame
+    assert np.diff(times) == pytest.approx(1 / 25, rel=0.11)  # by a tenth of which times are drawn to the arrival
     assert states.names == ["connecting", "running", "ended"]
 
 
+@pytest.mark.usefixtures("_patience")
 def test_mpeg_ts_and_mjpeg_over_http(states: States, tmp_path: Path) -> None:
     pictures = numbered(30)
     shots = jpegs(pictures.tobytes(), pictures.shape)
@@ -163,6 +172,7 @@ def test_a_host_without_a_name_is_not_found(states: States) -> None:
         assert states.wait_for("restarting").cause == "not found"
 
 
+@pytest.mark.usefixtures("_patience")
 @pytest.mark.parametrize(
     ("then", "cause"), [("close", "closed"), ("reset", "closed"), ("half", "closed"), ("stall", "timeout")]
 )
@@ -171,7 +181,7 @@ def test_what_is_lost_comes_back_as_another_part(then: str, cause: str, states: 
     plays = [
         Play(numbers(), frames=15, then=then),
         Play(numbers(width=192), frames=15, then=then, stamps=lambda k: 5000 + k / 25),
-        Play(numbers(kind="hevc"), "hevc", fps=12.5, stamps=lambda k: k / 12.5),
+        Play(numbers(kind="hevc"), "hevc", fps=12.5, stamps=lambda k: 7 + k / 12.5),
     ]
     with serving(Rtsp(*plays)) as server:
         source = NetworkFrames(server.url(), states, timeout=1)
@@ -190,11 +200,13 @@ def test_what_is_lost_comes_back_as_another_part(then: str, cause: str, states: 
     assert len(parts[0]) >= 14
     times = [seconds for part in parts for seconds, _ in part]
     assert (np.diff(times) > 0).all()
-    assert np.diff([seconds for seconds, _ in parts[2]])[1:] == pytest.approx(1 / 12.5, rel=0.02)
+    later = [seconds for seconds, _ in parts[2]][1:]  # as above
+    assert np.diff(later) == pytest.approx(1 / 12.5, rel=0.11)
     states.wait_for("restarting", cause, 2)
     assert states.names.count("running") == 3
 
 
+@pytest.mark.usefixtures("_patience")
 def test_a_stall_ends_a_part_before_the_connection_ends(states: States, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "STALLED", 0.5)
     with (
@@ -206,13 +218,14 @@ def test_a_stall_ends_a_part_before_the_connection_ends(states: States, monkeypa
     assert states.names == ["connecting", "running", "stalled", "ended"]
 
 
+@pytest.mark.usefixtures("_patience")
 @pytest.mark.parametrize(
     "stamps",
     [
         lambda k: k / 25 + (2**32 / 90_000 - 0.4),
-        lambda k: k / 25 + (3600 if k > 12 else 0),
-        lambda k: k / 25 + (900 if k < 12 else 0),
-        lambda k: (k - (k % 5 == 4)) / 25,
+        lambda k: 50 + k / 25 + (3600 if k > 12 else 0),
+        lambda k: 50 + k / 25 + (900 if k < 12 else 0),
+        lambda k: 50 + (k - (k % 5 == 4)) / 25,
     ],
     ids=["wrap", "an hour ahead", "back", "repeat"],
 )
@@ -276,6 +289,7 @@ class Device:
         self.released = True
 
 
+@pytest.mark.usefixtures("_patience")
 def test_device_cameras_fail_slow_down_and_change_their_size(states: States, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = threading.Event()
     devices = [

@@ -29,7 +29,7 @@ STALLED = 3.0  # seconds without a frame after which windows and events do not w
 _PAUSES = (1.0, 30.0)  # seconds before a source is opened again: the first, and the longest
 _JITTER = 0.2  # part of a pause: cameras that went down together do not come back together
 _STEADY = 10.0  # seconds of frames after which the next loss is a new one, and pauses are short again
-_LEAVE = 0.5  # seconds that a reader gets to end; one that FFmpeg holds ends when that lets go
+_LEAVE = 0.3  # seconds that a reader gets to end; one that FFmpeg holds ends when that lets go
 
 _log = logging.getLogger(__name__)
 

@@ -12,7 +12,9 @@ from m2df_runtime.clips.source import DEFAULT_FPS
 _BACK = 1.0  # seconds back from which a clock has begun anew; less is a frame that comes late
 _AHEAD = 2.0  # seconds that a stamp may advance beyond what has passed: servers send what they hold in one go
 _APART = 10.0  # seconds between stamps and arrival beyond which stamps are not believed
-_SLEW = 0.01  # of the time between two frames, by which the stamps' clock is drawn to ours: no window notices
+# Of the time between two frames, by which the stamps' clock is drawn to ours: no window notices. Nothing arrives before
+# it happens, so where stamps are ahead, the first frames were held up somewhere.
+_BEHIND, _BEFORE = 0.01, 0.1
 
 
 class LiveTimes:
@@ -57,7 +59,7 @@ class LiveTimes:
                 self.jumps += 1
                 self._anchor(stamp, arrived)
             else:
-                self._offset += max(-_SLEW * step, min(error, _SLEW * step))
+                self._offset += max(-_BEFORE * step, min(error, _BEHIND * step))
         self._stamp, self._arrived = stamp, arrived
         return self._rising(stamp + self._offset)
 

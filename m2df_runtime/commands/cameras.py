@@ -1,0 +1,187 @@
+"""`m2df-run --window` with cameras: watched side by side, with recordings among them, until the end is asked for."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from m2df_runtime.commands.console import report, say
+from m2df_runtime.commands.entry import INTERRUPTED
+from m2df_runtime.commands.queries import Query
+from m2df_runtime.commands.recordings import Output, RecordingOptions, event_rules, say_what_it_took, tell
+from m2df_runtime.errors import CheckFailed, ClipError, InputError
+
+if TYPE_CHECKING:
+    from m2df_runtime import Matcher, Stream
+    from m2df_runtime.clips.source import FrameSource, Rectangle
+    from m2df_runtime.stream.sources.live import SourceState
+    from m2df_runtime.stream.sources.timed import TimedFrames
+    from m2df_runtime.stream.stream import Step
+
+_UNREAD = 64  # steps that wait for whoever reads standard output; cameras drop frames meanwhile
+_ASK = 0.1  # seconds after which a waiting thread asks whether it is still wanted
+_GRACE = 0.9  # seconds from a signal to the end, whatever does not let go
+
+
+def watch_cameras(
+    queries: Sequence[Query], matcher: Matcher, options: RecordingOptions, output: Output, roi: Rectangle | None
+) -> None:
+    """Print the events of cameras and recordings as they happen; one that fails does not stop the others.
+
+    SIGTERM ends it with what is known until then, as does Ctrl-C.
+
+    Raises:
+        InputError: The options contradict each other or need recordings alone, or the bank has one class.
+        ClipError: The only one failed for good.
+        CheckFailed: Some of several did.
+        KeyboardInterrupt: After Ctrl-C.
+    """
+    for name, asked in (
+        ("--save-clips", options.save_clips),
+        ("--save-video", options.save_video),
+        ("--picture", output.picture),
+    ):
+        if asked:
+            raise InputError(f"{name} needs recordings, and a camera is none", "leave it out, or name files alone")
+    streams, failed = [], 0
+    for query in queries:
+        try:
+            streams.append(_stream(query, matcher, options, roi))
+        except ClipError as error:
+            report(error)
+            failed += 1
+    failed += _told(streams, options, output, alone=len(queries) == 1)
+    if failed:
+        raise CheckFailed(f"{failed} of {len(queries)} could not be read to the end", "see the errors above")
+
+
+def _stream(query: Query, matcher: Matcher, options: RecordingOptions, roi: Rectangle | None) -> Stream:
+    from m2df_runtime import Stream
+    from m2df_runtime.clips.opening import open_source
+    from m2df_runtime.stream.sources.device import DeviceFrames
+    from m2df_runtime.stream.sources.network import NetworkFrames
+
+    source: FrameSource | TimedFrames
+    if isinstance(query, Path):
+        source = open_source(query)
+    elif isinstance(query, int):
+        source = DeviceFrames(query, _Said())
+    else:
+        source = NetworkFrames(query, _Said())
+    window = None if options.window == "auto" else options.window
+    return Stream(matcher, source, window=window, stride=options.stride, roi=roi, rules=event_rules(options))
+
+
+def _told(streams: Sequence[Stream], options: RecordingOptions, output: Output, *, alone: bool) -> int:
+    """Print what happens in all streams until they end. How many failed."""
+    news: queue.Queue[tuple[Stream, Step | Exception | None]] = queue.Queue(_UNREAD)
+    unwanted = threading.Event()
+    threads = [
+        threading.Thread(target=_follow, args=(stream, options.windows, news, unwanted), daemon=True)
+        for stream in streams
+    ]
+    failed, left = 0, len(streams)
+    with _until_signal(streams):
+        try:
+            for thread in threads:
+                thread.start()
+            while left:
+                stream, one = news.get()
+                if one is None:
+                    left -= 1
+                    say_what_it_took(stream)
+                elif not isinstance(one, Exception):
+                    tell(one, options, output)
+                elif alone:
+                    raise one
+                else:
+                    report(one)
+                    failed += 1
+        finally:
+            unwanted.set()
+            for stream in streams:
+                stream.stop()
+            for thread in threads:
+                thread.join()
+    return failed
+
+
+def _follow(
+    stream: Stream,
+    every: bool,
+    news: queue.Queue[tuple[Stream, Step | Exception | None]],
+    unwanted: threading.Event,
+) -> None:
+    def put(one: Step | Exception | None) -> None:
+        while not unwanted.is_set():
+            try:
+                return news.put((stream, one), timeout=_ASK)
+            except queue.Full:
+                continue
+
+    try:
+        with closing(stream.steps(every=every)) as steps:
+            for step in steps:
+                put(step)
+    except Exception as error:  # whatever it is, it stops this stream alone
+        put(error)
+    put(None)
+
+
+@contextmanager
+def _until_signal(streams: Sequence[Stream]) -> Iterator[None]:
+    """Stop all streams at SIGINT or SIGTERM, and end the process where that takes too long or is asked again.
+
+    Raises:
+        KeyboardInterrupt: At its end, where SIGINT came.
+    """
+    came: list[int] = []
+    late: list[threading.Timer] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        code = INTERRUPTED if number == signal.SIGINT else 0
+        if came:
+            os._exit(code)
+        came.append(number)
+        late.append(threading.Timer(_GRACE, os._exit, (code,)))
+        late[0].daemon = True
+        late[0].start()
+        for stream in streams:
+            stream.stop()
+
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    heard = [number for number, handler in kept.items() if handler is not signal.SIG_IGN]
+    for number in heard:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in heard:
+            signal.signal(number, kept[number])
+        for timer in late:
+            timer.cancel()
+    if signal.SIGINT in came:
+        raise KeyboardInterrupt
+
+
+class _Said:
+    """Says on standard error how a camera is, once for each change; a camera that is off is tried for days."""
+
+    def __init__(self) -> None:
+        self._last: tuple[str, str | None] | None = None
+
+    def __call__(self, state: SourceState) -> None:
+        known = (state.state, state.cause)
+        if state.state in ("ended", "failed") or known == self._last:
+            return
+        if state.state == "connecting" and self._last is not None:
+            return
+        self._last = known
+        say(state.text())

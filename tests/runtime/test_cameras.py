@@ -1,0 +1,189 @@
+"""m2df-run with cameras as a user meets it: several at once, events as lines, and an end in every state."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from live_servers import LOGIN, Play, Rtsp, closed_port, film, serving, silent
+from made_videos import write_video
+from test_live_sources import LONGEST
+from test_stream import scene
+
+import m2df_runtime as m2df
+
+WATCH = ("--window", 0.8, "--stride", 0.2)
+
+
+@cache
+def acted(colour: str, size: tuple[int, int] = (64, 48)) -> tuple[tuple[bytes, ...], ...]:
+    """Somebody acts, then nobody does."""
+    return film(scene((colour, 1.6), (None, 1.6), size=size))
+
+
+class Watching:
+    """m2df-run in a process of its own, and what it printed so far."""
+
+    def __init__(self, *arguments: object) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "m2df_runtime.commands.run", *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[2],
+            env={**os.environ},
+        )
+        self.lines: dict[str, list[str]] = {"out": [], "err": []}
+        self._news = threading.Condition()
+        streams = (("out", self.process.stdout), ("err", self.process.stderr))
+        self._readers = [threading.Thread(target=self._read, args=pair, daemon=True) for pair in streams]
+        for reader in self._readers:
+            reader.start()
+
+    def _read(self, name: str, stream: object) -> None:
+        for line in stream:  # type: ignore[attr-defined]
+            with self._news:
+                self.lines[name].append(line.rstrip("\n"))
+                self._news.notify_all()
+
+    def wait_for(self, name: str, found: Callable[[str], bool], count: int = 1) -> None:
+        """Until so many lines of standard output or error are found."""
+        with self._news:
+            enough = self._news.wait_for(lambda: sum(map(found, self.lines[name])) >= count, LONGEST)
+        assert enough, self.lines
+
+    def ended(self, number: signal.Signals) -> int:
+        """Its exit code after a signal."""
+        self.process.send_signal(number)
+        code = self.process.wait(LONGEST)
+        for reader in self._readers:
+            reader.join(LONGEST)
+        return code
+
+    def __enter__(self) -> Watching:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        for stream in (self.process.stdout, self.process.stderr):
+            stream.close()
+
+
+@pytest.fixture
+def watching(tiny_bundle: Path, support_dir: Path) -> Callable[..., Watching]:
+    m2df.SupportBank.of(m2df.load(tiny_bundle), support_dir)  # kept, as after a first call
+    return lambda *more: Watching("--bundle", tiny_bundle, "--support", support_dir, *WATCH, *more)
+
+
+def test_two_cameras_and_a_file_while_one_is_pulled_and_put_back(
+    watching: Callable[..., Watching], tmp_path: Path
+) -> None:
+    recording = write_video(tmp_path / "long.mp4", scene((None, 1), ("green", 2), (None, 1)))
+    with serving(Rtsp(Play(acted("red"), login=True))) as red, serving(Rtsp(Play(acted("blue")))) as blue:
+        login = LOGIN.replace(" ", "%20")
+        queries = ("--query", red.url(login), "--query", blue.url(), "--query", recording)
+        began = time.time()
+        with watching(*queries, "--json") as run:
+
+            def end_of(name: str) -> Callable[[str], bool]:
+                return lambda line: json.loads(line)["camera"] == name and json.loads(line)["type"] == "end"
+
+            shown = red.url("user:***")
+            for name in (shown, blue.url(), str(recording)):
+                run.wait_for("out", end_of(name))
+            blue.end()
+            run.wait_for("err", lambda line: "restarting: refused" in line)
+            so_far = len(run.lines["out"])
+            with serving(Rtsp(Play(acted("green", (96, 64))), port=blue.port)):
+                run.wait_for("out", lambda line: end_of(blue.url())(line) and json.loads(line)["label"] == "green")
+            run.wait_for("out", end_of(shown), 2)
+            assert run.ended(signal.SIGINT) == 130
+        records = [json.loads(line) for line in run.lines["out"]]
+    assert len(records) > so_far
+    labels = {name: {r["label"] for r in records if r["camera"] == name} for name in (shown, blue.url())}
+    assert labels == {shown: {"red"}, blue.url(): {"blue", "green"}}
+    for name in labels:
+        ids = [r["id"] for r in records if r["camera"] == name and r["type"] == "new"]
+        assert ids == list(range(1, len(ids) + 1)), "numbers go on when a camera comes back"
+        told = [r for r in records if r["camera"] == name]
+        assert all(began <= r["start_time"] <= r["end_time"] <= time.time() + 3 for r in told)  # held up at first
+        assert all(abs((r["end_time"] - r["start_time"]) - (r["end"] - r["start"])) < 0.01 for r in told)
+    assert {r["start_time"] for r in records if r["camera"] == str(recording)} == {None}
+    said = "\n".join(run.lines["err"])
+    assert "sesame" not in said + "\n".join(run.lines["out"]), "passwords are nowhere"
+    assert run.lines["err"][-1] == "error: interrupted"
+    changes = [line for line in run.lines["err"] if line.startswith(blue.url())]
+    assert all(one != other for one, other in pairwise(changes)), "once for each change"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_ends_in_every_state_and_tells_what_goes_on(
+    watching: Callable[..., Watching], number: signal.Signals
+) -> None:
+    """One camera says nothing, one refuses, one stalls; before one somebody acts and does not stop."""
+    acting = film(scene(("red", 4)))
+    with (
+        silent() as port,
+        serving(Rtsp(Play(acting, frames=30, then="stall"))) as stalled,
+        serving(Rtsp(Play(acting))) as running,
+    ):
+        addresses = [f"rtsp://127.0.0.1:{port}/a", f"rtsp://127.0.0.1:{closed_port()}/b", stalled.url(), running.url()]
+        with watching(*(word for address in addresses for word in ("--query", address))) as run:
+            run.wait_for("err", lambda line: line == f"{addresses[0]}: connecting")
+            for place, state in ((1, "restarting: refused"), (2, "stalled"), (3, "running")):
+                start = f"{addresses[place]}: {state}"
+                run.wait_for("err", lambda line, start=start: line.startswith(start))
+            run.wait_for("out", lambda line: line.startswith(f"{addresses[2]}: red from"))
+            code = run.ended(number)
+    assert code == (130 if number is signal.SIGINT else 0)
+    assert run.lines["out"][-1].startswith(f"{addresses[3]}: red from")
+    assert sum(" windows of 0.8 s" in line for line in run.lines["err"]) == 4
+
+
+def test_a_reader_that_leaves_ends_it(watching: Callable[..., Watching]) -> None:
+    with serving(Rtsp(Play(acted("red")))) as server, watching("--query", server.url(), "--windows", "--json") as run:
+        run.wait_for("out", lambda line: "window" in line)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), run.process.stdout.fileno())
+        assert run.process.wait(LONGEST) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--query", "rtsp://a:hunter2@cam/1"], "Error: a camera needs --window, for example --window 2"),
+        (["--query", "ftp://a:hunter2@cam/1", *WATCH], "error: ftp://a:***@cam/1: not an address that is read"),
+        (["--query", "rtsp://", *WATCH], "error: rtsp://: the address names no host"),
+        (["--query", "0", *WATCH, "--save-clips", "events"], "error: --save-clips needs recordings"),
+        (["--query", "0", *WATCH, "--picture", "a.png"], "error: --picture needs recordings"),
+        (["--query", "0", "--query", "gone.mp4", "--window", "0"], "error: a window of 0.0 s"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(run, options: list[object], message: str) -> None:
+    done = run(*options)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1].startswith(message)
+    assert "hunter2" not in done.stderr
+
+
+def test_a_stream_watches_an_address(tiny_bundle: Path, support_dir: Path) -> None:
+    model = m2df.load(tiny_bundle)
+    matcher = m2df.Matcher(model, m2df.SupportBank.of(model, support_dir))
+    with serving(Rtsp(Play(acted("blue"), frames=80), Play(acted("red")))) as server:
+        stream = m2df.Stream(matcher, server.url(), window=0.8, stride=0.2)
+        labels = []
+        for event in stream:
+            labels += [event.label] if event.type == "end" else []
+            if len(labels) == 2:
+                stream.stop()
+    assert labels[:2] == ["blue", "red"] and stream.counts.events >= 2
