@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from m2df_runtime.stream.events import Event as Event
     from m2df_runtime.stream.events import EventRules as EventRules
     from m2df_runtime.stream.stream import Stream as Stream
+    from m2df_runtime.teaching.support import Support as Support
 
 # Whoever loads ONNX Runtime in this process later: its builds from PyPI write a device's id and a database of
 # events into the user's cache, and try to send them, unless this is set before it loads.
@@ -55,6 +56,7 @@ _HOMES = {
     "Model": "backends.model",
     "Prediction": "match.results",
     "Stream": "stream.stream",
+    "Support": "teaching.support",
     "SupportBank": "bank.bank",
     "load": "backends.model",
 }
@@ -74,6 +76,7 @@ __all__ = [
     "Model",
     "Prediction",
     "Stream",
+    "Support",
     "SupportBank",
     "load",
 ]

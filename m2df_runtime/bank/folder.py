@@ -8,16 +8,21 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import unicodedata
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from m2df_runtime.clips.folder_entries import entries, named
+from m2df_runtime.bundle.prompt_texts import class_key
+from m2df_runtime.clips.folder_entries import entries, named, passed_over
 from m2df_runtime.clips.listing import clip_files, list_clips
 from m2df_runtime.clips.pictures import folder_images, frames_of
 from m2df_runtime.errors import InputError
 from m2df_runtime.files import sha256_file
 
+MAX_NAME = 255  # bytes of a name in a folder
 BACKGROUND = "_background"  # the folder of clips of nothing: no class, whatever is in it
+KEPT_FOLDER = ".m2df"  # what m2df keeps in a support folder: its bank, and what verbs took out of it
 LAYOUT_HINT = "expected one sub-folder per class with its clips inside, for example jump/clip.mp4"
 
 
@@ -82,12 +87,14 @@ class SupportFolder:
         classes: Class label (folder name) to its clips; no class is empty.
         background: Clips of what belongs to no class.
         warnings: One line for each oddity met.
+        why_no_class: What to say where there is none.
     """
 
     path: Path
     classes: dict[str, tuple[SupportClip, ...]]
     background: tuple[SupportClip, ...]
     warnings: tuple[str, ...]
+    why_no_class: str
 
     @property
     def clips(self) -> tuple[SupportClip, ...]:
@@ -95,11 +102,83 @@ class SupportFolder:
         return (*(clip for clips in self.classes.values() for clip in clips), *self.background)
 
 
+def checked_label(label: str) -> str:
+    """The label, if a class can be called so wherever it is kept.
+
+    Raises:
+        InputError: It cannot be the name of a folder, or would not be found as one.
+    """
+    if not label.strip():
+        raise InputError("a class needs a label", "name what is done, such as wave")
+    if label == BACKGROUND:
+        raise InputError(f"{label} holds clips of nothing, and is no class", "bank background adds to it")
+    shown = repr(label if len(label) <= MAX_NAME else label[:40] + "...")
+    if any(unicodedata.category(char) in ("Cc", "Cs") for char in label):
+        raise InputError(f"label {shown} holds characters that cannot be written", "take letters of any language")
+    if "/" in label or label in (".", "..") or label != label.strip():
+        raise InputError(f"label {shown} cannot be the name of a folder", "leave out / and spaces around it")
+    if passed_over(label):
+        raise InputError(f"label {shown} would be passed over as a hidden or system folder", "take another name")
+    if len(label.encode()) > MAX_NAME:
+        raise InputError(f"label {shown} takes {len(label.encode())} bytes, at most {MAX_NAME} fit", "shorten it")
+    return label
+
+
+def found_class(where: Path, labels: Iterable[str], name: str) -> str:
+    """The label among those of a support that a user means.
+
+    Raises:
+        InputError: There is none.
+    """
+    every = list(labels)
+    found = next((label for label in every if class_key(label) == class_key(name)), None)
+    if found is None:
+        raise InputError(f"{where}: no class {name!r}", f"there are: {named(every)}" if every else "it has no class")
+    return found
+
+
+def renamed_onto(labels: Iterable[str], label: str, new: str, join: bool) -> str | None:
+    """The class whose clips those of `label` join under a new name; None where the name is free.
+
+    Raises:
+        InputError: The name is taken and they are not to join, or it is not and they are; or it is no name.
+    """
+    checked_label(new)
+    others = [other for other in labels if other != label]
+    taken = next((other for other in others if class_key(other) == class_key(new)), None)
+    if taken and not join:
+        raise InputError(f"there is a class {taken!r} already", "--join makes the two one")
+    if join and not taken:
+        raise InputError(f"there is no class {new!r} to join", f"there are: {named(others)}")
+    if new == label:
+        raise InputError(f"class {label!r} is called so already", "give another name")
+    return taken
+
+
+def free_name(name: str, taken: Collection[str]) -> str:
+    """A clip's name, with a number where others have it already."""
+    stem, suffix = os.path.splitext(name)
+    names = (name, *(f"{stem}-{number}{suffix}" for number in range(2, len(taken) + 3)))
+    return next(free for free in names if free not in taken)
+
+
 def read_support(path: Path) -> SupportFolder:
     """List a support folder.
 
     Raises:
         InputError: The folder is missing or holds no class with a clip.
+    """
+    found = list_support(path)
+    if not found.classes:
+        raise InputError(f"{path}: {found.why_no_class}", LAYOUT_HINT)
+    return found
+
+
+def list_support(path: Path) -> SupportFolder:
+    """List a support folder, which may hold nothing yet.
+
+    Raises:
+        InputError: The folder is missing, or may not be listed.
     """
     if not os.path.isdir(path):  # unlike Path.is_dir, no error where it may not be looked at
         what = "is a file" if os.path.exists(path) else "no such folder"
@@ -133,13 +212,11 @@ def read_support(path: Path) -> SupportFolder:
     folders = [folder for folder in folders if folder.name != BACKGROUND]
     moving = clip_files(inside)
     loose = [entry.path.name for entry in inside if entry.path in moving]
-    if not classes:
-        raise InputError(f"{path}: {_why_no_class(folders, loose)}", LAYOUT_HINT)
-    if loose:
+    if loose and classes:
         warnings.append(f"{path}: clips outside class folders are not used: {named(loose)}")
     if len(classes) == 1:
         warnings.append(f"{path}: only one class ({next(iter(classes))}), every query will be given that label")
-    return SupportFolder(path, classes, background, tuple(warnings))
+    return SupportFolder(path, classes, background, tuple(warnings), _why_no_class(folders, loose))
 
 
 def _why_no_class(folders: list[Path], loose: list[str]) -> str:

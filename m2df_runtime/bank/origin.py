@@ -55,6 +55,15 @@ class Origin(ABC):
     def frames(self, look: ClipSpec) -> NDArray[np.uint8]:
         """Its frames to be drawn, uint8 [T, S, S, 3]. Raises ClipError where nothing is left to look at."""
 
+    @abstractmethod
+    def restored(self, folder: Path, name: str | None = None) -> Path:
+        """Write the clip into a folder, under its own name or another.
+
+        Raises:
+            ClipError: It is not there, or damaged.
+            OSError: The folder cannot be written.
+        """
+
     @property
     @abstractmethod
     def has_clip(self) -> bool:
@@ -101,18 +110,32 @@ class OnDisk(Origin):
         """See `Origin.frames`."""
         return shown_frames(open_source(self._clip.path), look)
 
+    def restored(self, folder: Path, name: str | None = None) -> Path:
+        """See `Origin.restored`."""
+        path = self._clip.path
+        target = folder / (name or path.name)
+        if not path.is_dir():
+            _write(target, _blocks_of(path))
+            return target
+        try:
+            frames = frames_of(path)[0]
+        except OSError as error:
+            raise ClipError(path, error.strerror or str(error), "check the folder") from None
+        target.mkdir()
+        for frame in frames:
+            _write(target / frame.name, _blocks_of(frame))
+        return target
+
     def _blocks(self, strip: bytes, paths: list[Path], sizes: list[int]) -> Iterator[bytes]:
         yield strip
         for path, size in zip(paths, sizes, strict=True):
-            try:
-                with open_regular(path) as file:
-                    left = size
-                    while left and (block := file.read(min(left, _BLOCK))):
-                        left -= len(block)
-                        yield block
-            except OSError as error:
-                raise ClipError(path, error.strerror or str(error), "check the folder") from None
-            if left:
+            read = 0
+            for block in _blocks_of(path):
+                read += len(block)
+                if read > size:
+                    break
+                yield block
+            if read != size:
                 raise ClipError(path, "it changed while it was read", "try again")
 
 
@@ -165,20 +188,13 @@ class InBank(Origin):
         return np.ascontiguousarray(every[np.linspace(0, len(every) - 1, look.frames).round().astype(int)])
 
     def restored(self, folder: Path, name: str | None = None) -> Path:
-        """Write the clip into a folder, under its own name or another.
-
-        Raises:
-            ClipError: It does not match its digest.
-            OSError: The folder cannot be written.
-        """
+        """See `Origin.restored`."""
         target = folder / (name or self._entry.name.partition("/")[2])
         place = self._place + (self._entry.strip.bytes if self._entry.strip else 0)
         for file in self._entry.files:
             path = target if file.name is None else target / file.name
             path.parent.mkdir(exist_ok=True)
-            with path.open("xb") as opened:
-                for block in self._read(place, file.bytes):
-                    opened.write(block)
+            _write(path, self._read(place, file.bytes))
             place += file.bytes
         if SupportClip(target, self._entry.name, clip_stamp(target)).digest() != self._entry.digest:
             raise ClipError(self.name, "the clip does not match its hash, the bank was damaged", _HINT)
@@ -194,6 +210,25 @@ class InBank(Origin):
                 raise ClipError(self.name, "the bank ends early", "copy it again")
             place, count = place + len(block), count - len(block)
             yield block
+
+
+def _blocks_of(path: Path) -> Iterator[bytes]:
+    try:
+        with open_regular(path) as file:
+            while block := file.read(_BLOCK):
+                yield block
+    except OSError as error:
+        raise ClipError(path, error.strerror or str(error), "check the path") from None
+
+
+def _write(target: Path, blocks: Iterator[bytes]) -> None:
+    """A new file. Raises OSError that names it."""
+    try:
+        with target.open("xb") as file:
+            for block in blocks:
+                file.write(block)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(target)) from error
 
 
 def _jpeg(frames: NDArray[np.uint8]) -> bytes:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from m2df_runtime.bank.changes import settled
 from m2df_runtime.bank.contents import (
     BankClass,
     BankClip,
@@ -26,7 +27,7 @@ from m2df_runtime.bank.contents import (
     make_classes,
     read_stored,
 )
-from m2df_runtime.bank.folder import BACKGROUND, SupportClip, SupportFolder, read_support
+from m2df_runtime.bank.folder import BACKGROUND, KEPT_FOLDER, SupportClip, SupportFolder, read_support
 from m2df_runtime.bank.origin import OnDisk
 from m2df_runtime.errors import CheckFailed, ClipError, InputError
 from m2df_runtime.progress import Progress, silent
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
 
 Float = NDArray[np.float32]
 
-BANK_FOLDER = ".m2df"
-
 _log = logging.getLogger(__name__)
 
 
@@ -53,16 +52,32 @@ def folder_bank(
     *,
     in_cache: bool = False,
     progress: Progress = silent,
+    known: Mapping[str, Encoded] | None = None,
+    calibrated: bool = True,
 ) -> BankContents:
-    """See `SupportBank.of`."""
+    """See `SupportBank.of`.
+
+    Args:
+        folder: The support folder.
+        model: The opened bundle.
+        rules: Labels to prompts.
+        in_cache: See `SupportBank.of`.
+        progress: See `SupportBank.of`.
+        known: Clips that are encoded already, by their content hashes.
+        calibrated: False leaves that to the next use: it may take seconds.
+
+    Raises:
+        InputError: See `SupportBank.of`.
+    """
     paths = _free(bank_paths(folder, model.bundle, in_cache=in_cache))
     old = _load_first(paths, model)
-    support = read_support(folder)
-    for warning in support.warnings:
-        _log.warning("%s", warning)
-    digests = _digests(support, old)
-    distinct = _distinct(support, digests)
-    encoded = _encoded(distinct, model, old, progress)
+    with settled(folder, create=not in_cache):
+        support = read_support(folder)
+        for warning in support.warnings if known is None else ():  # told when it is matched with
+            _log.warning("%s", warning)
+        digests = digests_of(support, old)
+        distinct = _distinct(support, digests)
+        encoded = _encoded(distinct, model, old, progress, known or {})
     total = len(support.clips)
     left_out = total - len(digests) + len(set(distinct.values()) - encoded.keys())
     if left_out > 1:  # of one, its own line says it
@@ -73,7 +88,7 @@ def folder_bank(
     bank = BankContents(classes, keys_of(model.bundle), background=background)
     if old and _calibrated_from(old) == _calibrated_from(bank):
         bank = replace(bank, calibration=old.calibration)
-    bank = bank.calibrated(model)
+    bank = bank.calibrated(model) if calibrated else bank
     if old is None or _described(old) != _described(bank):
         _store(bank, paths)
     return bank
@@ -84,10 +99,26 @@ def bank_paths(folder: Path, bundle: Bundle, *, in_cache: bool = False) -> list[
 
     The name carries the visual key, so bundles that share encoder and preprocessing share features.
     """
-    key = bundle.key("visual")[:16]
+    key = bundle.key("visual")
     resolved = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
-    cached = cache_dir("banks") / f"{resolved}-{key}.bank"
-    return [cached] if in_cache else [folder / BANK_FOLDER / f"{key}.bank", cached]
+    cached = cache_dir("banks") / f"{resolved}-{key[:16]}.bank"
+    return [cached] if in_cache else [folder / bank_name(key), cached]
+
+
+def known_banks(folder: Path) -> list[Path]:
+    """The banks that are kept of a folder, of whatever bundle: newest first."""
+    resolved = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
+    present = [*(folder / KEPT_FOLDER).glob("*.bank"), *cache_dir("banks").glob(f"{resolved}-*.bank")]
+    times = []
+    for path in present:
+        with suppress(OSError):
+            times.append((path.stat().st_mtime_ns, path))
+    return [path for _, path in sorted(times, reverse=True)]
+
+
+def bank_name(visual_key: str) -> str:
+    """Where the bank is in its support folder."""
+    return f"{KEPT_FOLDER}/{visual_key[:16]}.bank"
 
 
 def _free(paths: Sequence[Path]) -> list[Path]:
@@ -145,7 +176,12 @@ def _store(bank: BankContents, paths: Sequence[Path]) -> None:
     _log.warning("the support bank is not kept: %s", problem)
 
 
-def _digests(support: SupportFolder, old: BankContents | None) -> dict[str, str]:
+def kept_bank(folder: Path, model: Model) -> BankContents | None:
+    """The bank of a folder as it was kept when it was last used, if it was."""
+    return _load_first(_free(bank_paths(folder, model.bundle)), model)
+
+
+def digests_of(support: SupportFolder, old: BankContents | None) -> dict[str, str]:
     """Content hash of every readable clip; hashed only where its stamp differs from the last visit."""
     known = {clip.name: clip for clip in old.clips.values()} if old else {}
     digests = {}
@@ -180,13 +216,17 @@ def _distinct(support: SupportFolder, digests: Mapping[str, str]) -> dict[Suppor
 
 
 def _encoded(
-    clips: Mapping[SupportClip, str], model: Model, old: BankContents | None, progress: Progress
+    clips: Mapping[SupportClip, str],
+    model: Model,
+    old: BankContents | None,
+    progress: Progress,
+    known: Mapping[str, Encoded],
 ) -> dict[str, Encoded]:
     """Content hash to features and length; clips that cannot be read are named and left out."""
-    known = old.clips if old else {}
-    kept = [known[digest] for digest in clips.values() if digest in known]
-    encoded = {clip.digest: Encoded(clip.features, clip.seconds) for clip in kept}
-    new = [(clip, digest) for clip, digest in clips.items() if digest not in known]
+    kept = old.clips if old else {}
+    every = {**known, **{digest: Encoded(clip.features, clip.seconds) for digest, clip in kept.items()}}
+    encoded = {digest: every[digest] for digest in clips.values() if digest in every}
+    new = [(clip, digest) for clip, digest in clips.items() if digest not in every]
     with progress("encoding support clips", len(new)) as advance:
         for clip, digest in new:
             try:

@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 
 import click
+from click.core import ParameterSource
 
+from m2df_runtime.commands.bank import bank
 from m2df_runtime.commands.console import M2dfGroup, emit, emit_json, main_entry, progress, report, say
+from m2df_runtime.commands.options import engine_options
 from m2df_runtime.commands.recordings import (
     LONG,
     Output,
@@ -24,7 +27,7 @@ from m2df_runtime.commands.recordings import (
     say_how_to_watch,
     watch,
 )
-from m2df_runtime.engine_names import BACKENDS, PRECISIONS, BackendName, Precision
+from m2df_runtime.engine_names import BackendName, Precision
 from m2df_runtime.errors import CheckFailed, ClipError, InputError
 
 if TYPE_CHECKING:
@@ -46,6 +49,7 @@ Examples:
   m2df-run --support actions --query clip.mp4 --picture strip.png
   m2df-run --support actions --query long.mp4 --window 2    what happens when in a recording
   m2df-run --support actions --query rtsp://camera/1 --query 0 --window 2   before two cameras
+  m2df-run bank add --support actions --label wave a.mp4 b.mp4    teach an action
 
 --support names a folder with one sub-folder per class and one to five clips in each:
 
@@ -115,7 +119,7 @@ class RunOptions:
             raise click.UsageError(f"--miss-rate is of --reject auto, not of --reject {self.reject}")
 
 
-@click.command("m2df-run", cls=M2dfGroup, epilog=EXAMPLES, subcommand_metavar="")
+@click.group("m2df-run", cls=M2dfGroup, epilog=EXAMPLES)
 @click.option(
     "--support",
     type=click.Path(path_type=Path),
@@ -128,20 +132,6 @@ class RunOptions:
     multiple=True,
     metavar="CLIP",
     help="Clip, folder, glob, camera, or - for paths on stdin; repeatable.",
-)
-@click.option(
-    "--bundle", type=click.Path(path_type=Path), help="Exported model. [default: newest in bundles/, else the demo's]"
-)
-@click.option(
-    "--backend",
-    type=click.Choice(BACKENDS),
-    default="auto",
-    show_default=True,
-)
-@click.option(
-    "--precision",
-    type=click.Choice(PRECISIONS),
-    help="[default: fastest that passed its parity check]",
 )
 @click.option("--topk", type=click.IntRange(1), default=5, show_default=True, help="Classes to list per query.")
 @click.option("--json", is_flag=True, help="One JSON object per query and line.")
@@ -176,11 +166,20 @@ class RunOptions:
     help="Write a filmstrip of each prediction, or the time line of a recording.",
 )
 @recording_options
-@click.option("--threads", type=click.IntRange(1, 256), help="CPU threads. [default: the cores it may use]")
+@engine_options
 def cli(**options: Any) -> None:  # noqa: ANN401 - click hands over every option by name
     """Classify query clips, or find events in recordings, with one to five example clips per class."""
+    context = click.get_current_context()
+    if context.invoked_subcommand is not None:
+        given = [name for name in options if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+        if given:
+            raise click.UsageError(f"options of {context.invoked_subcommand} stand after its verb")
+        return
     recording = RecordingOptions.taken_from(options)
     run(RunOptions(**options, recording=recording))
+
+
+cli.add_command(bank)
 
 
 def run(options: RunOptions) -> None:
@@ -211,11 +210,11 @@ def run(options: RunOptions) -> None:
     labels = read_labels(options.labels) if options.labels else {}
     described = bool(labels) or options.prompt is not None
     rules = model.bundle.manifest.text.rules.over(labels, options.prompt) if described else None
-    bank = SupportBank.of(model, support, rules, in_cache=demo, progress=progress)
+    taught = SupportBank.of(model, support, rules, in_cache=demo, progress=progress)
     if options.labels:
-        warn_unmatched(options.labels, labels, bank.labels)
+        warn_unmatched(options.labels, labels, taught.labels)
     rate = {} if options.miss_rate is None else {"miss_rate": options.miss_rate}
-    matcher = Matcher(model, bank, reject=options.reject, **rate)
+    matcher = Matcher(model, taught, reject=options.reject, **rate)
     if options.recording is None:
         _classify(clips, matcher, options)
     elif len(clips) < len(queries):

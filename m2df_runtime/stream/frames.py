@@ -49,7 +49,7 @@ def kept_frames(
     """
     needs_grey = spec.channels != "rgb" or spec.region == "motion"
     needs_colour = spec.channels != "motion"
-    watch = _MotionWatch()
+    watch = MotionWatch()
     for number, (time, whole) in enumerate(frames):
         picture = whole if roi is None else CroppedPicture(whole, roi, name)
         grey = picture.grey(SCENE_SIDE)
@@ -88,7 +88,7 @@ class _Colour(Picture):
         return self._frame
 
 
-class _MotionWatch:
+class MotionWatch:
     """Tells of each frame whether the picture differs from the one a third of a second before."""
 
     def __init__(self) -> None:

@@ -83,7 +83,7 @@ def anew(folder: Path, model: Model, place: Path) -> SupportBank:
 
 
 def only_file(folder: Path) -> Path:
-    (path,) = (folder / ".m2df").iterdir()
+    (path,) = (folder / ".m2df").glob("*.bank")
     return path
 
 
@@ -330,7 +330,7 @@ def test_other_preprocessing_has_a_bank_of_its_own(support_dir: Path, model: Cou
     cropped.bundle = model.bundle.with_clip(clip)
     second = update(support_dir, cropped)
     assert second == (6, 3, 3 + 6)
-    assert len(list((support_dir / ".m2df").iterdir())) == 2
+    assert len(list((support_dir / ".m2df").glob("*.bank"))) == 2
     assert update(support_dir, model) == (0, 0, 0)
 
 
@@ -401,7 +401,7 @@ def test_a_full_disk_costs_the_bank_and_not_the_answer(
     (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert record.getMessage().endswith(".bank: File too large")
     for path in bank_paths(support_dir, model.bundle):
-        assert not list(path.parent.glob("*" if path.parent.name == ".m2df" else path.name))
+        assert not list(path.parent.glob("*.bank" if path.parent.name == ".m2df" else path.name))
     assert update(support_dir, model) == (6, 3, 3 + 6)
 
 
@@ -445,7 +445,7 @@ def test_names_that_are_not_unicode_work_without_a_file(
     except OSError:
         pytest.skip("this file system takes Unicode names only")
     assert label in of(support_dir, model).labels
-    assert not list((support_dir / ".m2df").glob("*"))
+    assert not list((support_dir / ".m2df").glob("*.bank"))
     assert "a class or clip has a name that is not Unicode" in caplog.text
 
 
