@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from m2df_runtime.stream.events import EventRules as EventRules
     from m2df_runtime.stream.stream import Stream as Stream
     from m2df_runtime.teaching.support import Support as Support
+    from m2df_runtime.teaching.watch import SupportWatch as SupportWatch
 
 # Whoever loads ONNX Runtime in this process later: its builds from PyPI write a device's id and a database of
 # events into the user's cache, and try to send them, unless this is set before it loads.
@@ -58,6 +59,7 @@ _HOMES = {
     "Stream": "stream.stream",
     "Support": "teaching.support",
     "SupportBank": "bank.bank",
+    "SupportWatch": "teaching.watch",
     "load": "backends.model",
 }
 
@@ -78,6 +80,7 @@ __all__ = [
     "Stream",
     "Support",
     "SupportBank",
+    "SupportWatch",
     "load",
 ]
 

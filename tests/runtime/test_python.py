@@ -53,7 +53,16 @@ def test_examples_in_docstrings_run(module: str, user: Path) -> None:
 
 def test_every_public_class_and_verb_has_an_example() -> None:
     used = (m2df.load, m2df.SupportBank, m2df.SupportBank.add, m2df.SupportBank.save, m2df.LabelRules, m2df.FrameSource)
-    for thing in (*used, m2df.Matcher, m2df.Matcher.predict, m2df.Matcher.swap, m2df.Prediction, m2df.ClipError):
+    for thing in (
+        *used,
+        m2df.Support,
+        m2df.SupportWatch,
+        m2df.Matcher,
+        m2df.Matcher.predict,
+        m2df.Matcher.swap,
+        m2df.Prediction,
+        m2df.ClipError,
+    ):
         assert ">>> " in thing.__doc__, thing
 
 
