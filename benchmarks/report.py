@@ -187,6 +187,30 @@ def scaling(record: Record, stem: str, files: Files) -> str:
     return "\n".join(out)
 
 
+def teaching(record: Record, stem: str, files: Files) -> str:
+    """Adding an action to many, and listing them."""
+    settings, targets = record["settings"], record["targets"]
+    names = {
+        "add_s": f"add a class of {settings['new']} clips to {settings['classes']} classes",
+        "encode_s": "encode its clips, by itself",
+        "beside_encoding_s": "the difference",
+        "calibration_s": f"calibrate after that ({settings['classes']} classes of {settings['shots']} clips)",
+        "list_s": f"`m2df-run bank list`, {settings['listed']} classes, whole process",
+        "list_clock_s": "the same by the clock",
+    }
+    rows = [
+        [what, *(_percentiles(record[kind][name], "s") for kind in ("folder", "file")), str(targets.get(name, ""))]
+        for name, what in names.items()
+    ]
+    return "\n".join(
+        [
+            "## Teaching\n",
+            _machine(record["environment"]),
+            _table(["processor seconds", "support folder", "bank file", "budget"], rows),
+        ]
+    )
+
+
 def startup(record: Record, stem: str, files: Files) -> str:
     """A fresh process."""
     overhead, answer = record["overhead_ms"], record["answer_ms"]
@@ -396,6 +420,7 @@ SECTIONS: dict[str, Callable[[Record, str, Files], str]] = {
     "latency": latency,
     "scaling": scaling,
     "startup": startup,
+    "teaching": teaching,
     "evaluation": evaluation,
     "training": training,
     "accuracy": accuracy,

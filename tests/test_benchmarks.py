@@ -230,6 +230,18 @@ def test_startup_measures_processes_and_what_is_installed(
     assert "Start-up" in build(out.parent)[PAGE]
 
 
+def test_teaching_measures_both_kinds_of_support(tiny_bundle: Path, tmp_path: Path, run_module) -> None:
+    out = tmp_path / "results" / "teaching.json"
+    done = run_module(
+        "benchmarks.teaching", "--bundle", tiny_bundle, "--classes", 3, "--listed", 4, "--rounds", 2, "--out", out
+    )
+    assert done.returncode == 0, done.stderr
+    record = json.loads(out.read_text())
+    for kind in ("folder", "file"):
+        assert {*record["targets"], "add_s", "encode_s"} <= set(record[kind])
+    assert "## Teaching" in build(out.parent)[PAGE]
+
+
 def test_percentiles_have_their_closed_form_and_show_a_drift() -> None:
     values = percentiles([float(v) for v in [*range(0, 101, 2), *range(1, 101, 2)]])
     assert [values[name] for name in ("p50", "p90", "p95", "p99", "min")] == [50, 90, 95, 99, 0]
