@@ -34,6 +34,7 @@ Examples:
   m2df-eval --checkpoint runs/mine --shot 1,5 --report report.html
   m2df-eval --checkpoint runs/mine --split validation,test
   m2df-eval --recordings days --annotations events.csv --support actions/ --tune
+  m2df-eval --recordings quiet_days --support actions/
   m2df-eval --dataset ucf101 --data UCF-101 --split-files CLIP-MDMF/splits/ucf_ARN
 """
 CACHE_BYTES = 10 << 30

@@ -34,7 +34,7 @@ class RecordingOptions:
     """How m2df-eval looks at recordings; None takes the default of `Stream`, `EventRules` and `Matcher`."""
 
     recordings: Path
-    annotations: Path
+    annotations: Path | None
     support: Path | None
     tune: bool
     ignore: tuple[str, ...]
@@ -53,7 +53,7 @@ class RecordingOptions:
         """The options of recordings out of all options; None where episodes are asked for.
 
         Raises:
-            UsageError: Options of both, or recordings without annotations or support clips.
+            UsageError: Options of both, or recordings without support clips.
         """
         own = {one.name: options.pop(one.name) for one in fields(cls)}
         given = {name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
@@ -61,8 +61,8 @@ class RecordingOptions:
             if strangers := sorted(given & own.keys()):
                 raise click.UsageError(f"--{strangers[0].replace('_', '-')} needs --recordings DIR")
             return None
-        if own["annotations"] is None:
-            raise click.UsageError("--recordings needs --annotations CSV: columns recording,start,end,label")
+        if own["annotations"] is None and own["tune"]:
+            raise click.UsageError("--tune needs --annotations CSV: columns recording,start,end,label")
         if own["support"] is None and options["compare"] is None:
             raise click.UsageError("--recordings needs --support DIR: a folder with one sub-folder of clips per class")
         if strangers := sorted(given - own.keys() - {*SHARED}):
@@ -90,7 +90,10 @@ def recording_options(command: Command) -> Command:
             "--recordings", type=path, metavar="DIR", help="Long recordings: measure the events that are found in them."
         ),
         click.option(
-            "--annotations", type=path, metavar="CSV", help="What happens in them: recording,start,end,label."
+            "--annotations",
+            type=path,
+            metavar="CSV",
+            help="What happens in them: recording,start,end,label. [nothing: every event is a false alarm]",
         ),
         click.option("--support", type=path, metavar="DIR", help="Support clips, as of m2df-run, or a bank's file."),
         click.option("--tune", is_flag=True, help="Propose options of events, with recall against false alarms."),
@@ -279,6 +282,8 @@ def _annotated(options: RecordingOptions, banks: Sequence[_Bank]) -> tuple[list[
             f"--ignore {missing[0]}: no class is called so", f"there are {', '.join(dict.fromkeys(taught))}"
         )
     known = [label for label in taught if label not in options.ignore]
+    if options.annotations is None:
+        return [_Annotated(name, source, ()) for name, source in sources.items()], len(unread)
     lengths = {name: source.duration for name, source in sources.items()}
     actions, wrong = read_annotations(options.annotations, lengths | unread, known)
     for row in wrong:

@@ -168,20 +168,16 @@ def _title(result: MeasuredEvents) -> str:
 
 def _found(result: MeasuredEvents) -> Iterator[str]:
     found = result.measures
+    if not found.tally.counts[0].true:
+        yield f"  nothing is said to happen in them: all of the {found.tally.counts[0].found} events are false alarms"
+        yield _alarm_line(found.tally)
+        return
     for iou, counts in zip(IOUS, found.tally.counts, strict=True):
         yield (
             f"  at IoU {iou:g}: F1 {_percent(counts.f1)}, precision {_percent(counts.precision)}, recall "
             f"{_percent(counts.recall)}: {counts.matched} of {counts.true} actions, {counts.found} events"
         )
-    total = found.tally
-    if total.background:
-        upper = poisson_upper(total.false_alarms, total.hours)
-        yield (
-            f"  false alarms: {total.false_alarms} in {total.hours:.2f} h of background, {_rate(total)} per hour, "
-            f"at most {upper:.1f} with 95 % confidence"
-        )
-    else:
-        yield "  false alarms: not measured, there is no background"
+    yield _alarm_line(found.tally)
     yield f"  other wrong events: {found.mistaken} in an action of another class, {found.repeated} beside or twice"
     for recall, choice in result.at_recalls.items():
         reached = (
@@ -195,6 +191,15 @@ def _found(result: MeasuredEvents) -> Iterator[str]:
         yield (
             f"  told {delay['median']:.1f} s after an action begins (median; one in ten more than {delay['p90']:.1f} s)"
         )
+
+
+def _alarm_line(total: Tally) -> str:
+    if not total.background:
+        return "  false alarms: not measured, there is no background"
+    return (
+        f"  false alarms: {total.false_alarms} in {total.hours:.2f} h of background, {_rate(total)} per hour, "
+        f"at most {poisson_upper(total.false_alarms, total.hours):.1f} with 95 % confidence"
+    )
 
 
 def _classes(found: EventMeasures) -> Iterator[str]:
