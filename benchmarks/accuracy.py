@@ -14,7 +14,9 @@ import math
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import numpy as np
@@ -30,11 +32,24 @@ from m2df_runtime.errors import InputError
 from m2df_runtime.pixels.load import load_clip
 from m2df_train.data.clips import LabelledClip, clip_groups, folder_clips
 from m2df_train.data.episodes import EpisodeIndices, EpisodeSampler
+from m2df_train.evaluation.open_set import OpenAnswers, open_set
 
 Float = NDArray[np.float32]
-# From an episode to the class each query is given, int64 [W * Q], queries in the order of their classes.
-Answer = Callable[[EpisodeIndices], NDArray[np.int64]]
 MODEL = "bundle"
+
+
+class Given(NamedTuple):
+    """The class that each query of an episode is given, of the first `way`, and its distance; both [(W + U) * Q].
+
+    Queries stand in the order of their classes.
+    """
+
+    classes: NDArray[np.int64]
+    distances: NDArray[np.float64]
+
+
+# From an episode and how many of its classes are known to what its queries are given.
+Answer = Callable[[EpisodeIndices, int], Given]
 
 
 def bundle_answers(session: Model, clips: Sequence[LabelledClip], texts: ClassTexts) -> Answer:
@@ -49,12 +64,17 @@ def bundle_answers(session: Model, clips: Sequence[LabelledClip], texts: ClassTe
             advance(1)
     values = np.stack(features)  # (N, T, D)
 
-    def answer(episode: EpisodeIndices) -> NDArray[np.int64]:
-        pairs = zip(episode.classes.tolist(), episode.support, strict=True)
+    def answer(episode: EpisodeIndices, way: int) -> Given:
+        pairs = zip(episode.classes[:way].tolist(), episode.support[:way], strict=True)
         prototypes = np.stack([session.prototypes(values[chosen], prompts[c : c + 1]) for c, chosen in pairs])
-        return session.match(values[episode.query.ravel()], prompts[episode.classes], prototypes).logits.argmax(axis=1)
+        scores = session.match(values[episode.query.ravel()], prompts[episode.classes[:way]], prototypes)
+        return _given(scores.distances.sum(axis=1), scores.logits.argmax(axis=1))
 
     return answer
+
+
+def _given(distances: Float, classes: NDArray[np.int64]) -> Given:
+    return Given(classes, distances[np.arange(len(classes)), classes].astype(np.float64))
 
 
 def descriptor_answers(clips: Sequence[LabelledClip]) -> dict[str, Answer]:
@@ -69,28 +89,46 @@ def descriptor_answers(clips: Sequence[LabelledClip]) -> dict[str, Answer]:
 
     def answer_of(descriptor: Descriptor) -> Answer:
         values = descriptor.clips
-        return lambda episode: descriptor.distances(
-            values[episode.query.ravel()], values[episode.support].mean(axis=1)
-        ).argmin(axis=1)
+
+        def answer(episode: EpisodeIndices, way: int) -> Given:
+            means = values[episode.support[:way]].mean(axis=1)
+            distances = descriptor.distances(values[episode.query.ravel()], means)
+            return _given(distances, distances.argmin(axis=1))
+
+        return answer
 
     described = describe(np.stack([a for a, _ in pixels]), np.stack([b for _, b in pixels]))
     return {name: answer_of(descriptor) for name, descriptor in described.items()}
 
 
-def compare(answers: dict[str, Answer], sampler: EpisodeSampler, episodes: int) -> dict[str, dict[str, object]]:
-    """Accuracy of every subject in percent, and the bundle's lead over it, each with a 95 % interval's half width."""
-    correct: dict[str, list[float]] = {name: [] for name in answers}
-    with progress(f"{sampler.way}-way {sampler.shot}-shot", episodes) as advance:
+def compare(
+    answers: dict[str, Answer], sampler: EpisodeSampler, episodes: int, unknown: int = 0
+) -> dict[str, dict[str, object]]:
+    """Accuracy of every subject in percent, and the bundle's lead over it, each with a 95 % interval's half width.
+
+    The last `unknown` classes of an episode are in no support set; with them, how well they are told from the others.
+    """
+    way = sampler.way - unknown
+    known = np.repeat(np.arange(sampler.way), sampler.query) < way
+    truth = np.repeat(np.arange(way), sampler.query)
+    given: dict[str, list[Given]] = {name: [] for name in answers}
+    with progress(f"{way}-way {sampler.shot}-shot", episodes) as advance:
         for episode in sampler.episodes(episodes):
-            truth = np.repeat(np.arange(sampler.way), sampler.query)
             for name, answer in answers.items():
-                correct[name].append(float(np.mean(answer(episode) == truth)))
+                given[name].append(answer(episode, way))
             advance(1)
-    scores = {name: np.asarray(values) for name, values in correct.items()}
+    right = {name: np.stack([one.classes[known] == truth for one in found]) for name, found in given.items()}
+    scores = {name: values.mean(axis=1) for name, values in right.items()}
     out: dict[str, dict[str, object]] = {name: _interval(values) for name, values in scores.items()}
     for name, values in scores.items():
         if name != MODEL:
             out[name]["bundle_leads_by"] = _interval(scores[MODEL] - values)
+        if unknown:
+            distances = np.stack([one.distances for one in given[name]])
+            told = OpenAnswers(distances[:, known], right[name], distances[:, ~known])
+            found = open_set(told, way, unknown)
+            measures = {measure: getattr(found, measure) for measure in ("auroc", "false_positives", "oscr")}
+            out[name]["open_set"] = {measure: [*asdict(value).values()] for measure, value in measures.items()}
     return out
 
 
@@ -124,6 +162,7 @@ def _numbers(_ctx: click.Context, _parameter: click.Parameter, value: Sequence[s
 @click.option("--labels", type=click.Path(path_type=Path), help="CSV with columns class,text.")
 @click.option("--groups", metavar="REGEX", help="First capture group in a clip's name: never both support and query.")
 @click.option("--way", type=click.IntRange(2), default=5)
+@click.option("--open-set", "unknown", type=click.IntRange(0), default=0, help="Further classes in no support set.")
 @click.option("--shot", multiple=True, default=("1", "5"), callback=_numbers)
 @click.option("--query", type=click.IntRange(1), default=1)
 @click.option("--episodes", type=click.IntRange(1), default=1000)
@@ -137,6 +176,7 @@ def cli(
     labels: Path | None,
     groups: str | None,
     way: int,
+    unknown: int,
     shot: tuple[int, ...],
     query: int,
     episodes: int,
@@ -145,23 +185,23 @@ def cli(
 ) -> None:
     """Compare a bundle with hand-made descriptors, episode by episode."""
     machine, target = Machine(), out or RESULTS / "accuracy.json"
-    filed = _earlier(target)
+    filed = earlier(target)
     clips, _ = folder_clips(data, classes.split(",") if classes else None)
     sides = clip_groups([clip.name for clip in clips], groups) if groups else None
     samplers = [
-        EpisodeSampler([clip.label for clip in clips], way=way, shot=k, query=query, seed=seed, groups=sides)
+        EpisodeSampler([clip.label for clip in clips], way=way + unknown, shot=k, query=query, seed=seed, groups=sides)
         for k in shot
     ]
     bundle = Bundle.open(bundle_path or newest_bundle())
     session = Model(bundle)
     answers = {MODEL: bundle_answers(session, clips, read_labels(labels) if labels else {})}
     answers |= descriptor_answers(clips)
-    results = {f"{way}-way {s.shot}-shot": compare(answers, s, episodes) for s in samplers}
+    results = {f"{way}-way {s.shot}-shot": compare(answers, s, episodes, unknown) for s in samplers}
     record = {
         "results": results,
         "settings": {
             "classes": list(samplers[0].classes), "clips": len(clips), "groups": groups, "query": query,
-            "episodes": episodes, "seed": seed, "chance": round(100 / way, 2),
+            "episodes": episodes, "seed": seed, "unknown": unknown, "chance": round(100 / way, 2),
         },
         "data_sha256": data_hash(data, clips),
         "bundle": {
@@ -175,7 +215,8 @@ def cli(
         for subject, values in subjects.items():
             lead = values.get("bundle_leads_by")
             beside = f"   bundle leads by {lead['accuracy']} ± {lead['ci95']}" if isinstance(lead, dict) else ""
-            click.echo(f"{shots}  {subject:26} {values['accuracy']:6.2f} ± {values['ci95']}{beside}")
+            told = f"   {values['open_set']}" if unknown else ""
+            click.echo(f"{shots}  {subject:26} {values['accuracy']:6.2f} ± {values['ci95']}{beside}{told}")
     click.echo(f"written: {write('accuracy', {**filed, name or data.resolve().name: record}, target)}")
 
 
@@ -184,8 +225,8 @@ def _last_part(argument: str) -> str:
     return Path(argument).name if Path(argument).exists() else argument
 
 
-def _earlier(path: Path) -> dict[str, object]:
-    """What earlier runs on other data have filed in the same file."""
+def earlier(path: Path) -> dict[str, object]:
+    """What earlier runs on other data have filed in the same file. Raises InputError where it is another's."""
     if not path.is_file():
         return {}
     try:

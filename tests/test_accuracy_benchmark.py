@@ -52,6 +52,38 @@ def test_copies_of_the_support_clips_are_recognised_by_every_subject(clips: Path
     assert str(clips.parent) not in record["command"]
 
 
+def test_unknown_actions_are_told_apart_where_they_differ(clips: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for label in ("same", "other", "third"):
+        (data / label).mkdir(parents=True)
+        source = clips / ("same" if label == "same" else "other") / "a_p1.mp4"
+        for number in (1, 2):
+            (data / label / f"{number}.mp4").write_bytes(source.read_bytes())
+    arguments = (
+        "--data",
+        data,
+        "--way",
+        2,
+        "--open-set",
+        1,
+        "--shot",
+        1,
+        "--episodes",
+        12,
+        "--out",
+        tmp_path / "a.json",
+    )
+    accuracy.cli.main([*map(str, arguments)], standalone_mode=False)
+    record = json.loads((tmp_path / "a.json").read_text())["data"]
+    assert record["settings"]["unknown"] == 1
+    subjects = record["results"]["2-way 1-shot"]
+    assert set(subjects) == SUBJECTS
+    for (
+        values
+    ) in subjects.values():  # 'third' has the clips of 'other': known queries are never further than unknown ones
+        assert values["open_set"]["auroc"][0] >= 50 and values["open_set"]["oscr"][0] <= values["accuracy"]
+
+
 def test_clips_that_are_all_the_same_are_told_apart_by_nobody(clips: Path, tmp_path: Path) -> None:
     for label in ("one", "two"):
         (tmp_path / "data" / label).mkdir(parents=True)
