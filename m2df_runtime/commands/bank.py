@@ -28,6 +28,7 @@ Examples:
   m2df-run bank remove --support actions greet/a.mp4
   m2df-run bank undo --support actions
   m2df-run bank list --support actions
+  m2df-run bank lint --support actions
   m2df-run bank pack --support actions --out gate.bank
   m2df-run bank background --support actions empty-room.mp4
 
@@ -220,6 +221,27 @@ def show(name: str, as_json: bool, support: Path) -> None:
     for clip in clips:
         rows.append((clip.name, "" if clip.seconds is None else f"{clip.seconds:.2f}", f"{clip.bytes / 1000:.0f}"))
     emit(_table(rows))
+
+
+@bank.command()
+@_json_option
+@_support_option
+@engine_options
+def lint(as_json: bool, **options: Any) -> None:  # noqa: ANN401
+    """Look for mistakes: wrong labels, a clip twice, classes that look alike, clips of nothing."""
+    from m2df_runtime import SupportBank
+    from m2df_runtime.bank.lint import lint as findings_in
+
+    support = _support(options)
+    looked_at = SupportBank.of(support.model, support.path, progress=progress)
+    findings = findings_in(looked_at, progress)
+    for finding in findings:
+        if as_json:
+            emit_json(finding.record())
+        else:
+            emit(f"{finding.kind}: {finding.text()}")
+    if not findings and not as_json:
+        emit(f"nothing looks wrong in {len(looked_at.clips)} clips of {len(looked_at.classes)} classes")
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> str:

@@ -215,9 +215,12 @@ def run(options: RunOptions) -> None:
         warn_unmatched(options.labels, labels, taught.labels)
     rate = {} if options.miss_rate is None else {"miss_rate": options.miss_rate}
     matcher = Matcher(model, taught, reject=options.reject, **rate)
+    cameras = len(clips) < len(queries)
+    if cameras:  # they do not end
+        _say_how_it_rejects(matcher, options)
     if options.recording is None:
         _classify(clips, matcher, options)
-    elif len(clips) < len(queries):
+    elif cameras:
         from m2df_runtime.commands.cameras import watch_cameras
 
         roi = None if isinstance(options.roi, str) else options.roi
@@ -225,6 +228,11 @@ def run(options: RunOptions) -> None:
     else:
         roi = None if isinstance(options.roi, str) else options.roi
         watch(clips, matcher, options.recording, Output(options.json, options.topk, options.picture), roi)
+    if not cameras:
+        _say_how_it_rejects(matcher, options)
+
+
+def _say_how_it_rejects(matcher: Matcher, options: RunOptions) -> None:
     if options.reject == "auto":
         say(f"rejection: {matcher.about_rejection}")
 

@@ -131,3 +131,14 @@ def test_classes_of_one_clip_are_named_together(folder: Path, model: Model) -> N
     shutil.rmtree(folder / "green")
     shutil.rmtree(folder / "white")
     assert [one.kind for one in found(folder, model)] == ["uncalibrated"]
+
+
+def test_the_verb_prints_findings(command, folder: Path, tiny_bundle: Path) -> None:
+    common = ("bank", "lint", "--bundle", tiny_bundle, "--support", folder)
+    clean = command(*common)
+    assert (clean.returncode, clean.stdout) == (0, "nothing looks wrong in 12 clips of 4 classes\n"), clean.stderr
+    assert command(*common, "--json").stdout == ""
+    (folder / "red" / "0.mp4").rename(folder / "blue" / "9.mp4")
+    (line,) = command(*common, "--json").stdout.splitlines()
+    assert list(json.loads(line)) == ["kind", "about", "problem", "advice"]
+    assert command(*common).stdout.startswith("mislabelled: blue/9.mp4: looks like 'red'; ")
