@@ -143,16 +143,15 @@ def _until_signal(streams: Sequence[Stream]) -> Iterator[None]:
         KeyboardInterrupt: At its end, where SIGINT came.
     """
     came: list[int] = []
-    late: list[threading.Timer] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
         code = INTERRUPTED if number == signal.SIGINT else 0
         if came:
             os._exit(code)
         came.append(number)
-        late.append(threading.Timer(_GRACE, os._exit, (code,)))
-        late[0].daemon = True
-        late[0].start()
+        late = threading.Timer(_GRACE, os._exit, (code,))  # also where Python's own end takes longer
+        late.daemon = True
+        late.start()
         for stream in streams:
             stream.stop()
 
@@ -165,8 +164,6 @@ def _until_signal(streams: Sequence[Stream]) -> Iterator[None]:
     finally:
         for number in heard:
             signal.signal(number, kept[number])
-        for timer in late:
-            timer.cancel()
     if signal.SIGINT in came:
         raise KeyboardInterrupt
 

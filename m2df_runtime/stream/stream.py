@@ -245,8 +245,9 @@ class Stream:
         """
         self.counts = Counts()
         self.matcher.model.prepare("visual", "query")
-        for part in self._source.parts():
-            yield from self._steps_of(part, every)
+        with closing(self._source.parts()) as parts:
+            for part in parts:
+                yield from self._steps_of(part, every)
 
     def _steps_of(self, part: TimedFrames, every: bool) -> Generator[Step]:
         counts = self.counts
@@ -266,6 +267,7 @@ class Stream:
                 events = tracker.step(answer.window_scores())
                 counts.events += sum(event.type == "new" for event in events)
                 yield Step(answer, tuple(events))
+        counts.dropped = self._source.dropped
         events = tracker.finish()
         counts.events += sum(event.type == "new" for event in events)
         yield Step(None, tuple(events))

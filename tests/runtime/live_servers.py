@@ -308,6 +308,36 @@ def serving(server: Rtsp | Http) -> Iterator[Rtsp | Http]:
 
 
 @contextmanager
+def sending(play: Play, kind: Literal["udp", "tcp"]) -> Iterator[str]:
+    """The address of MPEG-TS: sent to a port of this machine, or to whoever connects to one."""
+    over = threading.Event()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM if kind == "udp" else socket.SOCK_STREAM) as sender:
+        sender.bind(("127.0.0.1", 0))
+        port = closed_port() if kind == "udp" else sender.getsockname()[1]
+
+        def send() -> None:
+            out = sender
+            if kind == "udp":
+                sender.connect(("127.0.0.1", port))
+            else:
+                sender.listen()
+                out = sender.accept()[0]
+            for _, group in _endless(play.film, play.frames, play.fps, over):
+                data = b"".join(group)
+                for start in range(0, len(data), 7 * 188):
+                    with suppress(ConnectionRefusedError):  # nobody listens yet
+                        out.send(data[start : start + 7 * 188])
+
+        thread = threading.Thread(target=send, daemon=True)
+        thread.start()
+        try:
+            yield f"{kind}://127.0.0.1:{port}"
+        finally:
+            over.set()
+            thread.join()
+
+
+@contextmanager
 def silent() -> Iterator[int]:
     """The port of one who takes connections and says nothing."""
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from live_servers import CERTIFICATE, LOGIN, Http, Play, Rtsp, closed_port, film, jpegs, serving, silent
+from live_servers import CERTIFICATE, LOGIN, Http, Play, Rtsp, closed_port, film, jpegs, sending, serving, silent
 from made_videos import number_of, numbered, write_video
 
 from m2df_runtime.clips.source import ArrayPicture, Picture
@@ -128,6 +128,16 @@ def test_mpeg_ts_and_mjpeg_over_http(states: States, tmp_path: Path) -> None:
         states.wait_for("failed")
 
 
+@pytest.mark.usefixtures("_patience")
+@pytest.mark.parametrize("kind", ["udp", "tcp"])
+def test_mpeg_ts_without_more_around_it(kind: str, states: States) -> None:
+    with sending(Play(numbers(kind="mpegts")), kind) as address:
+        frames = first(NetworkFrames(address, states, timeout=20), 10)
+    found = [number_of(picture.rgb()) for _, picture in frames]
+    assert found == [(found[0] + k) % 30 for k in range(10)]
+    assert states.names == ["connecting", "running", "ended"]
+
+
 def test_a_certificate_must_be_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
     with serving(Http(Play(numbers(kind="mpegts")), (), b"", secure=True)) as server:
@@ -220,21 +230,24 @@ def test_a_stall_ends_a_part_before_the_connection_ends(states: States, monkeypa
 
 @pytest.mark.usefixtures("_patience")
 @pytest.mark.parametrize(
-    "stamps",
+    ("stamps", "jumps"),
     [
-        lambda k: k / 25 + (2**32 / 90_000 - 0.4),
-        lambda k: 50 + k / 25 + (3600 if k > 12 else 0),
-        lambda k: 50 + k / 25 + (900 if k < 12 else 0),
-        lambda k: 50 + (k - (k % 5 == 4)) / 25,
+        (lambda k: k / 25 + (2**32 / 90_000 - 0.4), 0),  # FFmpeg knows of it
+        (lambda k: 50 + k / 25 + (3600 if k > 12 else 0), 1),
+        (lambda k: 50 + k / 25 + (900 if k < 12 else 0), 1),
+        (lambda k: 50 + (k - (k % 5 == 4)) / 25, 0),
     ],
     ids=["wrap", "an hour ahead", "back", "repeat"],
 )
-def test_clocks_of_cameras_may_do_what_they_like(stamps: Callable[[int], float], states: States) -> None:
+def test_clocks_of_cameras_may_do_what_they_like(
+    stamps: Callable[[int], float], jumps: int, states: States, caplog: pytest.LogCaptureFixture
+) -> None:
     with serving(Rtsp(Play(numbers(), stamps=stamps))) as server:
         source = NetworkFrames(server.url(), states)
         frames = first(source, 24)
     times = np.array([seconds for seconds, _ in frames])
     assert (np.diff(times) > 0).all() and np.diff(times).max() < 1.0
+    assert (f"jumped {jumps} times" in caplog.text) == bool(jumps)
     assert "stalled" not in states.names and states.names.count("running") == 1
 
 

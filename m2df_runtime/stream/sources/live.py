@@ -129,6 +129,10 @@ class LiveFrames(TimedFrames, ABC):
         finally:
             reading.end()
             reading.thread.join(_LEAVE)
+            if reading.jumps:
+                _log.warning(
+                    "%s: its clock stepped back or jumped %d times; time went on from there", self.name, reading.jumps
+                )
 
     def frames(self) -> Iterator[tuple[float, Picture]]:
         """All parts as one."""
@@ -172,7 +176,13 @@ class _Reading:
         """Wall clock of second 0, by the clock as it goes now."""
         return time.time() - (time.monotonic() - self._started)
 
+    @property
+    def jumps(self) -> int:
+        """How often the camera's clock did not go on."""
+        return self._times.jumps
+
     def dropped(self) -> dict[str, int]:
+        """Frames by why nobody looked at them."""
         with self._ready:
             found: dict[str, int] = dict(self._frames.dropped.items())
             found |= {"repeated": self._times.repeated, "late": self._times.late}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 from m2df_runtime.clips.source import DEFAULT_FPS, Picture
 from m2df_runtime.errors import ClipError
@@ -41,7 +41,7 @@ class TimedFrames(ABC):
             ClipError: A frame cannot be read.
         """
 
-    def parts(self) -> Iterator[TimedFrames]:
+    def parts(self) -> Generator[TimedFrames]:
         """What is read without a break, one after the other: a camera that was lost goes on in another part."""
         yield self
 
