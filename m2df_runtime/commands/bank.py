@@ -87,13 +87,13 @@ def add(clips: tuple[Path, ...], label: str, **options: Any) -> None:  # noqa: A
 
 @bank.command()
 @click.argument("source")
-@click.option("--seconds", type=click.FloatRange(0.1), help="So much of it. [default: all of a file, 3 of a stream]")
+@click.option("--seconds", type=click.FloatRange(0.1), help="So much of it. [default: all of a file, 3 of a camera]")
 @click.option("--no-trim", is_flag=True, help="Keep still ends.")
 @_label_option
 @_support_option
 @engine_options
 def record(source: str, seconds: float | None, no_trim: bool, label: str, **options: Any) -> None:  # noqa: ANN401
-    """Record a clip from a file or a URL, cut off its still ends, and add it to a class."""
+    """Record a clip from a file, a camera's address or number, cut off its still ends, and add it to a class."""
     support = _support(options)
     _say(support, support.record(label, source, seconds=seconds, trim=not no_trim))
 

@@ -123,8 +123,8 @@ class Support:
 
         Args:
             label: The class, which may be new.
-            source: A file, or a URL that FFmpeg opens.
-            seconds: How long to look; None for all of a file, and for 3 s of a stream.
+            source: A file, a camera's address, or its number on this machine.
+            seconds: How long to look; None for all of a file, and for 3 s of a camera.
             trim: Cut off the ends in which nothing moves.
 
         Raises:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import http.server
 import json
 import os
 import shutil
@@ -11,13 +9,14 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 from full_disk import file_size_limit
+from live_servers import LOGIN, Play, Rtsp, closed_port, film, serving
 from PIL import Image
 from test_bank import Counting
 from tiny_bundle import write_bundle, write_clip
@@ -282,8 +281,6 @@ def test_what_cannot_be_done_changes_nothing(support: Support, support_dir: Path
         (lambda: support.undo(), "nothing to undo"),
         (lambda: support.merge(tmp_path / "nowhere"), "no such folder"),
         (lambda: support.view().clips_of("nobody"), "no class 'nobody'"),
-        (lambda: support.record("wave", "0"), "cameras are not in this version"),
-        (lambda: support.record("wave", "file:///etc/passwd"), "name the file itself"),
     ]
     for call, problem in calls:
         with pytest.raises(InputError, match=problem):
@@ -493,22 +490,6 @@ def test_a_writer_waits_for_the_lock(support: Support, tmp_path: Path) -> None:
     assert done.is_set() and "wave" in state(support)
 
 
-class _Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def address(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """A web server and the folder that it serves."""
-    folder = tmp_path / "served"
-    folder.mkdir()
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=folder)) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://user:secret@127.0.0.1:{server.server_port}", folder
-        server.shutdown()
-
-
 def write_still_then_moving(path: Path) -> Path:
     """Four seconds at 25 frames a second, of which a square moves from second 1.5 to 2.5."""
     with av.open(str(path), "w") as container:
@@ -523,25 +504,38 @@ def write_still_then_moving(path: Path) -> Path:
     return path
 
 
-def test_a_recorded_clip_has_no_still_ends(support: Support, address: tuple[str, Path], tmp_path: Path) -> None:
-    url, folder = address
-    clip = write_still_then_moving(folder / "a.mp4")
+def test_a_recorded_clip_has_no_still_ends(support: Support, tmp_path: Path) -> None:
+    clip = write_still_then_moving(tmp_path / "a.mp4")
     assert support.record("wave", clip).startswith("added class 'wave' with 1 clip: recorded-")
     (entry,) = [entry for entry in support.view().classes if entry.label == "wave"]
     assert entry.clips[0].seconds is not None and 1.0 <= entry.clips[0].seconds <= 2.4
-    support.record("from a stream", f"{url}/a.mp4", seconds=1, trim=False)
-    (entry,) = [entry for entry in support.view().classes if entry.label == "from a stream"]
-    assert entry.clips[0].seconds is not None and 0.9 < entry.clips[0].seconds < 1.15
-    still = folder / "still"
+    support.record("shorter", clip, seconds=1.8)
+    (entry,) = [entry for entry in support.view().classes if entry.label == "shorter"]
+    assert entry.clips[0].seconds is not None and entry.clips[0].seconds <= 1.1
+    still = tmp_path / "still"
     still.mkdir()
     for t in range(20):
         Image.new("RGB", (64, 48), (90, 80, 70)).save(still / f"{t}.png")
     with pytest.raises(InputError, match="nothing moves in it"):
         support.record("x", still)
-    for path, problem in (("/gone.mp4", "Not Found|404"), ("/", "Invalid data|no pictures")):
-        with pytest.raises(ClipError, match=problem) as caught:
-            support.record("x", url + path)
-        assert "secret" not in str(caught.value) and "127.0.0.1" in str(caught.value)
+    support.record("x", still, trim=False)
+
+
+def test_a_clip_is_recorded_from_a_camera(support_dir: Path, model: Counting) -> None:
+    support = Support(support_dir, model)
+    shots = film(open_source(support_dir / "red" / "0.mp4").read(range(12)).repeat(3, axis=0))
+    with serving(Rtsp(Play(shots, login=True), Play(shots, frames=20))) as server:
+        support.record("wave", server.url(LOGIN.replace(" ", "%20")), seconds=0.5, trim=False)
+        support.record("cut", server.url(), trim=False)  # what came until it was over
+        with pytest.raises(InputError, match="not an address that is read"):
+            support.record("x", "file:///etc/passwd")
+    lengths = {entry.label: entry.clips[0].seconds for entry in support.view().classes if len(entry.clips) == 1}
+    assert lengths == {"wave": pytest.approx(0.5, abs=0.1), "cut": pytest.approx(0.8, abs=0.1)}
+    with pytest.raises(ClipError, match=r"rtsp://user:[*]{3}@.*refused") as caught:
+        support.record("x", f"rtsp://user:secret@127.0.0.1:{closed_port()}/a")
+    assert "secret" not in str(caught.value)
+    with pytest.raises(ClipError, match="camera 99: not found"):
+        support.record("x", "99")
 
 
 def test_a_bank_of_another_bundle_is_followed_before_it_is_changed(
