@@ -221,10 +221,13 @@ def run(options: RunOptions) -> None:
     if options.recording is None:
         _classify(clips, matcher, options)
     elif cameras:
+        from m2df_runtime import SupportWatch
         from m2df_runtime.commands.cameras import watch_cameras
 
         roi = None if isinstance(options.roi, str) else options.roi
-        watch_cameras(queries, matcher, options.recording, Output(options.json, options.topk, options.picture), roi)
+        output = Output(options.json, options.topk, options.picture)
+        with SupportWatch(matcher, support, rules):
+            watch_cameras(queries, matcher, options.recording, output, roi)
     else:
         roi = None if isinstance(options.roi, str) else options.roi
         watch(clips, matcher, options.recording, Output(options.json, options.topk, options.picture), roi)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from m2df_runtime.bundle.prompt_texts import LabelRules
     from m2df_runtime.match.matcher import Matcher
 
+_LEAVE = 0.3  # seconds that the thread gets to end
 EVERY = 1.0  # seconds; to look at 500 clips takes a few milliseconds
 
 _log = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ class SupportWatch:
     ) -> None:
         self._stop.set()
         if self._thread:
-            self._thread.join()
+            self._thread.join(_LEAVE)  # it may be encoding clips, of which nothing will come
 
     def look(self) -> bool:
         """Look now; returns whether the matcher answers from a new bank."""
@@ -87,7 +88,10 @@ class SupportWatch:
                 return False
             self._seen = signs
             try:
-                self._matcher.swap(SupportBank.of(self._matcher.model, self._path, self._rules))
+                bank = SupportBank.of(self._matcher.model, self._path, self._rules)
+                if threading.current_thread() is self._thread and self._stop.is_set():
+                    return False
+                self._matcher.swap(bank)
             except (M2dfError, OSError) as error:
                 if str(error) != self._said:
                     _log.warning("%s; going on with what was taught before", error)

@@ -19,6 +19,7 @@ from live_servers import LOGIN, Play, Rtsp, closed_port, film, serving, silent
 from made_videos import write_video
 from test_live_sources import LONGEST
 from test_stream import scene
+from tiny_bundle import write_clip
 
 import m2df_runtime as m2df
 
@@ -125,6 +126,24 @@ def test_two_cameras_and_a_file_while_one_is_pulled_and_put_back(
     assert run.lines["err"][-1] == "error: interrupted"
     changes = [line for line in run.lines["err"] if line.startswith(blue.url())]
     assert all(one != other for one, other in pairwise(changes)), "once for each change"
+
+
+def test_what_is_taught_meanwhile_is_recognised(
+    watching: Callable[..., Watching], tiny_bundle: Path, support_dir: Path, tmp_path: Path
+) -> None:
+    def compared(line: str) -> bool:
+        return "white" in [one["label"] for one in json.loads(line).get("classes", ())]
+
+    clip = write_clip(tmp_path / "white.mp4", "white", seed=1)
+    with (
+        serving(Rtsp(Play(acted("white")))) as camera,
+        watching("--query", camera.url(), "--json", "--windows", "--reject", "off") as run,
+    ):
+        run.wait_for("out", lambda line: json.loads(line)["type"] == "window")
+        m2df.Support(support_dir, m2df.load(tiny_bundle)).add("white", clip)
+        run.wait_for("out", compared)
+        assert run.ended(signal.SIGTERM) == 0
+    assert not compared(run.lines["out"][0])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
