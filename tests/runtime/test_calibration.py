@@ -76,22 +76,44 @@ def test_scores_are_of_the_class_that_a_prediction_would_name() -> None:
     prototypes = np.stack([clips.mean(axis=0)[None] for clips in features])  # (C, V, T, D)
     prompts, strange = np.zeros((3, 1), np.float32), [np.full((1, 1), value, np.float32) for value in (50, 4)]
     found = calibrate(TextDecides(), features, prompts, prototypes, strange)  # type: ignore[arg-type]
-    own = [6.0, 1.5, 7.5]  # from 0 to the mean of 3 and 9, and so on
-    assert found.scores == tuple(sorted([*own, 10 - 4.0, 12 - 4.0])) and found.background == (0.0, 46.0)
+    # Class 0 is best: from 0 to the mean of 3 and 9, from 3 to that of 0 and 9, and so on; from 10 to the first.
+    assert found.scores == tuple(sorted([6.0, 1.5, 7.5, 10 - 6.0, 12 - 4.5])) and found.background == (0.0, 46.0)
     assert (found.backend, found.precision) == ("cpu", "fp32")
 
 
 def test_left_out_clips_are_matched_as_queries_are(model: Model, tmp_path: Path) -> None:
-    """A second way to the same scores: a bank without the clip, and the clip as a query."""
+    """A second way to the same scores: a bank without the first clips, which are its queries; then the second ones."""
     folder = write_support(tmp_path / "all", shots=3)
+    (folder / "red" / "2.mp4").unlink()
     bank = SupportBank.of(model, folder)
     scores = []
-    for path in sorted(folder.glob("*/*.mp4")):
-        path.rename(tmp_path / "out.mp4")
+    for number in range(3):
+        paths = sorted(folder.glob(f"*/{number}.mp4"))
+        apart = [path.rename(tmp_path / f"{path.parent.name}.mp4") for path in paths]
         others = SupportBank.of(model, folder)
-        scores.append(Matcher(model, others).predict(tmp_path / "out.mp4").distance)
-        (tmp_path / "out.mp4").rename(path)
-    assert bank.calibration.scores == pytest.approx(sorted(scores), rel=1e-4)
+        scores += [answer.distance for answer in Matcher(model, others).predict(apart)]
+        for path, place in zip(paths, apart, strict=True):
+            place.rename(path)
+    assert len(scores) == 8 and bank.calibration.scores == pytest.approx(sorted(scores), rel=1e-4)
+
+
+def test_large_banks_leave_out_some_clips_in_runs_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(2)
+    features = [rng.normal(size=(2, 1, 1)).astype(np.float32) for _ in range(300)]
+    prompts, prototypes = np.zeros((300, 1), np.float32), np.stack([clips.mean(axis=0)[None] for clips in features])
+    runs: list[tuple[int, int]] = []
+
+    class Counting(TextDecides):
+        def match(self, features: np.ndarray, prompts: np.ndarray, prototypes: np.ndarray) -> QueryScores:
+            runs.append((len(features), int((prototypes != before).any(axis=(1, 2, 3)).sum())))
+            distances = np.abs(features[:, None, 0, 0] - prototypes[None, :, 0, 0, 0])
+            return QueryScores(-distances, distances[:, None], distances, features[:, None])
+
+    before = prototypes.copy()
+    found = calibrate(Counting(), features, prompts, prototypes)  # type: ignore[arg-type]
+    assert len(found.scores) == sum(queries for queries, _ in runs) == 333  # 100,000 pairs of 600 clips and 300 classes
+    assert all(queries == changed <= 33 for queries, changed in runs)
+    np.testing.assert_array_equal(prototypes, before)
 
 
 def test_background_clips_are_counted_and_calibrated_anew(model: Model, tmp_path: Path) -> None:
