@@ -16,7 +16,7 @@ from live_servers import CERTIFICATE, LOGIN, Http, Play, Rtsp, closed_port, film
 from made_videos import number_of, numbered, write_video
 
 from m2df_runtime.clips.source import ArrayPicture, Picture
-from m2df_runtime.errors import ClipError
+from m2df_runtime.errors import ClipError, InputError
 from m2df_runtime.stream.policy import Freshest
 from m2df_runtime.stream.sources import live
 from m2df_runtime.stream.sources.device import DeviceFrames
@@ -163,9 +163,13 @@ def test_cameras_that_refuse_are_tried_again_until_they_give(states: States) -> 
     assert all("hunter2" not in state.text() for state in states.heard)
 
 
-def test_a_password_opens(states: States) -> None:
+def test_a_password_opens(states: States, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAMERA_PASSWORD", LOGIN.partition(":")[2])
     with serving(Rtsp(Play(numbers(), login=True))) as server:
-        assert len(first(NetworkFrames(server.url(LOGIN.replace(" ", "%20")), states), 3)) == 3
+        for login in (LOGIN.replace(" ", "%20"), "user:${CAMERA_PASSWORD}"):
+            assert len(first(NetworkFrames(server.url(login), states), 3)) == 3
+    with pytest.raises(InputError, match=r"rtsp://user:\*\*\*@camera/1: \$\{NOT_SET\} is not in the environment"):
+        NetworkFrames("rtsp://user:${NOT_SET}@camera/1")
     assert "sesame" not in str(states.heard)
 
 

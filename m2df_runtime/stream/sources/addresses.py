@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
+from urllib.parse import quote
 
 from m2df_runtime.errors import InputError
 
@@ -16,6 +18,7 @@ _SECRET = re.compile(
     re.IGNORECASE,
 )
 _HIDDEN = "***"
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
 def is_address(text: str) -> bool:
@@ -54,6 +57,22 @@ def checked_address(text: str) -> str:
     if not rest.strip("/@:?"):
         raise InputError(f"{masked(text)}: the address names no host", "for example rtsp://192.168.1.20/stream1")
     return f"{scheme.lower()}://{rest}"
+
+
+def filled_in(address: str) -> str:
+    """The address with `${NAME}` replaced by that variable of the environment, escaped: `ps` shows no password then.
+
+    Raises:
+        InputError: There is no such variable.
+    """
+
+    def value(found: re.Match[str]) -> str:
+        text = os.environ.get(found[1])
+        if text is None:
+            raise InputError(f"{masked(address)}: ${{{found[1]}}} is not in the environment", f"export {found[1]}=…")
+        return quote(text, safe="")
+
+    return _VARIABLE.sub(value, address)
 
 
 def device_number(query: Path | str) -> int | None:

@@ -17,7 +17,7 @@ from m2df_runtime.clips.decoded_frames import Look, VideoPicture, frames_of, pix
 from m2df_runtime.clips.limits import check_pixels, max_pixels
 from m2df_runtime.clips.source import Picture
 from m2df_runtime.errors import ClipError
-from m2df_runtime.stream.sources.addresses import checked_address, masked
+from m2df_runtime.stream.sources.addresses import checked_address, filled_in, masked
 from m2df_runtime.stream.sources.live import Cause, LiveFrames, SourceLost, SourceState
 
 if TYPE_CHECKING:
@@ -63,12 +63,13 @@ class NetworkFrames(LiveFrames):
     RTSP asks for TCP first. Certificates are checked, against those of the system or of `$SSL_CERT_FILE`.
 
     Args:
-        address: rtsp://, http://, https://, udp:// or tcp://; with user and password where it asks for them.
+        address: rtsp://, http://, https://, udp:// or tcp://; with user and password where it asks for them, which
+            `${NAME}` takes from the environment.
         on_state: See `LiveFrames`.
         timeout: Seconds for opening, and without anything that arrives, after which it is opened again.
 
     Raises:
-        InputError: An address of another kind.
+        InputError: An address of another kind, or a variable that is not there.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class NetworkFrames(LiveFrames):
         *,
         timeout: float = TIMEOUT,
     ) -> None:
-        self._address = checked_address(address)
+        self._address = filled_in(checked_address(address))
         self._timeout = timeout
         self._nothing = f"nothing came for {timeout:g} s"
         super().__init__(masked(address), on_state)
