@@ -291,8 +291,9 @@ def say_what_it_took(stream: Stream) -> None:
     )
     causes = ", ".join(f"{count} {cause}" for cause, count in counts.dropped.items())
     dropped = f", {sum(counts.dropped.values())} dropped ({causes})" if causes else ""
+    skipped = f"; {counts.skipped} skipped" if counts.skipped else ""
     still = f"nothing moves in {counts.still}; " if counts.still else ""
     say(
         f"{printable(stream.name)}: {events} in {windows} of {stream.window:g} s, one every "
-        f"{stream.stride:g} s; {still}{counts.frames} frames read, {counts.encoded} encoded{dropped}"
+        f"{stream.stride:g} s{skipped}; {still}{counts.frames} frames read, {counts.encoded} encoded{dropped}"
     )

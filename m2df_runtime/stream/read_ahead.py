@@ -1,12 +1,16 @@
-"""Reading on a thread of its own, a few frames ahead: one processor decodes while another computes."""
+"""Reading on a thread of its own while another computes: of files a few frames ahead, of cameras whatever is newest."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator, Iterable
+import time
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
+
+from m2df_runtime.stream.policy import Freshest
+from m2df_runtime.stream.windows import Window
 
 _AHEAD = 16  # frames: a second of video, and a few windows' stride
 _ASK = 0.1  # seconds after which a waiting thread asks whether it is still wanted
@@ -52,3 +56,43 @@ def read_ahead(items: Iterable[Item]) -> Generator[Item]:
     finally:
         unwanted.set()
         reader.join()
+
+
+def read_freshest(windows: Iterable[Window], tell_skipped: Callable[[int], None]) -> Generator[Window]:
+    """Windows of a camera, read on another thread: those for which there is no time are skipped.
+
+    A window that is looked at has all its frames however slow answers are. What reading raises is raised here. The
+    thread ends when the camera's part does; nobody waits for it.
+
+    Args:
+        windows: The windows as they come.
+        tell_skipped: Told how many were skipped so far, before each that is given.
+    """
+    waiting: Freshest[Window] = Freshest(time.monotonic)
+    ready = threading.Condition()
+    over: list[_End] = []
+
+    def read() -> None:
+        end = _End()
+        try:
+            for window in windows:
+                with ready:
+                    waiting.put(window, sum(frame.picture.nbytes for frame in window.frames))
+                    ready.notify()
+        except BaseException as error:  # as above
+            end = _End(error)
+        with ready:
+            over.append(end)
+            ready.notify()
+
+    threading.Thread(target=read, name="m2df windows of a camera", daemon=True).start()
+    while True:
+        with ready:
+            while (window := waiting.take()) is None and not over:
+                ready.wait()
+            tell_skipped(sum(waiting.dropped.values()))
+        if window is None:
+            break
+        yield window
+    if over[0].error is not None:
+        raise over[0].error

@@ -27,7 +27,7 @@ from m2df_runtime.pixels.resize_and_crop import fit
 from m2df_runtime.pixels.spec import ClipSpec
 from m2df_runtime.stream.events import Event, EventRules, EventTracker, WindowScores, clock
 from m2df_runtime.stream.frames import Frame, kept_frames
-from m2df_runtime.stream.read_ahead import read_ahead
+from m2df_runtime.stream.read_ahead import read_ahead, read_freshest
 from m2df_runtime.stream.sources.addresses import is_address
 from m2df_runtime.stream.sources.device import DeviceFrames
 from m2df_runtime.stream.sources.file import FileFrames
@@ -142,6 +142,7 @@ class Counts:
         still: Those of them in which nothing moves.
         encoded: Frames encoded.
         events: Events told.
+        skipped: Windows of a camera that were not looked at, because answers took too long.
         dropped: Frames of a camera that were not looked at, by cause: `stale` and `full` waited too long or were too
             many, `repeated` and `late` came twice or in the wrong order.
     """
@@ -151,6 +152,7 @@ class Counts:
     still: int = 0
     encoded: int = 0
     events: int = 0
+    skipped: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
 
 
@@ -159,7 +161,7 @@ class Stream:
 
     Windows of `window` seconds, one every `stride` seconds, are answered by the matcher as clips are; events follow
     from their scores. Memory does not grow with the recording. Each iteration reads a recording from its start. A
-    camera goes on for ever, is opened again whenever it is lost, and drops frames for which there is no time.
+    camera goes on for ever, is opened again whenever it is lost, and windows for which there is no time are skipped.
 
     Args:
         matcher: Answers the windows; `Matcher.swap` takes effect between two of them, of a file those not yet begun.
@@ -294,7 +296,8 @@ class Stream:
             )
             return window, prediction
 
-        with closing(self._windows(part, counts)) as windows, ThreadPoolExecutor(several, "m2df windows") as pool:
+        windows_of = self._newest_windows if part.live else self._windows
+        with closing(windows_of(part, counts)) as windows, ThreadPoolExecutor(several, "m2df windows") as pool:
             try:
                 for window in windows:
                     wanted = every or not window.still
@@ -311,6 +314,14 @@ class Stream:
         kept = kept_frames(RisingTimes(part), self._spec, self.name, self._roi)
         with closing(read_ahead(kept) if part.any_thread else kept) as frames:
             yield from cut(self._until_stopped(frames, counts), self.window, self.stride, self.name)
+
+    def _newest_windows(self, part: TimedFrames, counts: Counts) -> Generator[Window]:
+        before = counts.skipped
+
+        def skipped(count: int) -> None:
+            counts.skipped = before + count
+
+        yield from read_freshest(self._windows(part, counts), skipped)
 
     def _until_stopped(self, frames: Iterable[Frame], counts: Counts) -> Iterator[Frame]:
         for frame in frames:

@@ -10,18 +10,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
-from live_servers import LOGIN, Play, Rtsp, closed_port, film, serving, silent
+from live_servers import FPS, LOGIN, Play, Rtsp, closed_port, film, serving, silent
 from made_videos import write_video
 from test_live_sources import LONGEST
 from test_stream import scene
 from tiny_bundle import write_clip
 
 import m2df_runtime as m2df
+from m2df_runtime.stream.policy import Freshest
+from m2df_runtime.stream.sources import live
 
 WATCH = ("--window", 0.8, "--stride", 0.2)
 
@@ -193,6 +196,26 @@ def test_what_makes_no_sense_is_refused(run, options: list[object], message: str
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines()[-1].startswith(message)
     assert "hunter2" not in done.stderr
+
+
+def test_slow_answers_skip_windows_and_lose_no_frame(
+    tiny_bundle: Path, support_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "Freshest", partial(Freshest, budget=LONGEST))  # of frames, on a busy machine
+    model = m2df.load(tiny_bundle)
+    matcher = m2df.Matcher(model, m2df.SupportBank.of(model, support_dir))
+    pause = threading.Event()
+    with serving(Rtsp(Play(acted("blue")))) as server:
+        stream = m2df.Stream(matcher, server.url(), window=0.8, stride=0.2)
+        starts = []
+        for answer in stream.windows():
+            pause.wait(0.9)  # somebody computes
+            starts.append(answer.start)
+            if len(starts) == 4:
+                break
+    assert np.diff(starts).max() > 0.39 and stream.counts.skipped >= 3
+    assert stream.counts.dropped == {}
+    assert stream.counts.frames > 4 * 0.9 * FPS / 2
 
 
 def test_a_stream_watches_an_address(tiny_bundle: Path, support_dir: Path) -> None:

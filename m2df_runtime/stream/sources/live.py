@@ -284,6 +284,8 @@ class _Reading:
 class _Part(TimedFrames):
     """What comes between two losses of a live source."""
 
+    live = True
+
     def __init__(self, name: str, reading: _Reading, first: _Taken) -> None:
         self.name = name
         self.began = reading.began()

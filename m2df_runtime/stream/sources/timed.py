@@ -22,12 +22,14 @@ class TimedFrames(ABC):
         name: What messages and events call it.
         began: Wall clock of second 0, in Unix seconds; None where nobody knows, as in a file.
         any_thread: Whether it may be read on another thread than the caller's.
+        live: Whether it goes on whether it is read or not; it may be read on another thread, too.
         dropped: Frames that were not looked at, by cause.
     """
 
     name: str = "the stream"
     began: float | None = None
     any_thread: bool = False
+    live: bool = False
 
     @property
     def dropped(self) -> dict[str, int]:
