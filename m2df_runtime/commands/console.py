@@ -212,14 +212,17 @@ def stages(title: str, total: int | None = None, /) -> Iterator[Advance]:
 def _lines(title: str, total: int) -> Iterator[Advance]:
     started = last = time.monotonic()
     done = 0
+    first: tuple[int, float] | None = None  # a run that goes on reports what it finds done with its first step
 
     def advance(steps: int, note: str = "", /) -> None:
-        nonlocal last, done
+        nonlocal last, done, first
         done += steps
         now = time.monotonic()
+        first = first or (done, now)
         if done >= total or now - last >= _LINE_EVERY:
             last = now
-            left = f"  {(now - started) * (total - done) / done:.0f} s left" if 0 < done < total else ""
+            since, rest = done - first[0], total - done
+            left = f"  {(now - first[1]) * rest / since:.0f} s left" if since > 0 and rest > 0 else ""
             say(f"{title}: {done}/{total}  {note}  {now - started:.0f} s{left}")
 
     yield advance
