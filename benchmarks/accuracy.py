@@ -1,4 +1,4 @@
-"""Episode accuracy of a bundle beside hand-made descriptors on the same episodes of the same clips.
+"""Episode accuracy of a bundle beside descriptors that need no training, on the same episodes of the same clips.
 
     python -m benchmarks.accuracy --data clips --groups '_(person[0-9]+)_' --name people
 
@@ -78,14 +78,18 @@ def _given(distances: Float, classes: NDArray[np.int64]) -> Given:
 
 
 def descriptor_answers(clips: Sequence[LabelledClip]) -> dict[str, Answer]:
-    """Answers of every hand-made descriptor by name: the class whose mean is nearest."""
-    from benchmarks.descriptors import HISTORY_CLIP, HOG_CLIP, Descriptor, describe
+    """Answers of every descriptor by name, hand-made or of a frozen tower: the class whose mean is nearest."""
+    from benchmarks.descriptors import HISTORY_CLIP, HOG_CLIP, Descriptor, describe, mean_cosine
+    from benchmarks.frozen_tower import CHANGE_CLIP, COLOUR_CLIP, frozen_features
 
+    specs = (HOG_CLIP, HISTORY_CLIP, COLOUR_CLIP, CHANGE_CLIP)
     with progress("describing", len(clips)) as advance:
-        pixels = []
+        pixels: list[list[NDArray[np.uint8]]] = [[] for _ in specs]
         for clip in clips:
-            pixels.append([load_clip(clip.open(), spec) for spec in (HOG_CLIP, HISTORY_CLIP)])
+            for seen, spec in zip(pixels, specs, strict=True):
+                seen.append(load_clip(clip.open(), spec))
             advance(1)
+    hog, history, colour, changes = (np.stack(seen) for seen in pixels)
 
     def answer_of(descriptor: Descriptor) -> Answer:
         values = descriptor.clips
@@ -97,7 +101,8 @@ def descriptor_answers(clips: Sequence[LabelledClip]) -> dict[str, Answer]:
 
         return answer
 
-    described = describe(np.stack([a for a, _ in pixels]), np.stack([b for _, b in pixels]))
+    described = describe(hog, history)
+    described["frozen EfficientNet-Lite0"] = Descriptor(frozen_features(colour, changes), mean_cosine)
     return {name: answer_of(descriptor) for name, descriptor in described.items()}
 
 
@@ -183,7 +188,7 @@ def cli(
     seed: int,
     out: Path | None,
 ) -> None:
-    """Compare a bundle with hand-made descriptors, episode by episode."""
+    """Compare a bundle with descriptors that need no training, episode by episode."""
     machine, target = Machine(), out or RESULTS / "accuracy.json"
     filed = earlier(target)
     clips, _ = folder_clips(data, classes.split(",") if classes else None)

@@ -286,8 +286,8 @@ def training(record: Record, stem: str, files: Files) -> str:
 
 
 def accuracy(record: Record, stem: str, files: Files) -> str:
-    """Accuracy beside hand-made descriptors, one table per set of clips."""
-    out = ["## Accuracy beside hand-made descriptors\n"]
+    """Accuracy beside descriptors that need no training, one table per set of clips."""
+    out = ["## Accuracy beside descriptors that need no training\n"]
     for name, data in record.items():
         settings, shots = data["settings"], list(data["results"])
         subjects = list(next(iter(data["results"].values())))

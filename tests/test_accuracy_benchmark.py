@@ -15,7 +15,8 @@ from benchmarks.descriptors import describe, euclidean, hog, mean_cosine, motion
 from m2df_train.synthetic import render_action
 from m2df_train.synthetic.demo_clips import encode_mp4
 
-SUBJECTS = {"bundle", "motion history", "HOG, OTAM", "HOG, mean cosine", "HOG, mean cosine, centred"}
+DESCRIPTORS = {"motion history", "HOG, OTAM", "HOG, mean cosine", "HOG, mean cosine, centred"}
+SUBJECTS = {"bundle", "frozen EfficientNet-Lite0"} | DESCRIPTORS
 
 
 @pytest.fixture(scope="module")
