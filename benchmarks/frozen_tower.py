@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import timm
 import torch
 from numpy.typing import NDArray
 
 from m2df_runtime.pixels.spec import ClipSpec
+from m2df_train.model.backbone import import_open_clip
 from m2df_train.model.imagenet_weights import lite0_weights
 
 Float = NDArray[np.float32]
@@ -28,6 +28,9 @@ def frozen_features(colour: NDArray[np.uint8], changes: NDArray[np.uint8]) -> Fl
     Returns:
         float32 [N, T, 2 * 1280].
     """
+    import_open_clip()  # timm needs what it does about torchvision
+    import timm
+
     network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     network.load_state_dict(lite0_weights(network.state_dict()))
     network.reset_classifier(0)
