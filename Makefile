@@ -38,6 +38,7 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 
 demo: $(VENV)/.installed-cpu
 	$(BIN)/m2df-run --picture demo.png
+	$(BIN)/m2df-run --window auto --picture demo-events.png
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

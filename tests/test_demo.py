@@ -12,7 +12,7 @@ from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.shipped import demo_bundle, demo_queries, demo_support
 from m2df_train.recipe.recipe import load_recipe
 from m2df_train.synthetic import ACTIONS
-from m2df_train.synthetic.demo_clips import CLIPS, write_clips
+from m2df_train.synthetic.demo_clips import CLIPS, demo_recording, write_clips
 
 
 def test_the_demo_recognises_the_shipped_clips_draws_the_match_and_reads_the_bank_next_time(
@@ -37,6 +37,31 @@ def test_the_demo_recognises_the_shipped_clips_draws_the_match_and_reads_the_ban
         assert image.width >= 400 and image.height >= 150
     assert list((tmp_path / "cache").rglob("*.bank"))
     assert [r["predictions"] for r in run()] == [r["predictions"] for r in records]
+
+
+def test_the_demo_finds_what_happens_in_the_shipped_recording(tmp_path: Path, run_module) -> None:
+    picture, kept = tmp_path / "events.png", str(tmp_path / "cache")
+    done = run_module(
+        "m2df_runtime.commands.run",
+        "--window",
+        "auto",
+        "--json",
+        "--picture",
+        picture,
+        cwd=tmp_path,
+        XDG_CACHE_HOME=kept,
+    )
+    assert done.returncode == 0, done.stderr
+    events = [event for event in map(json.loads, done.stdout.splitlines()) if event["type"] == "end"]
+    truth = demo_recording().truth
+    assert {action.label for action in truth} <= set(CLIPS)
+    assert any(
+        event["label"] == action.label and event["start"] < action.end and action.start < event["end"]
+        for event in events
+        for action in truth
+    )
+    with Image.open(picture) as image:
+        assert image.width >= 1000
 
 
 def test_the_shipped_bundle_is_small_verified_and_says_where_it_comes_from() -> None:

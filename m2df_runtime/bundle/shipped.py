@@ -26,6 +26,11 @@ def demo_queries() -> Path:
     return _DEMO / "queries"
 
 
+def demo_recording() -> Path:
+    """The recording shipped with the package, in which people do some of the actions of the demo clips."""
+    return _DEMO / "recording.mp4"
+
+
 def newest_bundle(root: Path = Path("bundles")) -> Path:
     """The most recently written bundle under `root`, else the demo bundle shipped with the package."""
     candidates = sorted(_bundles_in(root), key=lambda p: p[1])

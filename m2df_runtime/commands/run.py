@@ -43,6 +43,7 @@ EXAMPLES = """
 \b
 Examples:
   m2df-run                                          the demo clips shipped with m2df
+  m2df-run --window auto                            the demo recording shipped with m2df
   m2df-run --support actions --query clip.mp4       classify one clip
   m2df-run --support actions --query 'new/*.mp4' --json
   find . -name '*.mp4' | m2df-run --support actions --query - --topk 1
@@ -191,14 +192,15 @@ def run(options: RunOptions) -> None:
     """
     from m2df_runtime import Matcher, SupportBank, load
     from m2df_runtime.bundle.prompt_texts import read_labels, warn_unmatched
-    from m2df_runtime.bundle.shipped import demo_bundle, demo_queries, demo_support
+    from m2df_runtime.bundle.shipped import demo_bundle, demo_queries, demo_recording, demo_support
     from m2df_runtime.commands.queries import expand_queries
 
     demo = options.support is None
     support = options.support or demo_support()
     if demo and not support.is_dir():
         raise InputError("this installation has no demo clips", "use --support DIR --query CLIP")
-    queries = expand_queries(options.queries or (str(demo_queries()),), _lines(sys.stdin))
+    shipped = demo_queries() if options.recording is None else demo_recording()
+    queries = expand_queries(options.queries or (str(shipped),), _lines(sys.stdin))
     clips = [query for query in queries if isinstance(query, Path)]
     if len(clips) == len(queries) == 1 and not (os.path.exists(clips[0]) or "%" in clips[0].name):
         raise InputError(f"{clips[0]}: no such file", "check the path given to --query")

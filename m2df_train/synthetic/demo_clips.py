@@ -2,7 +2,8 @@
 
     python -m m2df_train.synthetic.demo_clips m2df_runtime/demo
 
-One folder of support clips per action and one folder of queries, H.264 in MP4. Generated, so free of rights.
+One folder of support clips per action, one of queries, and a recording of some of the actions, H.264 in MP4. Generated
+and free of rights.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from m2df_runtime.clips.source import FrameSource
 from m2df_train.synthetic import render_action
+from m2df_train.synthetic.actions import ACTIONS
+from m2df_train.synthetic.recording import SyntheticRecording
 
 # Seeds of the two support clips and the query of each action; the people and places all differ. Chosen among 16
 # per action so that the shipped model recognises the queries clearly: they show what it does, not how well it does.
@@ -26,28 +30,35 @@ CLIPS = {
     "punch_person": (7, 13, 14),
     "side_bend": (3, 7, 15),
 }
+_SECONDS = 40.0
+_CRF, _CRF_OF_RECORDING = 26, 33  # quality; the recording would take 1.5 MB at that of the clips
+
+
+def demo_recording() -> SyntheticRecording:
+    """One person who does some of the actions, with standing and walking about between them."""
+    return SyntheticRecording([ACTIONS[name] for name in CLIPS], [], seed=0, seconds=_SECONDS, people=1)
 
 
 def write_clips(folder: Path) -> None:
-    """Write `support/<action>/<n>.mp4` and `queries/<action>.mp4` under `folder`."""
+    """Write `support/<action>/<n>.mp4`, `queries/<action>.mp4` and `recording.mp4` under `folder`."""
     for action, (*support, query) in CLIPS.items():
         for number, seed in enumerate(support, start=1):
-            _write(folder / "support" / action / f"{number}.mp4", action, seed)
-        _write(folder / "queries" / f"{action}.mp4", action, query)
+            _write(folder / "support" / action / f"{number}.mp4", render_action(action, seed))
+        _write(folder / "queries" / f"{action}.mp4", render_action(action, query))
+    _write(folder / "recording.mp4", demo_recording(), _CRF_OF_RECORDING)
 
 
-def _write(path: Path, action: str, seed: int) -> None:
-    clip = render_action(action, seed)
+def _write(path: Path, clip: FrameSource, crf: int = _CRF) -> None:
     frames = clip.read(np.arange(clip.n_frames))
     path.parent.mkdir(parents=True, exist_ok=True)
-    encode_mp4(path, frames, clip.fps)
+    encode_mp4(path, frames, clip.fps, crf)
 
 
-def encode_mp4(path: Path, frames: NDArray[np.uint8], fps: float) -> None:
+def encode_mp4(path: Path, frames: NDArray[np.uint8], fps: float, crf: int = _CRF) -> None:
     """Encode RGB frames [n, H, W, 3] as H.264 in MP4; an odd last row or column, which it cannot hold, is cut."""
     height, width = (side // 2 * 2 for side in frames.shape[1:3])
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": "26"})
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": f"{crf}"})
         stream.height, stream.width = height, width
         stream.pix_fmt = "yuv420p"
         for frame in np.ascontiguousarray(frames[:, :height, :width]):
