@@ -21,9 +21,9 @@ from m2df_runtime.bank.file import ClipEntry, Content, FileEntry, StripEntry
 from m2df_runtime.bank.folder import SupportClip, clip_stamp
 from m2df_runtime.clips.opening import open_source
 from m2df_runtime.clips.pictures import frames_of
-from m2df_runtime.errors import ClipError
+from m2df_runtime.errors import ClipError, first_line
 from m2df_runtime.files import sha256_bytes
-from m2df_runtime.pixels.spec import ClipSpec
+from m2df_runtime.pixels.spec import MAX_FRAMES, ClipSpec
 from m2df_runtime.pixels.thumbnails import shown_frames, to_look_at
 from m2df_runtime.regular_files import open_regular
 
@@ -31,6 +31,7 @@ Keep = Literal["clips", "strips", "nothing"]
 """What is written of clips besides their features: they and their strips, strips alone, or neither."""
 
 _STRIP_SIDE = 112  # pixels of a frame; 8 of them in JPEG take about 15 kB
+_LARGEST_SIDE = 1024  # of a strip that is read
 _QUALITY = 80
 _BLOCK = 1 << 20
 _HINT = "take the class out and teach it again"
@@ -181,9 +182,14 @@ class InBank(Origin):
         data = b"".join(self._read(self._place, strip.bytes))
         if sha256_bytes(data) != strip.digest:
             raise ClipError(self.name, "its strip does not match its hash", _HINT)
-        with Image.open(io.BytesIO(data)) as picture:
-            side = max(picture.height, 1)
-            whole = picture.convert("RGB").resize((picture.width // side * look.size, look.size))
+        try:
+            with Image.open(io.BytesIO(data), formats=["JPEG"]) as picture:
+                count = picture.width // max(picture.height, 1)
+                if not 1 <= count <= MAX_FRAMES or picture.height > _LARGEST_SIDE:
+                    raise ClipError(self.name, "its strip is none", _HINT)
+                whole = picture.convert("RGB").resize((count * look.size, look.size))
+        except (OSError, Image.DecompressionBombError) as error:
+            raise ClipError(self.name, f"its strip cannot be read: {first_line(error)}", _HINT) from None
         every = np.asarray(whole).reshape(look.size, -1, look.size, 3).swapaxes(0, 1)  # (T, S, S, 3)
         return np.ascontiguousarray(every[np.linspace(0, len(every) - 1, look.frames).round().astype(int)])
 

@@ -19,7 +19,8 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 # The largest published CLIP sees 512 pixels, the longest clips of few-shot work have 64 frames. Together the bounds
 # keep a clip's pixels under 1 GB, whatever a manifest says.
-Frames = Annotated[int, Field(gt=0, le=256)]
+MAX_FRAMES = 256
+Frames = Annotated[int, Field(gt=0, le=MAX_FRAMES)]
 Length = Annotated[int, Field(gt=0, le=1024)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Numbers = tuple[Finite, Finite, Finite]

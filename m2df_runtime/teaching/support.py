@@ -18,7 +18,7 @@ from m2df_runtime.bank.follow import followed
 from m2df_runtime.bank.origin import InBank
 from m2df_runtime.bank.update import bank_name
 from m2df_runtime.bundle.prompt_texts import text_from_folder
-from m2df_runtime.clips.folder_entries import named
+from m2df_runtime.clips.folder_entries import named, passed_over
 from m2df_runtime.errors import InputError
 from m2df_runtime.files import locked, temporary_folder
 from m2df_runtime.progress import Progress, silent
@@ -285,6 +285,12 @@ class Support:
         lacking = [clip.name for clip in bank.clips.values() if not (clip.origin and clip.origin.has_clip)]
         if lacking:
             raise InputError(f"{self.path}: it was packed without its clips", f"it lacks {named(lacking)}")
+        for clip in bank.clips.values():
+            label, _, name = clip.name.partition("/")
+            if label != BACKGROUND:
+                checked_label(label)
+            if passed_over(name):
+                raise InputError(f"{self.path}: {clip.name}: no clip of a folder is called so", "teach it anew")
         out.parent.mkdir(parents=True, exist_ok=True)
         with temporary_folder(out) as place:
             work = place / "whole"

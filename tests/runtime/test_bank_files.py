@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import io
 import json
 import shutil
 import struct
@@ -16,9 +18,11 @@ from safetensors.numpy import load_file
 from test_bank import Counting
 from tiny_bundle import write_bundle, write_clip
 
+from m2df_runtime import Support
 from m2df_runtime.bank.bank import SupportBank
-from m2df_runtime.bank.contents import read_stored
-from m2df_runtime.bank.origin import InBank
+from m2df_runtime.bank.contents import BankContents, read_stored
+from m2df_runtime.bank.file import StripEntry
+from m2df_runtime.bank.origin import InBank, Parts
 from m2df_runtime.clips.opening import open_source
 from m2df_runtime.errors import ClipError, InputError
 from m2df_runtime.pixels.load import load_clip
@@ -142,6 +146,55 @@ def test_a_damaged_clip_is_left_out_when_a_bank_follows_and_matching_does_not_mi
     packed.write_bytes(before[:-10])
     with pytest.raises(InputError, match="damaged bank"):
         SupportBank.of(model, packed)
+
+
+def rewritten(bank: SupportBank, path: Path, name: str, strip: bytes | None = None) -> Path:
+    """The bank with another name of its first clip, and perhaps another strip; all of it with right hashes."""
+    first = bank.classes[0]
+    clip = dataclasses.replace(first.clips[0], name=name)
+    if strip is not None:
+        origin = clip.origin
+        assert origin is not None
+        entry = StripEntry(bytes=len(strip), digest=hashlib.sha256(strip).hexdigest())
+        clip = dataclasses.replace(clip, origin=Crafted(Parts(entry, (), iter((strip,)))))
+    classes = (dataclasses.replace(first, label=name.partition("/")[0], clips=(clip, *first.clips[1:])),)
+    contents = BankContents((*classes, *bank.classes[1:]), bank.keys)
+    contents.write(path, keep="clips")
+    return path
+
+
+class Crafted(InBank):
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    def parts(self, keep: object) -> Parts:
+        return self._parts
+
+
+def picture(width: int, height: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def test_what_somebody_made_up_is_refused(packed: Path, model: Counting, tmp_path: Path) -> None:
+    """Names that lead elsewhere cannot be written into a bank; others are refused where a folder is made of it."""
+    bank = SupportBank.of(model, packed)
+    for name in ("../x", "blue/../x", "/x", "blue/a/b"):
+        with pytest.raises(InputError, match="no name of a file"):
+            rewritten(bank, tmp_path / "a.bank", name)
+    for name in (".m2df/change.json", "blue/.hidden"):
+        path = rewritten(bank, tmp_path / "a.bank", name)
+        with pytest.raises(InputError, match=r"passed over|no clip of a folder"):
+            Support(path, model).unpack(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    look = to_look_at(model.bundle.manifest.clip, 112)
+    for strip in (b"no picture", picture(9000, 1), picture(1, 2000), picture(4, 8), picture(3000, 3000)):
+        made = SupportBank.of(model, rewritten(bank, tmp_path / "b.bank", "blue/0.mp4", strip))
+        origin = made.classes[0].clips[0].origin
+        assert origin is not None and not origin.has_clip
+        with pytest.raises(ClipError, match=r"b\.bank: blue/0\.mp4: its strip"):
+            origin.frames(look)
 
 
 def test_a_clip_that_changes_while_a_bank_is_packed_is_said(folder: Path, model: Counting, tmp_path: Path) -> None:
