@@ -19,7 +19,7 @@ from full_disk import file_size_limit
 from live_servers import LOGIN, Play, Rtsp, closed_port, film, serving
 from PIL import Image
 from test_bank import Counting
-from tiny_bundle import write_bundle, write_clip
+from tiny_bundle import write_bundle, write_clip, write_support
 
 from m2df_runtime import Support, SupportBank
 from m2df_runtime.bank.changes import Change, changing, commit
@@ -40,13 +40,21 @@ def packed(folder: Path, model: Counting, out: Path, *, clips: bool = True) -> P
     return out
 
 
-@pytest.fixture(params=["folder", "file", "file without clips"])
-def support(request: pytest.FixtureRequest, support_dir: Path, model: Counting, tmp_path: Path) -> Support:
+@pytest.fixture(scope="module")
+def masters(model: Counting, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Three classes (red, green, blue) of two clips each, encoded, wherever they are kept."""
-    SupportBank.of(model, support_dir)
-    if request.param == "folder":
-        return Support(support_dir, model)
-    return Support(packed(support_dir, model, tmp_path / "gate.bank", clips=request.param == "file"), model)
+    place = tmp_path_factory.mktemp("masters")
+    folder = write_support(place / "support", shots=2)
+    whole, slim = packed(folder, model, place / "whole.bank"), packed(folder, model, place / "slim.bank", clips=False)
+    return {"folder": folder, "file": whole, "file without clips": slim}
+
+
+@pytest.fixture(params=["folder", "file", "file without clips"])
+def support(request: pytest.FixtureRequest, masters: dict[str, Path], model: Counting, tmp_path: Path) -> Support:
+    """A copy of each of the masters."""
+    source = masters[request.param]
+    copy = shutil.copytree if source.is_dir() else shutil.copy
+    return Support(copy(source, tmp_path / ("gate" if source.is_dir() else "gate.bank")), model)
 
 
 def state(support: Support) -> dict[str, object]:
