@@ -157,7 +157,8 @@ def _new(
         if known != label:
             raise InputError(f"{one.said}: the same clip stands in class {known!r}", "teach it as one of the two")
         if any(other.digest == digest for other in new) or digest in digests.values():
-            _log.warning("%s: class %r has this clip already, used once", one.said, label)
+            if one.encoded is None:  # of another support, most may be the same
+                _log.warning("%s: class %r has this clip already, used once", one.said, label)
         else:
             new.append(_New(one._replace(label=label), copy, digest))
     return new
