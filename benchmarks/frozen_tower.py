@@ -29,9 +29,9 @@ def frozen_features(colour: NDArray[np.uint8], changes: NDArray[np.uint8]) -> Fl
         float32 [N, T, 2 * 1280].
     """
     import_open_clip()  # timm needs what it does about torchvision
-    import timm
+    from timm.models import EfficientNet, create_model
 
-    network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    network: EfficientNet = create_model("tf_efficientnet_lite0", pretrained=False)  # type: ignore[assignment]
     network.load_state_dict(lite0_weights(network.state_dict()))
     network.reset_classifier(0)
     network.eval()
