@@ -249,8 +249,8 @@ def fit_temperature(logits: Float, labels: NDArray[np.int64]) -> float:
 
     With few clips, all of them right, the likelihood alone would make every probability 100 %. As in Platt scaling,
     the target of the true class is therefore (n + 1) / (n + 2), and the rest is that of the most probable other. On
-    generated actions (5 classes of 2, 3 and 5 clips) queries were less surprising so, by 0.57, 0.44 and 0.43 nats, than
-    with the likelihood alone (1.20, 0.74, 0.57) or with a rest that all others share (0.61, 0.48, 0.44).
+    generated test actions (5 classes of 2, 3 and 5 clips) queries were less surprising so, by 0.57, 0.44 and 0.43
+    nats, than with the likelihood alone (1.20, 0.74, 0.57) or with a rest that all others share (0.61, 0.48, 0.44).
 
     Args:
         logits: [n, C], C at least 2.

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 Float = NDArray[np.float32]
 Kind = Literal["mislabelled", "twice", "alike", "same text", "still", "background", "uncalibrated"]
 
-# Chosen on generated actions. Of 5 classes with 3 clips every third clean bank had a clip named as mislabelled, and a
-# third of swapped clips was found; of 10 classes with 5 clips each clean bank had one, and 8 of 10 swapped clips were
-# found. With 2 clips per class few swapped ones are found: either could be the wrong one.
+# Chosen and counted on generated test actions. Of 5 classes with 3 clips every third clean bank had a clip named as
+# mislabelled, and a third of swapped clips was found; of 10 classes with 5 clips each clean bank had one, and 8 of 10
+# swapped clips were found. With 2 clips per class few swapped ones are found: either could be the wrong one.
 _STRANGE = 2.5  # robust deviations by which a clip is nearer to another class than clips of the bank usually are
 _ALIKE, _FEWEST_ALIKE = 0.4, 3  # share and number of two classes' clips that are nearest to the other class
 # Of the squared distance that two clips of one class usually have, or of two classes where that is less: seven of ten
