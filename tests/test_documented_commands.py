@@ -249,10 +249,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (place / folder).mkdir()
         for query in queries[:2]:
             shutil.copy(query, place / folder)
-    write_long(queries[:3], place / "long.mp4")
+    write_long(place / "long.mp4", place / "events.csv")
     (place / "days").mkdir()
     shutil.copy(place / "long.mp4", place / "days" / "monday.mp4")
-    write_truth(queries[:3], place / "events.csv")
     rows = [f"{folder.name},a person doing {folder.name}" for folder in sorted(demo_support().iterdir())]
     (place / "labels.csv").write_text("\n".join(["class,text", *rows]) + "\n", encoding="utf-8")
     for bundle in ("old", "mine"):
@@ -291,32 +290,23 @@ def write_copy(clip: Path, target: Path, *, mirrored: bool) -> None:
         container.mux(stream.encode())
 
 
-def write_long(clips: list[Path], target: Path) -> None:
-    """A recording of clips, one after the other."""
-    import av
-
+def write_long(recording: Path, table: Path) -> None:
+    """Some seconds of the shipped recording, and what happens in them."""
+    from m2df_runtime.bundle.shipped import demo_recording
     from m2df_runtime.clips.opening import open_source
+    from m2df_train.synthetic import demo_clips
 
-    with av.open(str(target), "w") as container:
-        stream = container.add_stream("mpeg4", rate=25)
-        sources = [open_source(clip) for clip in clips]
-        frames = [frame for source in sources for frame in source.read(range(source.n_frames))]
-        stream.height, stream.width = frames[0].shape[:2]
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
-
-
-def write_truth(clips: list[Path], target: Path) -> None:
-    """What happens in the recording of all clips, each the action that it is named after."""
-    from m2df_runtime.clips.opening import open_source
-
-    rows, start = ["recording,start,end,label"], 0.0
-    for clip in clips:
-        end = start + open_source(clip).n_frames / 25
-        rows.append(f"monday.mp4,{start:.2f},{end:.2f},{clip.stem}")
-        start = end
-    target.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    start, end = 26.0, 35.0
+    source = open_source(demo_recording())
+    frames = source.read(range(round(start * source.fps), round(end * source.fps)))
+    demo_clips.encode_mp4(recording, frames, source.fps)
+    rows = [
+        f"monday.mp4,{action.start - start:.2f},{action.end - start:.2f},{action.label}"
+        for action in demo_clips.demo_recording().truth
+        if start < action.start and action.end < end
+    ]
+    assert rows
+    table.write_text("\n".join(["recording,start,end,label", *rows]) + "\n", encoding="utf-8")
 
 
 # python.md has a test of its own, in which its blocks follow one another.

@@ -87,7 +87,8 @@ def bundle(_built, tmp_path):
 @pytest.fixture
 def arguments(bundle, support_dir, query_dir):
     """Of `m2df-run` with the bundle."""
-    return ("--bundle", bundle, "--support", support_dir, "--query", query_dir / "red.mp4", "--json")
+    clips = ("--support", support_dir, "--query", query_dir / "red.mp4")
+    return ("--bundle", bundle, *clips, "--reject", "off", "--json")
 
 
 @pytest.fixture
