@@ -278,9 +278,7 @@ def _annotated(options: RecordingOptions, banks: Sequence[_Bank]) -> tuple[list[
             unread[name] = math.inf
     taught = list(dict.fromkeys(label for bank in banks for label in bank.matcher.bank.labels))
     if missing := [label for label in options.ignore if label not in taught]:
-        raise InputError(
-            f"--ignore {missing[0]}: no class is called so", f"there are {', '.join(dict.fromkeys(taught))}"
-        )
+        raise InputError(f"--ignore {missing[0]}: no class is called so", f"there are {', '.join(taught)}")
     known = [label for label in taught if label not in options.ignore]
     if options.annotations is None:
         return [_Annotated(name, source, ()) for name, source in sources.items()], len(unread)

@@ -166,7 +166,7 @@ def judge(outcome: Outcome, matched: Sequence[int | None]) -> list[Verdict]:
     def verdict(event: FoundEvent, index: int | None) -> Verdict:
         if index is not None:
             return "right"
-        if labels := _during(event, outcome.truth):
+        if labels := during(event, outcome.truth):
             return "repeated" if event.label in labels else "mistaken"
         return "false alarm"
 
@@ -225,7 +225,7 @@ def covered(truth: Iterable[TrueAction], seconds: float) -> float:
     return total
 
 
-def _during(event: FoundEvent, truth: Iterable[TrueAction]) -> set[str]:
+def during(event: FoundEvent, truth: Iterable[TrueAction]) -> set[str]:
     """Labels of the actions that go on in the middle of an event."""
     middle = (event.start + event.end) / 2
     return {action.label for action in truth if action.start <= middle <= action.end}

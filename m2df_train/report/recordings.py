@@ -26,6 +26,7 @@ from m2df_train.evaluation.event_measures import (
     Tally,
     TrueAction,
     Verdict,
+    during,
     judge,
     matches,
 )
@@ -131,16 +132,12 @@ class _Judged:
             if verdict != "right":
                 what = {
                     "false alarm": "Nothing that was taught happens there.",
-                    "mistaken": f"It is {' and '.join(self._happening(event))}.",
+                    "mistaken": f"It is {' and '.join(sorted(during(event, self.outcome.truth)))}.",
                     "repeated": "The action is told twice, or the event lies beside it.",
                 }[verdict]
                 title = f"{name} {_at(event)}: {event.label} was told, {verdict}"
                 mistakes.append(_Mistake(name, event, title, f"{what} Score {event.score:.2f}.", event.score))
         return sorted(mistakes, key=lambda one: one.span.start)
-
-    def _happening(self, event: FoundEvent) -> list[str]:
-        middle = (event.start + event.end) / 2
-        return sorted({a.label for a in self.outcome.truth if a.start <= middle <= a.end})
 
     def _scores_in(self, action: TrueAction) -> tuple[float, tuple[str, float] | None]:
         """The highest score of an action's class in windows around its time, and the highest of another class."""
