@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from benchmarks.engines import Engine, EngineSpec, Float, Pixels
-from m2df_runtime.match.matcher import TimedSource
+from m2df_runtime.match.reading import TimedSource
 from m2df_runtime.pixels.load import load_clip
 from m2df_runtime.pixels.spec import ClipSpec
 

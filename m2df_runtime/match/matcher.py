@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal, overload
 
-import av  # noqa: F401 - its 70 ms of loading are not decoding time
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,73 +18,18 @@ from m2df_runtime.backends.model import Model, QueryScores
 from m2df_runtime.bank.bank import SupportBank
 from m2df_runtime.bank.calibration import MISS_RATE, Rejection, what_lacks
 from m2df_runtime.bank.contents import keys_of
-from m2df_runtime.clips.opening import open_source
-from m2df_runtime.clips.source import ArraySource, CroppedSource, FrameSource, Picture, Rectangle, SeenThrough
+from m2df_runtime.clips.source import ArraySource, FrameSource, Rectangle
 from m2df_runtime.cpus import available_cpus
 from m2df_runtime.errors import ClipError, InputError
+from m2df_runtime.match.reading import ReadClip, read_clip
 from m2df_runtime.match.results import ClassScore, Prediction, Timings
-from m2df_runtime.pixels.load import load_clip
 from m2df_runtime.pixels.spec import ClipSpec
-from m2df_runtime.pixels.thumbnails import WatchedClip, shown_frames
 
 Float = NDArray[np.float32]
 Clip = Path | str | FrameSource | NDArray[np.uint8]
 """A path, something to read frames from, or all frames of a clip, uint8 [n, H, W, 3] RGB."""
 # Not Sequence[Clip], which a text is too.
 Clips = list[str] | list[Path] | list[FrameSource] | list[NDArray[np.uint8]] | list[Clip] | tuple[Clip, ...]
-
-
-class TimedSource(SeenThrough):
-    """A clip that adds up the seconds spent opening it, decoding its frames and converting them."""
-
-    def __init__(self, clip: Path | str | FrameSource) -> None:
-        self.seconds = 0.0
-        with self._timed():
-            source = clip if isinstance(clip, FrameSource) else open_source(clip)
-        super().__init__(source)
-
-    def pictures(self, indices: NDArray[np.int64]) -> Iterator[Picture]:
-        """See `FrameSource.pictures`."""
-        pictures = self._source.pictures(indices)
-        while True:
-            with self._timed():
-                picture = next(pictures, None)
-            if picture is None:
-                return
-            yield _TimedPicture(picture, self._timed)
-
-    @contextmanager
-    def _timed(self) -> Iterator[None]:
-        start = perf_counter()
-        yield
-        self.seconds += perf_counter() - start
-
-
-class _TimedPicture(Picture):
-    def __init__(self, picture: Picture, timed: Callable[[], AbstractContextManager[None]]) -> None:
-        self._picture = picture
-        self._timed = timed
-        self.nbytes = picture.nbytes
-
-    def rgb(self) -> NDArray[np.uint8]:
-        with self._timed():
-            return self._picture.rgb()
-
-    def grey(self, long_side: int | None = None) -> NDArray[np.uint8]:
-        with self._timed():
-            return self._picture.grey(long_side)
-
-
-@dataclass(frozen=True)
-class _Query:
-    """A clip that was read: pixels [T, S, S, 3], milliseconds that took, frames [T, S', S', 3] to look at, length."""
-
-    name: str
-    pixels: NDArray[np.uint8]
-    decode: float
-    preprocess: float
-    frames: NDArray[np.uint8] | None
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -265,7 +208,7 @@ class Matcher:
         self.model.prepare("visual", "query")
         if not isinstance(clips, list | tuple):
             return self._answered(classes, [self._read(clips, FrameSource.name, roi, look)])[0]
-        read: list[_Query | ClipError] = []
+        read: list[ReadClip | ClipError] = []
         for number, clip in enumerate(clips, 1):
             try:
                 read.append(self._read(clip, f"clip {number}", roi, look))
@@ -273,7 +216,7 @@ class Matcher:
                 if not return_errors:
                     raise
                 read.append(error)
-        queries = [query for query in read if isinstance(query, _Query)]
+        queries = [query for query in read if isinstance(query, ReadClip)]
         answers = iter(self._each_answered(classes, queries) if return_errors else self._answered(classes, queries))
         return [query if isinstance(query, ClipError) else next(answers) for query in read]
 
@@ -301,7 +244,7 @@ class Matcher:
             for name, found, own in zip(names, _ranked(scores, classes), features, strict=True)
         ]
 
-    def _read(self, clip: Clip, name: str, roi: Rectangle | None, look: ClipSpec | None) -> _Query:
+    def _read(self, clip: Clip, name: str, roi: Rectangle | None, look: ClipSpec | None) -> ReadClip:
         """A clip's pixels. `name` is what frames in memory are called."""
         if isinstance(clip, np.ndarray):
             clip = ArraySource(clip)
@@ -309,17 +252,17 @@ class Matcher:
         elif not isinstance(clip, FrameSource | str | os.PathLike):
             raise InputError(f"a clip is a path, frames uint8 [n, H, W, 3] or a FrameSource, not {type(clip).__name__}")
         with self._readers:
-            start = perf_counter()
-            source = TimedSource(clip)
-            seen = source if roi is None else CroppedSource(source, roi)
-            watched = None if look is None else WatchedClip(seen, look)
-            pixels = load_clip(watched or seen, self.model.bundle.manifest.clip)
-            decode, loaded = 1000 * source.seconds, 1000 * (perf_counter() - start)
-        frames = shown_frames(watched.small, look) if watched and look else None
-        named = source.name if isinstance(clip, FrameSource) else os.fspath(clip)
-        return _Query(named, pixels, decode, loaded - decode, frames, source.duration)
+            return read_clip(clip, self.model.bundle.manifest.clip, roi=roi, look=look)
 
-    def _each_answered(self, classes: _Classes, queries: Sequence[_Query]) -> list[Prediction | ClipError]:
+    def answer(self, read: Sequence[ReadClip]) -> list[Prediction | ClipError]:
+        """Answer clips that were read before, perhaps by other processes, in one run of the graphs.
+
+        Returns:
+            For each clip its answer, or what is wrong with it, as `predict` has it with `return_errors`.
+        """
+        return self._each_answered(self._classes, read)
+
+    def _each_answered(self, classes: _Classes, queries: Sequence[ReadClip]) -> list[Prediction | ClipError]:
         """Like `_answered`, with the errors of clips whose numbers are not finite; those are not expected."""
         try:
             return [*self._answered(classes, queries)]
@@ -328,7 +271,7 @@ class Matcher:
                 return [error]
             return [answer for query in queries for answer in self._each_answered(classes, [query])]
 
-    def _answered(self, classes: _Classes, queries: Sequence[_Query]) -> list[Prediction]:
+    def _answered(self, classes: _Classes, queries: Sequence[ReadClip]) -> list[Prediction]:
         """Answers to clips that were read, in one run of each graph.
 
         Raises:
