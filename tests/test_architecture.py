@@ -68,8 +68,8 @@ def test_imports_run_downwards_only(package):
 ROOMS = {
     "m2df_runtime": (
         "errors", "engine_names", "regular_files", "files", "user_cache", "cpus", "progress",
-        "bounds", "clips", "pixels", "bundle", "backends", "bank", "match", "stream", "show", "sinks", "teaching",
-        "commands",
+        "bounds", "clips", "pixels", "bundle", "backends", "bank", "match", "stream", "show", "sinks",
+        "bulk", "teaching", "commands",
     ),
     "m2df_train": (
         "public_benchmarks", "interrupt", "model", "synthetic", "recipe", "data", "cache", "evaluation", "training",

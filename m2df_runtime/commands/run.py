@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 
@@ -16,6 +16,7 @@ import click
 from click.core import ParameterSource
 
 from m2df_runtime.commands.bank import bank
+from m2df_runtime.commands.bulk import Asked, BulkOptions, answer_all, bulk_options
 from m2df_runtime.commands.console import M2dfGroup, emit, emit_json, main_entry, progress, report, say
 from m2df_runtime.commands.options import engine_options
 from m2df_runtime.commands.recordings import (
@@ -48,6 +49,7 @@ Examples:
   m2df-run --support actions --query 'new/*.mp4' --json
   find . -name '*.mp4' | m2df-run --support actions --query - --topk 1
   m2df-run --support actions --query clip.mp4 --picture strip.png
+  m2df-run --support actions --query new/ --out results.jsonl    thousands of clips, and go on after a stop
   m2df-run --support actions --query long.mp4 --window 2    what happens when in a recording
   m2df-run --support actions --query rtsp://camera/1 --query 0 --window 2   before two cameras
   m2df-run bank add --support actions --label wave a.mp4 b.mp4    teach an action
@@ -110,6 +112,7 @@ class RunOptions:
     picture: Path | None
     threads: int | None
     recording: RecordingOptions | None
+    bulk: BulkOptions | None
 
     def __post_init__(self) -> None:
         if self.queries and self.support is None:
@@ -118,6 +121,9 @@ class RunOptions:
             raise click.UsageError("--support needs --query: a clip, a folder of clips, a glob, or - for stdin")
         if self.miss_rate is not None and self.reject != "auto":
             raise click.UsageError(f"--miss-rate is of --reject auto, not of --reject {self.reject}")
+        for name, asked in (("--window", self.recording), ("--picture", self.picture)):
+            if self.bulk is not None and asked is not None:
+                raise click.UsageError(f"--out takes one answer per clip, and {name} is for another job")
 
 
 @click.group("m2df-run", cls=M2dfGroup, epilog=EXAMPLES)
@@ -167,6 +173,7 @@ class RunOptions:
     help="Write a filmstrip of each prediction, or the time line of a recording.",
 )
 @recording_options
+@bulk_options
 @engine_options
 def cli(**options: Any) -> None:  # noqa: ANN401 - click hands over every option by name
     """Classify query clips, or find events in recordings, with one to five example clips per class."""
@@ -176,8 +183,8 @@ def cli(**options: Any) -> None:  # noqa: ANN401 - click hands over every option
         if given:
             raise click.UsageError(f"options of {context.invoked_subcommand} stand after its verb")
         return
-    recording = RecordingOptions.taken_from(options)
-    run(RunOptions(**options, recording=recording))
+    recording, bulk = RecordingOptions.taken_from(options), BulkOptions.taken_from(options)
+    run(RunOptions(**options, recording=recording, bulk=bulk))
 
 
 cli.add_command(bank)
@@ -220,7 +227,10 @@ def run(options: RunOptions) -> None:
     cameras = len(clips) < len(queries)
     if cameras:  # they do not end
         _say_how_it_rejects(matcher, options)
-    if options.recording is None:
+    if options.bulk is not None:
+        _say_how_it_rejects(matcher, options)  # before the summary, which is the last that it says
+        answer_all(clips, matcher, options.bulk, _asked(options))
+    elif options.recording is None:
         _classify(clips, matcher, options)
     elif cameras:
         from m2df_runtime import SupportWatch
@@ -233,8 +243,13 @@ def run(options: RunOptions) -> None:
     else:
         roi = None if isinstance(options.roi, str) else options.roi
         watch(clips, matcher, options.recording, Output(options.json, options.topk, options.picture), roi)
-    if not cameras:
+    if not cameras and options.bulk is None:
         _say_how_it_rejects(matcher, options)
+
+
+def _asked(options: RunOptions) -> Asked:
+    taken = {one.name: getattr(options, one.name) for one in fields(Asked)}
+    return Asked(**{**taken, "roi": None if isinstance(options.roi, str) else options.roi})
 
 
 def _say_how_it_rejects(matcher: Matcher, options: RunOptions) -> None:
