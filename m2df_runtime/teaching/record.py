@@ -49,7 +49,25 @@ def record(source: Path | str, target: Path, *, seconds: float | None = None, tr
         OSError: The target cannot be written.
     """
     name = masked(os.fspath(source))
-    frames = _held(source, name, seconds)
+    return keep(name, _held(source, name, seconds), target, trim=trim)
+
+
+def keep(name: str, frames: list[Timed], target: Path, *, trim: bool) -> float:
+    """Write a clip of frames that are held already.
+
+    Args:
+        name: What messages call them.
+        frames: Rising seconds and frames of one size, at least one.
+        target: The MP4 to write.
+        trim: Cut off the ends in which nothing moves.
+
+    Returns:
+        Seconds of the clip.
+
+    Raises:
+        InputError: Nothing moves.
+        OSError: The target cannot be written.
+    """
     if trim:
         frames = _moving(name, frames)
     span = frames[-1][0] - frames[0][0]
