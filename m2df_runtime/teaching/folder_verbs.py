@@ -51,6 +51,7 @@ class Taught(NamedTuple):
         origin: Where it is.
         said: What messages call it.
         encoded: What is known of it already.
+        digest: Its content hash, where that is known, too.
     """
 
     label: str
@@ -58,6 +59,7 @@ class Taught(NamedTuple):
     origin: Origin
     said: str
     encoded: Encoded | None = None
+    digest: str | None = None
 
 
 def taught_from(label: str, paths: Iterable[Path], model: Model) -> list[Taught]:
@@ -80,7 +82,7 @@ def taught_from_bank(bank: BankContents) -> list[Taught]:
             if clip.origin is None or not clip.origin.has_clip:
                 raise InputError(f"{clip.name}: the bank was packed without its clips", "a folder needs the clips")
             name = clip.name.partition("/")[2]
-            found.append(Taught(label, name, clip.origin, clip.name, Encoded(clip.features, clip.seconds)))
+            found.append(Taught(label, name, clip.origin, clip.name, Encoded(clip.features, clip.seconds), clip.digest))
     return found
 
 
@@ -210,6 +212,37 @@ def _place(
     words = did(added, [label for label in taken if label not in there])
     commit(folder, words, moves)
     return words
+
+
+def replace(
+    folder: Path, taught: Sequence[Taught], model: Model, rules: LabelRules, progress: Progress, words: str
+) -> None:
+    """Put clips into a folder in place of all that it holds, which goes to where it stays until `purge`.
+
+    Raises:
+        ClipError: A clip would not be found under its name.
+        OSError: The folder cannot be written.
+    """
+    kept = folder / KEPT_FOLDER
+    kept.mkdir(parents=True, exist_ok=True)
+    with temporary_folder(kept / "new") as work:
+        copies = [_copied(one, work / f"{number}") for number, one in enumerate(taught)]
+        with changing(folder):
+            support = list_support(folder)
+            old = [*support.classes, *([BACKGROUND] if support.background else [])]
+            fresh, gone = out_of_sight(folder), out_of_sight(folder)
+            labels = dict.fromkeys(one.label for one in taught)
+            for label in labels:
+                (fresh / label).mkdir()
+            for one, copy in zip(taught, copies, strict=True):
+                os.rename(copy, fresh / one.label / one.name)
+            moves = [(folder / label, gone / label) for label in old]
+            commit(folder, words, [*moves, *((fresh / label, folder / label) for label in labels)])
+    known = {one.digest: one.encoded for one in taught if one.encoded and one.digest}
+    try:
+        folder_bank(folder, model, rules, calibrated=False, progress=progress, known=known)
+    except InputError as error:  # not of the clips, which were encoded
+        _log.warning("%s", error)
 
 
 def remove(folder: Path, name: str) -> str:

@@ -204,6 +204,22 @@ class Support:
         taught = folder_verbs.taught_from_bank(found)
         return self._put(taught, lambda added, new: _merged(other, len(added), len(new)))
 
+    def replace(self, other: Path | str) -> str:
+        """Take over what another folder or bank file holds in place of all that is here. The other stays as it is.
+
+        Raises:
+            InputError: It cannot be used, or was packed without clips that are needed.
+            OSError: The place cannot be written.
+        """
+        is_file = self.is_file
+        found = SupportBank.of(self.model, other, progress=self._progress)
+        did = f"replaced everything by {_size(found)}"
+        if is_file:
+            return self._changed(lambda bank: (found, did))
+        rules = self.model.bundle.manifest.text.rules
+        folder_verbs.replace(self.path, folder_verbs.taught_from_bank(found), self.model, rules, self._progress, did)
+        return did
+
     def undo(self) -> str:
         """Take the last change back; the next `undo` makes it again.
 
