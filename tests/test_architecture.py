@@ -33,7 +33,19 @@ ENTRIES = {
     "m2df-doctor": "m2df_runtime.commands.entry:doctor",
 }
 # An image of heavy libraries would make `--help` slow: numpy alone takes 0.1 s, torch 5 s.
-NOT_FOR_HELP = ("torch", "open_clip", "onnx", "onnxruntime", "numpy", "cv2", "av", "pydantic", "tokenizers")
+NOT_FOR_HELP = (
+    "torch",
+    "open_clip",
+    "onnx",
+    "onnxruntime",
+    "numpy",
+    "cv2",
+    "av",
+    "pydantic",
+    "tokenizers",
+    "fastapi",
+    "uvicorn",
+)
 
 
 def modules_of(package: str) -> list[Path]:
@@ -69,7 +81,7 @@ ROOMS = {
     "m2df_runtime": (
         "errors", "engine_names", "regular_files", "files", "user_cache", "cpus", "progress",
         "bounds", "clips", "pixels", "bundle", "backends", "bank", "match", "stream", "show", "sinks",
-        "bulk", "teaching", "commands",
+        "bulk", "teaching", "serve", "commands",
     ),
     "m2df_train": (
         "public_benchmarks", "interrupt", "model", "synthetic", "recipe", "data", "cache", "evaluation", "training",

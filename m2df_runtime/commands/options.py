@@ -1,11 +1,11 @@
-"""Options that several commands have: which bundle is opened, and on which engine."""
+"""Options that several commands have: which bundle is opened, on which engine, and when an answer is `unknown`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from m2df_runtime import Model
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+Reject = Literal["auto", "off"] | float
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,43 @@ def engine_options(command: Command) -> Command:
             "--precision", type=click.Choice(PRECISIONS), help="[default: fastest that passed its parity check]"
         ),
         click.option("--threads", type=click.IntRange(1, 256), help="CPU threads. [default: the cores it may use]"),
+    )
+    for option in reversed(added):
+        command = option(command)
+    return command
+
+
+def parse_reject(ctx: click.Context, param: click.Parameter, value: str) -> Reject:
+    """`auto`, `off`, or a probability. Raises BadParameter."""
+    if value in ("auto", "off"):
+        return "auto" if value == "auto" else "off"
+    try:
+        number = float(value)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise click.BadParameter(f"{value!r} is not auto, off, or a probability in [0, 1]", ctx, param)
+    return number
+
+
+def reject_options(command: Command) -> Command:
+    """The options of when an answer is `unknown` on a click command."""
+    added = (
+        click.option(
+            "--reject",
+            metavar="auto|off|NUMBER",
+            callback=parse_reject,
+            default="auto",
+            show_default=True,
+            help="Answer 'unknown' beyond the calibrated distance (auto, where classes have several clips), never "
+            "(off), or below a probability.",
+        ),
+        click.option(
+            "--miss-rate",
+            type=click.FloatRange(0, 1, min_open=True, max_open=True),
+            metavar="SHARE",
+            help="Share of taught actions that --reject auto may answer with 'unknown'. [default: 0.05]",
+        ),
     )
     for option in reversed(added):
         command = option(command)

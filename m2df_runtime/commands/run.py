@@ -18,7 +18,7 @@ from click.core import ParameterSource
 from m2df_runtime.commands.bank import bank
 from m2df_runtime.commands.bulk import Asked, BulkOptions, answer_all, bulk_options
 from m2df_runtime.commands.console import M2dfGroup, emit, emit_json, main_entry, progress, report, say
-from m2df_runtime.commands.options import engine_options
+from m2df_runtime.commands.options import Reject, engine_options, reject_options
 from m2df_runtime.commands.recordings import (
     LONG,
     Output,
@@ -28,6 +28,7 @@ from m2df_runtime.commands.recordings import (
     say_how_to_watch,
     watch,
 )
+from m2df_runtime.commands.serve import serve
 from m2df_runtime.engine_names import BackendName, Precision
 from m2df_runtime.errors import CheckFailed, ClipError, InputError
 
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from m2df_runtime import Matcher, Prediction
     from m2df_runtime.pixels.spec import ClipSpec
 
-Reject = Literal["auto", "off"] | float
 Region = Literal["full", "motion"] | tuple[int, int, int, int]
 
 _LONGEST_PATH = 1 << 14  # characters; Linux takes 4,096 bytes
@@ -53,6 +53,7 @@ Examples:
   m2df-run --support actions --query long.mp4 --window 2    what happens when in a recording
   m2df-run --support actions --query rtsp://camera/1 --query 0 --window 2   before two cameras
   m2df-run bank add --support actions --label wave a.mp4 b.mp4    teach an action
+  m2df-run serve --support actions                  teach and try on a page, with a browser's camera
 
 --support names a folder with one sub-folder per class and one to five clips in each:
 
@@ -65,19 +66,6 @@ written); later runs encode new and changed clips only.
 
 Exit codes: 0 done, 1 some queries failed, 2 bad input, 3 missing engine. M2DF_DEBUG=1 shows tracebacks.
 """
-
-
-def parse_reject(ctx: click.Context, param: click.Parameter, value: str) -> Reject:
-    """`auto`, `off`, or a probability. Raises BadParameter."""
-    if value in ("auto", "off"):
-        return "auto" if value == "auto" else "off"
-    try:
-        number = float(value)
-    except ValueError:
-        number = -1.0
-    if not 0 <= number <= 1:
-        raise click.BadParameter(f"{value!r} is not auto, off, or a probability in [0, 1]", ctx, param)
-    return number
 
 
 def parse_region(ctx: click.Context, param: click.Parameter, value: str | None) -> Region | None:
@@ -142,21 +130,7 @@ class RunOptions:
 )
 @click.option("--topk", type=click.IntRange(1), default=5, show_default=True, help="Classes to list per query.")
 @click.option("--json", is_flag=True, help="One JSON object per query and line.")
-@click.option(
-    "--reject",
-    metavar="auto|off|NUMBER",
-    callback=parse_reject,
-    default="auto",
-    show_default=True,
-    help="Answer 'unknown' beyond the calibrated distance (auto, where classes have several clips), never (off), "
-    "or below a probability.",
-)
-@click.option(
-    "--miss-rate",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    metavar="SHARE",
-    help="Share of taught actions that --reject auto may answer with 'unknown'. [default: 0.05]",
-)
+@reject_options
 @click.option("--prompt", metavar="TEXT", help="Prompt template with one {}. [default: the bundle's]")
 @click.option("--labels", type=click.Path(path_type=Path), metavar="CSV", help="Columns class,text: texts of classes.")
 @click.option(
@@ -188,6 +162,7 @@ def cli(**options: Any) -> None:  # noqa: ANN401 - click hands over every option
 
 
 cli.add_command(bank)
+cli.add_command(serve)
 
 
 def run(options: RunOptions) -> None:

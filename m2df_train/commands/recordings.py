@@ -12,8 +12,8 @@ import click
 from click.core import ParameterSource
 
 from m2df_runtime.commands.console import emit, emit_json, progress, report
+from m2df_runtime.commands.options import Reject, parse_reject
 from m2df_runtime.commands.recordings import EVENT_OPTIONS, SECONDS, event_rules, parse_window
-from m2df_runtime.commands.run import Reject, parse_reject
 from m2df_runtime.engine_names import BackendName, Precision
 from m2df_runtime.errors import CheckFailed, ClipError, InputError
 
