@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -145,6 +146,7 @@ class Counts:
         skipped: Windows of a camera that were not looked at, because answers took too long.
         dropped: Frames of a camera that were not looked at, by cause: `stale` and `full` waited too long or were too
             many, `repeated` and `late` came twice or in the wrong order.
+        last_frame: When the newest of the frames was read, in Unix seconds; None before the first.
     """
 
     frames: int = 0
@@ -154,6 +156,7 @@ class Counts:
     events: int = 0
     skipped: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
+    last_frame: float | None = None
 
 
 class Stream:
@@ -328,6 +331,7 @@ class Stream:
             if self._stopped.is_set():
                 return
             counts.frames += 1
+            counts.last_frame = time.time()
             yield frame
 
     def _checked_stride(self, stride: float | None) -> float:
