@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,18 @@ from numpy.typing import NDArray
 
 from m2df_runtime.clips.source import FrameSource
 from m2df_runtime.errors import InputError
+from m2df_runtime.sinks.held import HeldFrames, Holding
+from m2df_runtime.sinks.names import fit
+from m2df_runtime.sinks.sink import Sink
 from m2df_runtime.sinks.video import write_video
 from m2df_runtime.stream.events import Event
+from m2df_runtime.stream.sources.timed import TimedFrames
 
 _PREFIX = "event-"  # of the files that may be removed: what else lies in the folder is not ours
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) *([KMGT]?)B?", re.IGNORECASE)
-_UNFIT = re.compile(r"[^\w.-]+")  # in a file's name
-_LONGEST_NAME = 60  # characters of each part of one
+_MOST_WAITING = 32  # clips of cameras
+_MOST_BYTES = 1 << 27  # of their frames, most of which are held anyway
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +53,7 @@ class ClipFolder:
     """
 
     def __init__(self, folder: Path, before: float, after: float, keep: int | None) -> None:
-        self._folder, self._before, self._after, self._keep = folder, before, after, keep
+        self.path, self.before, self.after, self._keep = folder, before, after, keep
 
     def save(self, event: Event, recording: FrameSource) -> Path:
         """Write the clip of an event that has ended, then remove the oldest beyond what may be kept.
@@ -57,9 +62,8 @@ class ClipFolder:
             OSError: The folder cannot be written.
             ClipError: The recording cannot be read.
         """
-        name = f"{_PREFIX}{_fit(Path(event.camera).stem)}-{event.id:04d}-{_fit(event.label)}.mp4"
-        path = self._folder / name
-        write_video(path, _between(recording, event.start - self._before, event.end + self._after), recording.fps)
+        path = self.path / f"{_PREFIX}{_name(event)}.mp4"
+        write_video(path, _between(recording, event.start - self.before, event.end + self.after), recording.fps)
         self._make_room(path)
         return path
 
@@ -67,7 +71,7 @@ class ClipFolder:
         if self._keep is None:
             return
         found = []
-        for path in self._folder.glob(f"{_PREFIX}*.mp4"):
+        for path in self.path.glob(f"{_PREFIX}*.mp4"):
             with suppress(OSError):  # another process removed it
                 info = path.lstat()
                 found.append((path != newest, -info.st_mtime_ns, path, info.st_size))
@@ -88,5 +92,50 @@ def _between(recording: FrameSource, start: float, end: float) -> Iterator[tuple
             yield float(recording.times[index]), picture.rgb()
 
 
-def _fit(text: str) -> str:
-    return _UNFIT.sub("_", text)[:_LONGEST_NAME].strip("._") or "_"
+def _name(event: Event) -> str:
+    """Of a camera with its moment, since numbers begin anew with every start of the program."""
+    zone = "" if event.zone is None else f"-{fit(event.zone)}"
+    if event.start_time is None:
+        camera = fit(Path(event.camera).stem)
+    else:
+        moment = datetime.fromtimestamp(event.start_time, timezone.utc)
+        camera = f"{fit(event.camera)}-{moment:%Y%m%dT%H%M%SZ}"
+    return f"{camera}{zone}-{event.id:04d}-{fit(event.label)}"
+
+
+class LiveClips(Sink[tuple[Event, FrameSource]]):
+    """Writes a clip of every event of cameras, on a thread of its own, from frames that are held as they come.
+
+    A clip is at most 640 pixels wide or high, and has the last minute or more of a longer event.
+
+    Args:
+        folder: Where they are kept.
+        tell: See `Sink`.
+
+    Raises:
+        OSError: The folder cannot be made.
+    """
+
+    done = "written"
+
+    def __init__(self, folder: ClipFolder, tell: Callable[[str], None] | None = None) -> None:
+        self._folder = folder
+        self._held: dict[str, HeldFrames] = {}
+        folder.path.mkdir(parents=True, exist_ok=True)
+        super().__init__("clips", str(folder.path), _MOST_WAITING, most_bytes=_MOST_BYTES, tell=tell)
+
+    def of(self, source: TimedFrames) -> TimedFrames:
+        """The source to give to `Stream` in its place."""
+        self._held[source.name] = held = HeldFrames(self._folder.before, self._folder.after, self._give)
+        return Holding(source, held)
+
+    def add(self, event: Event) -> None:
+        """An event that has ended."""
+        self._held[event.camera].ended(event)
+
+    def _give(self, event: Event, frames: FrameSource, nbytes: int) -> None:
+        self.put((event, frames), nbytes)
+
+    def _deliver(self, item: tuple[Event, FrameSource]) -> None:
+        self._folder.save(*item)
+        self._settle()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Generator, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,12 +18,15 @@ from test_stream import scene
 
 from m2df_runtime import Event, EventRules
 from m2df_runtime.clips.opening import open_source
-from m2df_runtime.clips.source import ArraySource
+from m2df_runtime.clips.source import ArraySource, Picture
 from m2df_runtime.errors import InputError
 from m2df_runtime.match.results import ClassScore, Prediction, Timings
 from m2df_runtime.show.timeline import Timeline
-from m2df_runtime.sinks.clips import ClipFolder, parse_size
+from m2df_runtime.sinks import held
+from m2df_runtime.sinks.clips import ClipFolder, LiveClips, parse_size
 from m2df_runtime.sinks.video import write_video as write_mp4
+from m2df_runtime.stream.sources.given import GivenFrames
+from m2df_runtime.stream.sources.timed import TimedFrames
 from m2df_runtime.stream.stream import WindowAnswer
 
 
@@ -45,6 +50,73 @@ def test_a_clip_has_the_frames_of_its_event_and_a_little_around_in_their_own_tim
     assert [number_of(frame) for _, frame in found] == expected
     times = [(stamps[k] - stamps[expected[0]]) / 1000 for k in expected]
     np.testing.assert_allclose([time for time, _ in found], times, atol=1e-4)
+
+
+def live_event(start: float, end: float, id: int = 1) -> Event:
+    return replace(event(start, end, id=id, camera="camera 0"), start_time=1.7e9 + start, end_time=1.7e9 + end)
+
+
+def test_a_clip_of_a_camera_has_what_was_held_of_it(tmp_path: Path) -> None:
+    """The camera is seen for two seconds, lost, and comes back larger; each event ends before its last frame came."""
+    parts = [(numbered(50), 0.0), (numbered(50, 1280, 96), 10.0)]
+
+    class Camera(TimedFrames):
+        name = "camera 0"
+
+        def frames(self) -> Iterator[tuple[float, Picture]]:
+            raise AssertionError("it is read in parts")
+
+        def parts(self) -> Generator[TimedFrames]:
+            for frames, began in parts:
+                yield GivenFrames(((began + k / 25, frame) for k, frame in enumerate(frames)), self.name)
+
+    with LiveClips(ClipFolder(tmp_path / "out", 0.2, 0.4, None)) as clips:
+        for part in clips.of(Camera()).parts():
+            for time, _ in part.frames():
+                for moment, ended in ((0.84, live_event(0.4, 0.8)), (10.2, live_event(10.0, 10.17, 2))):
+                    if abs(time - moment) < 0.01:
+                        clips.add(ended)
+            if time < 5:
+                clips.add(live_event(1.8, 1.96, 3))  # told when the camera is lost
+    names = {1: "20231114T221320Z", 2: "20231114T221330Z", 3: "20231114T221321Z"}  # date -u -d @1700000000
+    for number, expected in {1: range(5, 31), 2: range(15), 3: range(40, 50)}.items():
+        found = shown(tmp_path / "out" / f"event-camera_0-{names[number]}-{number:04d}-wave.mp4")
+        assert {frame.shape[1] for _, frame in found} == {640 if number == 2 else 160}
+        if number != 2:  # the numbers of which are reduced, too
+            assert [number_of(frame) for _, frame in found] == [*expected]
+        np.testing.assert_allclose([time for time, _ in found], np.arange(len(expected)) / 25, atol=1e-4)
+    assert (clips.counts.sent, dict(clips.counts.dropped)) == (3, {})
+
+
+def test_of_a_long_event_of_a_camera_the_last_part_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = numbered(50)
+    monkeypatch.setattr(held, "_MOST_BYTES", 40_000)
+    said: list[str] = []
+    with LiveClips(ClipFolder(tmp_path / "out", 1.0, 1.0, None), said.append) as clips:
+        source = clips.of(GivenFrames((k / 25, frame) for k, frame in enumerate(frames)))
+        for _ in source.frames():
+            pass
+        clips.add(replace(live_event(0.0, 2.0), camera=source.name))
+    (path,) = (tmp_path / "out").iterdir()
+    found = [number_of(frame) for _, frame in shown(path)]
+    assert 2 < len(found) < 30 and found == [*range(50 - len(found), 50)]
+    assert said == [] and clips.text() == f"{tmp_path / 'out'}: 1 written"
+
+
+def test_a_clip_that_cannot_be_written_stops_no_other(tmp_path: Path) -> None:
+    said: list[str] = []
+    with LiveClips(ClipFolder(tmp_path / "out", 1.0, 1.0, None), said.append) as clips:
+        source = clips.of(GivenFrames((k / 25, frame) for k, frame in enumerate(numbered(50))))
+        for _ in source.frames():
+            pass
+        first, second = (replace(live_event(0.0, 1.0, number), camera=source.name) for number in (1, 2))
+        (tmp_path / "out" / "event-the_stream-20231114T221320Z-0001-wave.mp4").mkdir()
+        clips.add(first)
+        clips.add(second)
+    assert (clips.counts.sent, dict(clips.counts.dropped)) == (1, {"failed": 1})
+    assert len(said) == 1 and "0001-wave.mp4" in said[0]
+    with pytest.raises(OSError, match="/dev/null/out"):
+        LiveClips(ClipFolder(Path("/dev/null/out"), 1.0, 1.0, None))
 
 
 def test_odd_sizes_and_single_frames_can_be_written(tmp_path: Path) -> None:
