@@ -21,6 +21,7 @@ from m2df_runtime.errors import CheckFailed, ClipError, InputError
 if TYPE_CHECKING:
     from m2df_runtime import Matcher, Stream
     from m2df_runtime.clips.source import FrameSource, Rectangle
+    from m2df_runtime.commands.outlets import Outlets
     from m2df_runtime.stream.sources.live import SourceState
     from m2df_runtime.stream.sources.timed import TimedFrames
     from m2df_runtime.stream.stream import Step
@@ -31,7 +32,12 @@ _GRACE = 0.9  # seconds from a signal to the end, whatever does not let go
 
 
 def watch_cameras(
-    queries: Sequence[Query], matcher: Matcher, options: RecordingOptions, output: Output, roi: Rectangle | None
+    queries: Sequence[Query],
+    matcher: Matcher,
+    options: RecordingOptions,
+    output: Output,
+    roi: Rectangle | None,
+    outlets: Outlets,
 ) -> None:
     """Print the events of cameras and recordings as they happen; one that fails does not stop the others.
 
@@ -43,26 +49,24 @@ def watch_cameras(
         CheckFailed: Some of several did.
         KeyboardInterrupt: After Ctrl-C.
     """
-    for name, asked in (
-        ("--save-clips", options.save_clips),
-        ("--save-video", options.save_video),
-        ("--picture", output.picture),
-    ):
+    for name, asked in (("--save-video", options.save_video), ("--picture", output.picture)):
         if asked:
             raise InputError(f"{name} needs recordings, and a camera is none", "leave it out, or name files alone")
     streams, failed = [], 0
     for query in queries:
         try:
-            streams.append(_stream(query, matcher, options, roi))
+            streams.append(_stream(query, matcher, options, roi, outlets))
         except ClipError as error:
             report(error)
             failed += 1
-    failed += _told(streams, options, output, alone=len(queries) == 1)
+    failed += _told(streams, options, output, outlets, alone=len(queries) == 1)
     if failed:
         raise CheckFailed(f"{failed} of {len(queries)} could not be read to the end", "see the errors above")
 
 
-def _stream(query: Query, matcher: Matcher, options: RecordingOptions, roi: Rectangle | None) -> Stream:
+def _stream(
+    query: Query, matcher: Matcher, options: RecordingOptions, roi: Rectangle | None, outlets: Outlets
+) -> Stream:
     from m2df_runtime import Stream
     from m2df_runtime.clips.opening import open_source
     from m2df_runtime.stream.sources.device import DeviceFrames
@@ -70,25 +74,29 @@ def _stream(query: Query, matcher: Matcher, options: RecordingOptions, roi: Rect
 
     source: FrameSource | TimedFrames
     if isinstance(query, Path):
-        source = open_source(query)
+        source = outlets.recording(open_source(query))
     elif isinstance(query, int):
-        source = DeviceFrames(query, _Said())
+        source = outlets.camera(DeviceFrames(query, _Said(outlets)))
     else:
-        source = NetworkFrames(query, _Said())
+        source = outlets.camera(NetworkFrames(query, _Said(outlets)))
     window = None if options.window == "auto" else options.window
-    return Stream(matcher, source, window=window, stride=options.stride, roi=roi, rules=event_rules(options))
+    stream = Stream(matcher, source, window=window, stride=options.stride, roi=roi, rules=event_rules(options))
+    outlets.watch(stream)
+    return stream
 
 
-def _told(streams: Sequence[Stream], options: RecordingOptions, output: Output, *, alone: bool) -> int:
+def _told(
+    streams: Sequence[Stream], options: RecordingOptions, output: Output, outlets: Outlets, *, alone: bool
+) -> int:
     """Print what happens in all streams until they end. How many failed."""
     news: queue.Queue[tuple[Stream, Step | Exception | None]] = queue.Queue(_UNREAD)
     unwanted = threading.Event()
     threads = [
-        threading.Thread(target=_follow, args=(stream, options.windows, news, unwanted), daemon=True)
+        threading.Thread(target=_follow, args=(stream, options.windows, outlets, news, unwanted), daemon=True)
         for stream in streams
     ]
     failed, left = 0, len(streams)
-    with _until_signal(streams):
+    with _until_signal(streams) as came:
         try:
             for thread in threads:
                 thread.start()
@@ -110,12 +118,14 @@ def _told(streams: Sequence[Stream], options: RecordingOptions, output: Output, 
                 stream.stop()
             for thread in threads:
                 thread.join()
+            outlets.close(hurry=bool(came or left))
     return failed
 
 
 def _follow(
     stream: Stream,
     every: bool,
+    outlets: Outlets,
     news: queue.Queue[tuple[Stream, Step | Exception | None]],
     unwanted: threading.Event,
 ) -> None:
@@ -129,6 +139,7 @@ def _follow(
     try:
         with closing(stream.steps(every=every)) as steps:
             for step in steps:
+                outlets.step(step)  # whoever reads standard output stops none of them
                 put(step)
     except Exception as error:  # whatever it is, it stops this stream alone
         put(error)
@@ -136,8 +147,10 @@ def _follow(
 
 
 @contextmanager
-def _until_signal(streams: Sequence[Stream]) -> Iterator[None]:
+def _until_signal(streams: Sequence[Stream]) -> Iterator[list[int]]:
     """Stop all streams at SIGINT or SIGTERM, and end the process where that takes too long or is asked again.
+
+    Gives the signals that came.
 
     Raises:
         KeyboardInterrupt: At its end, where SIGINT came.
@@ -160,7 +173,7 @@ def _until_signal(streams: Sequence[Stream]) -> Iterator[None]:
     for number in heard:
         signal.signal(number, stop)
     try:
-        yield
+        yield came
     finally:
         for number in heard:
             signal.signal(number, kept[number])
@@ -169,12 +182,17 @@ def _until_signal(streams: Sequence[Stream]) -> Iterator[None]:
 
 
 class _Said:
-    """Says on standard error how a camera is, once for each change; a camera that is off is tried for days."""
+    """Tells the outlets how a camera is.
 
-    def __init__(self) -> None:
+    On standard error it says so once for each change: a camera that is off is tried for days.
+    """
+
+    def __init__(self, outlets: Outlets) -> None:
+        self._outlets = outlets
         self._last: tuple[str, str | None] | None = None
 
     def __call__(self, state: SourceState) -> None:
+        self._outlets.state(state)
         known = (state.state, state.cause)
         if state.state in ("ended", "failed") or known == self._last:
             return

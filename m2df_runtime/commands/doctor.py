@@ -44,6 +44,7 @@ RUNTIME_PACKAGES = (
     "rich",
 )
 TRAINING_PACKAGES = ("torch", "open_clip_torch", "pyyaml", "safetensors", "onnx", "onnxscript")
+EVENT_PACKAGES = {"paho-mqtt": ("mqtt", "--mqtt"), "prometheus_client": ("metrics", "--metrics-port")}
 REPLACED_BY = {"opencv-python-headless": "opencv-python"}  # either one provides cv2
 PROBE_SECONDS = 10.0
 
@@ -71,6 +72,10 @@ def examine() -> list[Check]:
     """Look at everything; takes a second or two and changes nothing."""
     runtime = [_package(name, needed=True) for name in RUNTIME_PACKAGES]
     training = [_package(name, hint="pip install 'm2df[train]', for training and export") for name in TRAINING_PACKAGES]
+    events = [
+        _package(name, hint=f"pip install 'm2df[{extra}]', for {option}")
+        for name, (extra, option) in EVENT_PACKAGES.items()
+    ]
     return [
         Check("python", "info", f"{platform.python_version()} ({sys.executable})"),
         Check("platform", "info", f"{platform.platform()}, {available_cpus()} processors to use"),
@@ -82,6 +87,7 @@ def examine() -> list[Check]:
         _attempt("backend openvino", lambda: _backend("openvino")),
         _attempt("decode", _decode, needed=True),
         _gpu(),
+        *events,
         *training,
         _weights_cache(),
         _own_cache(),

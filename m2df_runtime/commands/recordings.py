@@ -16,6 +16,7 @@ from m2df_runtime.errors import CheckFailed, ClipError, InputError, printable
 if TYPE_CHECKING:
     from m2df_runtime import EventRules, Matcher, Stream
     from m2df_runtime.clips.source import FrameSource, Rectangle
+    from m2df_runtime.commands.outlets import Outlets
     from m2df_runtime.sinks.clips import ClipFolder
     from m2df_runtime.stream.stream import Step
 
@@ -43,6 +44,10 @@ class RecordingOptions:
     before: float | None
     after: float | None
     keep: int | None
+    mqtt: str | None
+    webhook: str | None
+    metrics_port: int | None
+    metrics_host: str | None
 
     @classmethod
     def taken_from(cls, options: dict[str, Any]) -> RecordingOptions | None:
@@ -63,6 +68,8 @@ class RecordingOptions:
         for name in ("before", "after", "keep"):
             if getattr(self, name) is not None and self.save_clips is None:
                 raise click.UsageError(f"--{name} needs --save-clips DIR")
+        if self.metrics_host is not None and self.metrics_port is None:
+            raise click.UsageError("--metrics-host needs --metrics-port PORT")
 
 
 def parse_window(ctx: click.Context, param: click.Parameter, value: str | None) -> float | Literal["auto"] | None:
@@ -140,6 +147,16 @@ def recording_options(command: Command) -> Command:
             callback=parse_keep,
             help="Remove the oldest clips of events beyond this size, such as 2GB. [default: keep all]",
         ),
+        click.option(
+            "--mqtt",
+            metavar="URL",
+            help="Publish every event at a broker: mqtt://user:${VARIABLE}@host/prefix, mqtts:// for TLS.",
+        ),
+        click.option("--webhook", metavar="URL", help="Post every event to http:// or https://."),
+        click.option(
+            "--metrics-port", type=click.IntRange(1, 65535), metavar="PORT", help="Serve metrics for Prometheus."
+        ),
+        click.option("--metrics-host", metavar="HOST", help="Serve them there. [default: 127.0.0.1]"),
         click.option("--save-video", type=path, metavar="MP4", help="Write a copy with the answers below the picture."),
     )
     for option in reversed(added):
@@ -157,7 +174,12 @@ class Output:
 
 
 def watch(
-    queries: Sequence[Path], matcher: Matcher, options: RecordingOptions, output: Output, roi: Rectangle | None
+    queries: Sequence[Path],
+    matcher: Matcher,
+    options: RecordingOptions,
+    output: Output,
+    roi: Rectangle | None,
+    outlets: Outlets,
 ) -> None:
     """Print the events of recordings, one recording after the other; a bad one does not stop the rest.
 
@@ -171,7 +193,7 @@ def watch(
     for number, query in enumerate(queries, 1):
         several = number if len(queries) > 1 else None
         try:
-            _watched(query, matcher, options, output, roi, several)
+            _watched(query, matcher, options, output, roi, several, outlets)
         except ClipError as error:
             if len(queries) == 1:
                 raise
@@ -201,6 +223,7 @@ def _watched(
     output: Output,
     roi: Rectangle | None,
     number: int | None,
+    outlets: Outlets,
 ) -> None:
     """One recording, the `number`-th of several."""
     from m2df_runtime import Stream
@@ -210,10 +233,12 @@ def _watched(
     window = None if options.window == "auto" else options.window
     recording = open_source(query)
     stream = Stream(matcher, recording, window=window, stride=options.stride, roi=roi, rules=rules)
+    outlets.watch(stream)
     files = _Files(recording, rules, options, output, number)
     with closing(stream.steps(every=options.windows)) as steps:
         for step in steps:
             tell(step, options, output)
+            outlets.step(step)
             files.add(step)
     files.write()
     say_what_it_took(stream)
@@ -228,6 +253,16 @@ def tell(step: Step, options: RecordingOptions, output: Output) -> None:
             emit_json(event.record())
         elif event.type == "end":
             emit(event.text())
+
+
+def clip_folder(options: RecordingOptions) -> ClipFolder | None:
+    """Where clips of events are kept, if they are."""
+    if options.save_clips is None:
+        return None
+    from m2df_runtime.sinks.clips import ClipFolder
+
+    before, after = (_ROLL if roll is None else roll for roll in (options.before, options.after))
+    return ClipFolder(options.save_clips, before, after, options.keep)
 
 
 class _Files:
@@ -252,13 +287,7 @@ class _Files:
             from m2df_runtime.sinks.overlay import AnnotatedVideo
 
             self._annotated = AnnotatedVideo()
-        if options.save_clips:
-            from m2df_runtime.sinks.clips import ClipFolder
-
-            before, after = (_ROLL if roll is None else roll for roll in (options.before, options.after))
-            self._clips: ClipFolder | None = ClipFolder(options.save_clips, before, after, options.keep)
-        else:
-            self._clips = None
+        self._clips = clip_folder(options)
 
     def add(self, step: Step) -> None:
         if self._picture:

@@ -207,17 +207,20 @@ def run(options: RunOptions) -> None:
         answer_all(clips, matcher, options.bulk, _asked(options))
     elif options.recording is None:
         _classify(clips, matcher, options)
-    elif cameras:
-        from m2df_runtime import SupportWatch
-        from m2df_runtime.commands.cameras import watch_cameras
+    else:
+        from m2df_runtime.commands.outlets import Outlets
 
         roi = None if isinstance(options.roi, str) else options.roi
         output = Output(options.json, options.topk, options.picture)
-        with SupportWatch(matcher, support, rules):
-            watch_cameras(queries, matcher, options.recording, output, roi)
-    else:
-        roi = None if isinstance(options.roi, str) else options.roi
-        watch(clips, matcher, options.recording, Output(options.json, options.topk, options.picture), roi)
+        with Outlets(options.recording, matcher, clips=cameras) as outlets:
+            if cameras:
+                from m2df_runtime import SupportWatch
+                from m2df_runtime.commands.cameras import watch_cameras
+
+                with SupportWatch(matcher, support, rules):
+                    watch_cameras(queries, matcher, options.recording, output, roi, outlets)
+            else:
+                watch(clips, matcher, options.recording, output, roi, outlets)
     if not cameras and options.bulk is None:
         _say_how_it_rejects(matcher, options)
 

@@ -44,9 +44,9 @@ def acted(colour: str, size: tuple[int, int] = (64, 48)) -> tuple[tuple[bytes, .
 class Watching:
     """m2df-run in a process of its own, and what it printed so far."""
 
-    def __init__(self, *arguments: object) -> None:
+    def __init__(self, *arguments: object, program: str = PATIENT) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", PATIENT, *map(str, arguments)],
+            [sys.executable, "-c", program, *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -192,7 +192,7 @@ def test_a_reader_that_leaves_ends_it(watching: Callable[..., Watching]) -> None
         (["--query", "rtsp://a:hunter2@cam/1"], "Error: a camera needs --window, for example --window 2"),
         (["--query", "ftp://a:hunter2@cam/1", *WATCH], "error: ftp://a:***@cam/1: not an address that is read"),
         (["--query", "rtsp://", *WATCH], "error: rtsp://: the address names no host"),
-        (["--query", "0", *WATCH, "--save-clips", "events"], "error: --save-clips needs recordings"),
+        (["--query", "0", *WATCH, "--save-video", "a.mp4"], "error: --save-video needs recordings"),
         (["--query", "0", *WATCH, "--picture", "a.png"], "error: --picture needs recordings"),
         (["--query", "0", "--query", "gone.mp4", "--window", "0"], "error: a window of 0.0 s"),
     ],
