@@ -139,6 +139,7 @@ class _Frames(FrameSource):
 
         for index in indices.tolist():
             frame = cv2.imdecode(self._jpegs[index], cv2.IMREAD_COLOR)
+            assert frame is not None  # it was written by the same library
             yield ArrayPicture(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False))
 
 

@@ -170,8 +170,10 @@ class Sink(ABC, Generic[Item]):
                 self._deliver(item[0])
             except Exception as error:  # one item, whatever it is, stops no other
                 self._settle("failed")
-                where = error.filename if isinstance(error, OSError) else None
-                self._say(f"{where}: {error.strerror}" if where else first_line(error))
+                if isinstance(error, OSError) and error.filename:
+                    self._say(f"{error.filename}: {error.strerror}")
+                else:
+                    self._say(first_line(error))
 
     def _next(self) -> tuple[Item] | None:
         """The oldest item; None at the end."""

@@ -45,7 +45,15 @@ def test_public_names_are_what_they_say() -> None:
         _ = m2df.Sesion
 
 
-@pytest.mark.parametrize("module", ["m2df_runtime", *sorted({f"m2df_runtime.{home}" for home in m2df._HOMES.values()})])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "m2df_runtime",
+        *sorted({f"m2df_runtime.{home}" for home in m2df._HOMES.values()}),
+        "m2df_runtime.sinks.metrics",
+        "m2df_runtime.sinks.webhook",
+    ],
+)
 def test_examples_in_docstrings_run(module: str, user: Path) -> None:
     found = doctest.testmod(importlib.import_module(module))
     assert found.failed == 0
