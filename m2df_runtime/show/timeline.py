@@ -8,40 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from m2df_runtime.show.course import ROWS, Course
 from m2df_runtime.show.filmstrip import ACCENT, BACKGROUND, FAINT, INK, MARGIN, OTHER, TRACK, write_text
-from m2df_runtime.stream.events import Event, EventRules, clock
-from m2df_runtime.stream.stream import WindowAnswer
+from m2df_runtime.stream.events import Event, clock
 
 _WIDTH, _LABELS = 1200, 150  # pixels of the plot and of the names beside it
 _ROW, _GAP, _THUMB = 56, 14, 84  # height of a class, space below it, height of a frame
-_ROWS = 8  # classes that are drawn: those with the highest scores
-_STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 21600)  # seconds between marks
-_MARKS = 12
 
 
-class Timeline:
-    """Collects what is drawn while a recording is read; of each class the scores, of each event its end.
-
-    Args:
-        name: Of the recording.
-        rules: What made the events.
-    """
-
-    def __init__(self, name: str, rules: EventRules) -> None:
-        self._name, self._rules = name, rules
-        self.events: list[Event] = []
-        self._spans: list[tuple[float, float]] = []
-        self._scores: dict[str, list[tuple[int, float]]] = {}  # class to window and score, zeros left out
-
-    def add(self, answer: WindowAnswer | None, events: Sequence[Event]) -> None:
-        """One step of a stream."""
-        if answer:
-            for label, score in answer.scores.items():
-                course = self._scores.setdefault(label, [])
-                if score:
-                    course.append((len(self._spans), score))
-            self._spans.append((answer.start, answer.end))
-        self.events += [event for event in events if event.type == "end"]
+class Timeline(Course):
+    """A course that draws itself."""
 
     @property
     def moments(self) -> list[float]:
@@ -54,15 +30,15 @@ class Timeline:
         Args:
             frames: Those of `moments`, uint8 [H, W, 3] RGB each.
         """
-        best = {label: max((s for _, s in course), default=0.0) for label, course in self._scores.items()}
-        labels = sorted(best, key=lambda label: (-best[label], label))[:_ROWS]
+        every = self.labels
+        labels = every[:ROWS]
         top = MARGIN + 34 + (_THUMB + 24 if frames else 0)
         height = top + len(labels) * (_ROW + _GAP) + 40
         image = Image.new("RGB", (2 * MARGIN + _LABELS + _WIDTH, height), BACKGROUND)
         draw = ImageDraw.Draw(image)
         number = len(self.events)
-        title = f"{self._name}: {number} event{'' if number == 1 else 's'} in {clock(self._end)}"
-        left_out = len(best) - len(labels)
+        title = f"{self.name}: {number} event{'' if number == 1 else 's'} in {clock(self.end)}"
+        left_out = len(every) - len(labels)
         title += f"; {left_out} classes with lower scores are not drawn" if left_out else ""
         write_text(draw, (MARGIN, MARGIN - 4), title, 16, INK, _WIDTH + _LABELS)
         for event, frame in zip(self._with_frame(), frames, strict=True):
@@ -76,17 +52,8 @@ class Timeline:
         self._draw_axis(draw, height - 36)
         return image
 
-    @property
-    def _end(self) -> float:
-        return self._spans[-1][1] if self._spans else 0.0
-
-    @property
-    def _start(self) -> float:
-        return self._spans[0][0] if self._spans else 0.0
-
     def _x(self, second: float) -> int:
-        share = (second - self._start) / max(self._end - self._start, 1e-9)
-        return MARGIN + _LABELS + round(min(max(share, 0.0), 1.0) * _WIDTH)
+        return MARGIN + _LABELS + round(self.share(second) * _WIDTH)
 
     def _with_frame(self) -> list[Event]:
         """The events with the highest scores whose frames do not cover each other, in order of time."""
@@ -104,17 +71,14 @@ class Timeline:
         found = [event for event in self.events if event.label == label]
         write_text(draw, (MARGIN, top + rise // 2 - 8), label, 13, INK if found else FAINT, _LABELS - 12)
         draw.rectangle((left, floor - rise, left + _WIDTH, floor), TRACK)
-        heights = np.zeros(_WIDTH + 1)
-        for window, score in self._scores[label]:
-            first, last = self._column(window)
-            heights[first : last + 1] = np.maximum(heights[first : last + 1], score)
+        heights = self.heights(label, _WIDTH + 1)
         inside = np.zeros(_WIDTH + 1, dtype=bool)
         for event in found:
             inside[self._x(event.start) - left : self._x(event.end) - left + 1] = True
         for column in np.flatnonzero(heights).tolist():
             x, y = left + column, floor - round(rise * float(heights[column]))
             draw.line((x, y, x, floor), ACCENT if inside[column] else OTHER)
-        for threshold in (self._rules.enter, self._rules.leave):
+        for threshold in (self.rules.enter, self.rules.leave):
             y = floor - round(rise * threshold)
             for x in range(left, left + _WIDTH, 8):
                 draw.line((x, y, x + 3, y), FAINT)
@@ -123,20 +87,8 @@ class Timeline:
                 (self._x(event.start), floor + 3, max(self._x(event.end), self._x(event.start) + 2), floor + 8), ACCENT
             )
 
-    def _column(self, window: int) -> tuple[int, int]:
-        """The pixels that a window's score stands at: from half a stride before its middle to half after."""
-        left, final = MARGIN + _LABELS, len(self._spans) - 1
-        around = (max(window - 1, 0), window, min(window + 1, final))
-        before, middle, after = (sum(self._spans[place]) / 2 for place in around)
-        first = self._start if window == 0 else (before + middle) / 2
-        last = self._end if window == final else (middle + after) / 2
-        return self._x(first) - left, self._x(last) - left
-
     def _draw_axis(self, draw: ImageDraw.ImageDraw, top: int) -> None:
-        span = self._end - self._start
-        step = next((step for step in _STEPS if span / step <= _MARKS), _STEPS[-1])
-        for number in range(int(span / step) + 1):
-            second = self._start + number * step
+        for second in self.marks():
             x = self._x(second)
             draw.line((x, top, x, top + 5), FAINT)
             write_text(draw, (min(x - 2, MARGIN + _LABELS + _WIDTH - 30), top + 8), clock(second), 12, FAINT, 80)
