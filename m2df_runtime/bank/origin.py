@@ -24,7 +24,7 @@ from m2df_runtime.clips.pictures import frames_of
 from m2df_runtime.errors import ClipError, first_line
 from m2df_runtime.files import sha256_bytes
 from m2df_runtime.pixels.spec import MAX_FRAMES, ClipSpec
-from m2df_runtime.pixels.thumbnails import shown_frames, to_look_at
+from m2df_runtime.pixels.thumbnails import shown_frames, strip_jpeg, to_look_at
 from m2df_runtime.regular_files import open_regular
 
 Keep = Literal["clips", "strips", "nothing"]
@@ -32,7 +32,6 @@ Keep = Literal["clips", "strips", "nothing"]
 
 _STRIP_SIDE = 112  # pixels of a frame; 8 of them in JPEG take about 15 kB
 _LARGEST_SIDE = 1024  # of a strip that is read
-_QUALITY = 80
 _BLOCK = 1 << 20
 _HINT = "take the class out and teach it again"
 
@@ -89,7 +88,7 @@ class OnDisk(Origin):
         if keep == "nothing":
             return Parts(None, (), iter(()))
         path = self._clip.path
-        data = _jpeg(self.frames(to_look_at(self._spec, _STRIP_SIDE)))
+        data = strip_jpeg(self.frames(to_look_at(self._spec, _STRIP_SIDE)))
         strip = StripEntry(bytes=len(data), digest=sha256_bytes(data))
         if keep == "strips":
             return Parts(strip, (), iter((data,)))
@@ -235,10 +234,3 @@ def _write(target: Path, blocks: Iterator[bytes]) -> None:
                 file.write(block)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(target)) from error
-
-
-def _jpeg(frames: NDArray[np.uint8]) -> bytes:
-    """Frames [T, S, S, 3] side by side."""
-    buffer = io.BytesIO()
-    Image.fromarray(np.concatenate(list(frames), axis=1)).save(buffer, "JPEG", quality=_QUALITY)
-    return buffer.getvalue()
