@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from m2df_runtime.match.matcher import Matcher as Matcher
     from m2df_runtime.match.results import ClassScore as ClassScore
     from m2df_runtime.match.results import Prediction as Prediction
+    from m2df_runtime.show.explain import explain as explain
     from m2df_runtime.stream.events import Event as Event
     from m2df_runtime.stream.events import EventRules as EventRules
     from m2df_runtime.stream.stream import Stream as Stream
@@ -60,6 +61,7 @@ _HOMES = {
     "Support": "teaching.support",
     "SupportBank": "bank.bank",
     "SupportWatch": "teaching.watch",
+    "explain": "show.explain",
     "load": "backends.model",
 }
 
@@ -81,6 +83,7 @@ __all__ = [
     "Support",
     "SupportBank",
     "SupportWatch",
+    "explain",
     "load",
 ]
 

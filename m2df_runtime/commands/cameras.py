@@ -49,7 +49,11 @@ def watch_cameras(
         CheckFailed: Some of several did.
         KeyboardInterrupt: After Ctrl-C.
     """
-    for name, asked in (("--save-video", options.save_video), ("--picture", output.picture)):
+    for name, asked in (
+        ("--save-video", options.save_video),
+        ("--picture", output.picture),
+        ("--explain", output.explain),
+    ):
         if asked:
             raise InputError(f"{name} needs recordings, and a camera is none", "leave it out, or name files alone")
     streams, failed = [], 0

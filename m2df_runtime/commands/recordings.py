@@ -171,6 +171,7 @@ class Output:
     json: bool
     topk: int
     picture: Path | None
+    explain: Path | None
 
 
 def watch(
@@ -186,7 +187,7 @@ def watch(
     Raises:
         InputError: The options contradict each other, or the bank has one class.
         ClipError: The only recording cannot be read.
-        OSError: A picture, clip or video cannot be written.
+        OSError: A picture, page, clip or video cannot be written.
         CheckFailed: Some of several recordings cannot be read.
     """
     failed = 0
@@ -240,7 +241,7 @@ def _watched(
             tell(step, options, output)
             outlets.step(step)
             files.add(step)
-    files.write()
+    files.write(matcher, roi)
     say_what_it_took(stream)
 
 
@@ -278,8 +279,9 @@ class _Files:
     ) -> None:
         self._recording = recording
         self._picture = output.picture and numbered(output.picture, number)
+        self._explain = output.explain and numbered(output.explain, number)
         self._video = options.save_video and numbered(options.save_video, number)
-        if self._picture:
+        if self._picture or self._explain:
             from m2df_runtime.show.timeline import Timeline
 
             self._timeline = Timeline(recording.name, rules)
@@ -290,7 +292,7 @@ class _Files:
         self._clips = clip_folder(options)
 
     def add(self, step: Step) -> None:
-        if self._picture:
+        if self._picture or self._explain:
             self._timeline.add(step.answer, step.events)
         if self._video:
             self._annotated.add(step.answer, step.events)
@@ -298,7 +300,7 @@ class _Files:
             if self._clips and event.type == "end":
                 self._clips.save(event, self._recording)
 
-    def write(self) -> None:
+    def write(self, matcher: Matcher, roi: Rectangle | None) -> None:
         if self._picture:
             import numpy as np
 
@@ -307,6 +309,12 @@ class _Files:
             times = self._recording.times
             places = [int(np.searchsorted(times, at, side="right")) - 1 for at in self._timeline.moments]
             save_picture(self._picture, self._timeline.draw([*self._recording.read(places)] if places else []))
+        if self._explain:
+            from m2df_runtime.files import atomic_write
+            from m2df_runtime.show.explain_recording import explain_recording
+
+            page = explain_recording(self._timeline, self._recording, matcher, roi)
+            atomic_write(self._explain, page.encode())
         if self._video:
             self._annotated.write(self._video, self._recording)
 

@@ -48,7 +48,7 @@ Examples:
   m2df-run --support actions --query clip.mp4       classify one clip
   m2df-run --support actions --query 'new/*.mp4' --json
   find . -name '*.mp4' | m2df-run --support actions --query - --topk 1
-  m2df-run --support actions --query clip.mp4 --picture strip.png
+  m2df-run --support actions --query clip.mp4 --picture strip.png --explain why.html
   m2df-run --support actions --query new/ --out results.jsonl    thousands of clips, and go on after a stop
   m2df-run --support actions --query long.mp4 --window 2    what happens when in a recording
   m2df-run --support actions --query rtsp://camera/1 --query 0 --window 2   before two cameras
@@ -98,6 +98,7 @@ class RunOptions:
     labels: Path | None
     roi: Region | None
     picture: Path | None
+    explain: Path | None
     threads: int | None
     recording: RecordingOptions | None
     bulk: BulkOptions | None
@@ -109,7 +110,7 @@ class RunOptions:
             raise click.UsageError("--support needs --query: a clip, a folder of clips, a glob, or - for stdin")
         if self.miss_rate is not None and self.reject != "auto":
             raise click.UsageError(f"--miss-rate is of --reject auto, not of --reject {self.reject}")
-        for name, asked in (("--window", self.recording), ("--picture", self.picture)):
+        for name, asked in (("--window", self.recording), ("--picture", self.picture), ("--explain", self.explain)):
             if self.bulk is not None and asked is not None:
                 raise click.UsageError(f"--out takes one answer per clip, and {name} is for another job")
 
@@ -145,6 +146,12 @@ class RunOptions:
     type=click.Path(path_type=Path),
     metavar="PNG",
     help="Write a filmstrip of each prediction, or the time line of a recording.",
+)
+@click.option(
+    "--explain",
+    type=click.Path(path_type=Path),
+    metavar="HTML",
+    help="Write a page that shows why, for each query or for the events of a recording.",
 )
 @recording_options
 @bulk_options
@@ -211,7 +218,7 @@ def run(options: RunOptions) -> None:
         from m2df_runtime.commands.outlets import Outlets
 
         roi = None if isinstance(options.roi, str) else options.roi
-        output = Output(options.json, options.topk, options.picture)
+        output = Output(options.json, options.topk, options.picture, options.explain)
         with Outlets(options.recording, matcher, clips=cameras) as outlets:
             if cameras:
                 from m2df_runtime import SupportWatch
@@ -249,14 +256,14 @@ def _classify(queries: Sequence[Path], matcher: Matcher, options: RunOptions) ->
 
     Raises:
         ClipError: The only query cannot be read, or the clip drawn below it.
-        OSError: The only picture cannot be written.
+        OSError: The only picture or page cannot be written.
         CheckFailed: Some of several.
     """
     from m2df_runtime.stream.stream import default_window
 
     failed = undrawn = 0
     length, said = default_window(matcher.bank), False
-    look = _look(matcher) if options.picture else None
+    look = _look(matcher) if options.picture or options.explain else None
     roi = None if isinstance(options.roi, str) else options.roi
     for number, query in enumerate(queries, 1):
         try:
@@ -274,16 +281,19 @@ def _classify(queries: Sequence[Path], matcher: Matcher, options: RunOptions) ->
         if prediction.seconds and prediction.seconds > LONG * length and not said:
             say_how_to_watch(prediction.query, prediction.seconds, length)
             said = True
-        if options.picture and look:
+        if look:
             try:
-                path = numbered(options.picture, number if len(queries) > 1 else None)
-                _draw(path, prediction, matcher, look)
+                several = number if len(queries) > 1 else None
+                if options.picture:
+                    _draw(numbered(options.picture, several), prediction, matcher, look)
+                if options.explain:
+                    _explain(numbered(options.explain, several), prediction, matcher)
             except (ClipError, OSError) as error:
                 if len(queries) == 1:
                     raise
                 report(error)
                 undrawn += 1
-    counts = ((failed, "could not be read"), (undrawn, "were answered without a picture"))
+    counts = ((failed, "could not be read"), (undrawn, "were answered without a picture or page"))
     problems = [f"{count} of {len(queries)} queries {what}" for count, what in counts if count]
     if problems:
         raise CheckFailed("; ".join(problems), "see the errors above")
@@ -302,6 +312,13 @@ def _draw(path: Path, prediction: Prediction, matcher: Matcher, look: ClipSpec) 
     nearest = matcher.bank.nearest_clip(prediction.features, prediction.label)
     assert nearest.origin is not None  # of a clip that was encoded or read
     save_picture(path, filmstrip(prediction.frames, nearest.origin.frames(look), prediction, nearest.name))
+
+
+def _explain(path: Path, prediction: Prediction, matcher: Matcher) -> None:
+    from m2df_runtime import explain
+    from m2df_runtime.files import atomic_write
+
+    atomic_write(path, explain(prediction, matcher).encode())
 
 
 def main() -> None:

@@ -312,7 +312,8 @@ def test_pictures_that_cannot_be_written_take_no_answer_away(run, query_dir: Pat
     for number, line in enumerate(errors[:3], 1):
         assert line.startswith(f"error: {place.with_name(f'out-{number}.png')}: ")
     assert errors[-1] == (
-        "error: 1 of 4 queries could not be read; 3 of 4 queries were answered without a picture (see the errors above)"
+        "error: 1 of 4 queries could not be read; 3 of 4 queries were answered without a picture or page "
+        "(see the errors above)"
     )
 
 
