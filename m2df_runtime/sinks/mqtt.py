@@ -94,8 +94,11 @@ class Mqtt(Sink[Event]):
         self._publish(f"{self._prefix}/{fit(item.camera)}/events", json.dumps(item.record(), allow_nan=False))
 
     def _publish(self, topic: str, text: str, *, retain: bool = False) -> None:
-        """Hand a message to the client, which sends it again after a loss until it is answered."""
-        number = self._client.publish(topic, text, qos=1, retain=retain).mid
+        """Hand a message to the client, which sends an event again after a loss until it is answered.
+
+        What is retained is sent anew by us: an old state must not come after a new one.
+        """
+        number = self._client.publish(topic, text, qos=0 if retain else 1, retain=retain).mid
         with self._news:
             self._unanswered[number] = not retain
             early = number in self._answered

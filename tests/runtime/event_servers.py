@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import ssl
 import subprocess
 import threading
@@ -60,6 +61,11 @@ class Broker:
     def start(self) -> None:
         log = subprocess.DEVNULL
         self._process = subprocess.Popen([str(_MOSQUITTO), "-c", str(self._config)], stdout=log, stderr=log)
+
+    def freeze(self) -> None:
+        """Stay connected and answer nothing more."""
+        assert self._process
+        self._process.send_signal(signal.SIGSTOP)
 
     def stop(self) -> None:
         if self._process:

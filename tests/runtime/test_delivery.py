@@ -84,14 +84,20 @@ def test_a_broker_that_is_not_there_at_first_and_is_lost_later(tmp_path: Path) -
             heard = listener.wait_for(f"{TOPIC}/events", lambda told: told and told[-1]["id"] == MOST_EVENTS + more)
             ids = [one["id"] for one in heard]
             assert ids == [*range(ids[0], MOST_EVENTS + more + 1)], "in order, from when somebody listens"
+            broker.freeze()
+            sink.state(SourceState(CAMERA, "stalled"))
+            sink.put(event(5001))
             broker.stop()
             said.wait_for(lambda lines: any("the connection is lost" in line for line in lines))
-            sink.put(event(5001))
+            sink.state(SourceState(CAMERA, "running"))
+            sink.put(event(5002))
             broker.start()
             said.wait_for(lambda lines: sum(line.endswith(": connected") for line in lines) == 2)
-            sink.close()  # once the broker has taken it
+            sink.close()  # once the broker has taken both events
+            with broker.listening() as later:
+                later.wait_for(f"{TOPIC}/state", lambda told: [one["state"] for one in told] == ["running"])
     assert sink.counts.dropped.keys() == {"full"}
-    assert sink.counts.sent + sink.counts.dropped["full"] == MOST_EVENTS + more + 1, "the newest were kept"
+    assert sink.counts.sent + sink.counts.dropped["full"] == MOST_EVENTS + more + 2, "the newest were kept"
     assert sum("more waits than is held" in line for line in said.lines) == 1
 
 
