@@ -169,7 +169,7 @@ def cost(
     command = _command(
         bundle, support, path, minutes
     )  # before PyTorch is here: a process begins with its parent's peak
-    stages, windows, still = _stages(matcher, path)
+    spent, windows, still = stages(matcher, path)
     stream = Stream(matcher, path, window=COST_WINDOW, stride=COST_STRIDE)
     for _ in stream:  # an engine's first runs are not the recording's
         break
@@ -191,7 +191,7 @@ def cost(
         "stride": COST_STRIDE,
         "windows": windows,
         "still": still,
-        "stage_cpu_per_minute": {name: round(value / minutes, 4) for name, value in stages.items()},
+        "stage_cpu_per_minute": {name: round(value / minutes, 4) for name, value in spent.items()},
         "stream": {
             "cpu_per_minute": round(cpu / minutes, 3),
             "wall_per_minute": round(wall / minutes, 3),
@@ -201,7 +201,7 @@ def cost(
         "command": command,
         "usual_cpu_per_minute": usual
         and {
-            "decode": round(stages["decode"] / minutes, 4),
+            "decode": round(spent["decode"] / minutes, 4),
             **{name: round(value * windows / minutes, 4) for name, value in usual.items()},
         },
         "usual_extrapolated_from_windows": usual and sample,
@@ -209,7 +209,7 @@ def cost(
     }
 
 
-def _stages(matcher: Matcher, path: Path) -> tuple[dict[str, float], int, int]:
+def stages(matcher: Matcher, path: Path) -> tuple[dict[str, float], int, int]:
     """Processor seconds of each stage alone, how many windows there are, and in how many of them nothing moves."""
     spent = dict.fromkeys(STAGES, 0.0)
 
@@ -224,11 +224,11 @@ def _stages(matcher: Matcher, path: Path) -> tuple[dict[str, float], int, int]:
         for _time, _picture in FileFrames(path).frames():
             pass
     with stage("reduce"):
-        for _kept in kept_frames(RisingTimes(FileFrames(path)), spec, "", None):
+        for _kept in kept_frames(RisingTimes(FileFrames(path)), spec, "", [None]):
             pass
     spent["reduce"] -= spent["decode"]  # which it does, too
     tracker = EventTracker(EventRules(), COST_WINDOW, COST_STRIDE)
-    kept = kept_frames(RisingTimes(FileFrames(path)), spec, "", None)
+    kept = kept_frames(RisingTimes(FileFrames(path)), spec, "", [None])
     windows = still = 0
     for window in cut(kept, COST_WINDOW, COST_STRIDE, ""):
         windows += 1

@@ -6,8 +6,9 @@ above `leave`; gaps, lengths and pauses are in seconds of the recording.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Literal
 
@@ -131,7 +132,8 @@ class Event:
     def text(self) -> str:
         """The line that `m2df-run --window` prints at its end."""
         when = f"from {clock(self.start)} to {clock(self.end)}"
-        return printable(f"{self.camera}: {self.label} {when}, {100 * self.top_score:.0f} %")
+        where = self.camera if self.zone is None else f"{self.camera}, {self.zone}"
+        return printable(f"{where}: {self.label} {when}, {100 * self.top_score:.0f} %")
 
 
 def clock(seconds: float) -> str:
@@ -173,8 +175,10 @@ class EventTracker:
         length: Seconds of a window.
         stride: Seconds from one to the next.
         camera: Name of the recording.
+        zone: Part of its picture; None for all of it.
         began: Wall clock of second 0, in Unix seconds.
-        told: Events of the camera that were told before: numbers go on.
+        numbers: Of the events, from the next one on; those of all zones and parts of a camera go on in one row.
+        labels: Classes that are told; None tells all. The others are followed by nobody.
     """
 
     def __init__(
@@ -184,16 +188,19 @@ class EventTracker:
         stride: float,
         *,
         camera: str = "",
+        zone: str | None = None,
         began: float | None = None,
-        told: int = 0,
+        numbers: Iterator[int] | None = None,
+        labels: Collection[str] | None = None,
     ) -> None:
         self._rules = rules
         self._stride = stride
         self._margin = min(length / 4, (length - stride) / 2)
-        self._camera, self._began = camera, began
+        self._camera, self._zone, self._began = camera, zone, began
+        self._numbers = numbers or itertools.count(1)
+        self._labels = labels
         self._courses: dict[str, _Course] = {}
         self._blocked: dict[str, float] = {}  # class to the second before which none begins
-        self._count = told
         self._last: tuple[float, WindowScores] | None = None  # the newest window, and the end of its middle
         self._fewest = 2  # windows that must know an event: 1 once the recording is known to have but one
         self._windows = 0
@@ -209,7 +216,8 @@ class EventTracker:
         for course in list(self._courses.values()):
             if start - course.end > self._rules.merge_gap:
                 told += self._ended(course)
-        known = [label for label, score in window.scores.items() if score >= self._rules.enter]
+        told_of = window.scores if self._labels is None else [one for one in window.scores if one in self._labels]
+        known = [label for label in told_of if window.scores[label] >= self._rules.enter]
         for label in sorted({*self._courses, *known}):
             told += self._followed(label, window, start, end)
         return told
@@ -263,8 +271,7 @@ class EventTracker:
         least = self._rules.min_duration
         enough = course.windows >= self._fewest if least is None else course.end - course.start >= least
         if not course.id and enough:
-            self._count += 1
-            course.id = self._count
+            course.id = next(self._numbers)
             yield self._event("new", course)
 
     def _ended(self, course: _Course) -> Iterator[Event]:
@@ -279,7 +286,7 @@ class EventTracker:
             type=kind,
             id=course.id,
             camera=self._camera,
-            zone=None,
+            zone=self._zone,
             label=course.label,
             score=course.score,
             top_score=course.top_score,

@@ -6,16 +6,18 @@ the scaled picture. Both are what `load_clip` itself would make first, so that a
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from m2df_runtime.clips.source import CroppedPicture, Picture, Rectangle, reduced
+from m2df_runtime.clips.source import CroppedPicture, Picture, reduced
+from m2df_runtime.errors import ClipError
 from m2df_runtime.pixels.load import SCENE_SIDE
 from m2df_runtime.pixels.resize_and_crop import scaled
 from m2df_runtime.pixels.spec import ClipSpec
+from m2df_runtime.stream.zones import Zone, rectangle
 
 _BLOCK = 8  # pixels of the scene whose mean is compared: sensor noise averages away
 _STILL = 4.0  # grey levels by which no block differs where nothing moves; codecs let blocks breathe by 1 to 3
@@ -40,25 +42,68 @@ class Frame:
 
 
 def kept_frames(
-    frames: Iterable[tuple[float, Picture]], spec: ClipSpec, name: str, roi: Rectangle | None
-) -> Generator[Frame]:
-    """Frames with what windows need of them, cut to a rectangle of the upright picture first.
+    frames: Iterable[tuple[float, Picture]], spec: ClipSpec, name: str, zones: Sequence[Zone | None]
+) -> Generator[list[Frame | ClipError]]:
+    """Frames with what windows need of them, each cut to every zone; None is the whole picture.
 
-    Raises:
-        ClipError: The rectangle lies outside of the picture, or a frame cannot be read.
+    A ClipError stands where a zone lies outside of the picture, or the frame cannot be read.
     """
     needs_grey = spec.channels != "rgb" or spec.region == "motion"
     needs_colour = spec.channels != "motion"
-    watch = MotionWatch()
-    for number, (time, whole) in enumerate(frames):
-        picture = whole if roi is None else CroppedPicture(whole, roi, name)
-        grey = picture.grey(SCENE_SIDE)
-        kept: Picture
-        if needs_grey:
-            kept = _Scene(grey, picture if needs_colour else None)
-        else:
-            kept = _Colour(scaled(picture.rgb(), None, spec))
-        yield Frame(number, time, kept, watch.moved(time, grey))
+    watches = [MotionWatch() for _ in zones]
+
+    def kept(number: int, time: float, whole: _Shared, zone: Zone | None, watch: MotionWatch) -> Frame | ClipError:
+        try:
+            picture = whole if zone is None else CroppedPicture(whole, rectangle(zone, *whole.size), name)
+            grey = picture.grey(SCENE_SIDE)
+            moved = watch.moved(time, grey)
+            if needs_grey:
+                return Frame(number, time, _Scene(grey, picture if needs_colour else None), moved)
+            return Frame(number, time, _Colour(scaled(picture.rgb(), None, spec)), moved)
+        except ClipError as error:
+            return error
+
+    for number, (time, picture) in enumerate(frames):
+        whole = _Shared(picture)
+        found = [kept(number, time, whole, zone, watch) for zone, watch in zip(zones, watches, strict=True)]
+        whole.let_go()
+        yield found
+
+
+class _Shared(Picture):
+    """A picture that is converted once for all zones, as long as they are cut out of it."""
+
+    def __init__(self, picture: Picture) -> None:
+        self._picture = picture
+        self._rgb: NDArray[np.uint8] | None = None
+        self._grey: NDArray[np.uint8] | None = None
+        self._held = True
+        self.nbytes = picture.nbytes
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+        height, width = self.grey().shape
+        return width, height
+
+    def rgb(self) -> NDArray[np.uint8]:
+        if not self._held:
+            return self._picture.rgb()
+        if self._rgb is None:
+            self._rgb = self._picture.rgb()
+        return self._rgb
+
+    def grey(self, long_side: int | None = None) -> NDArray[np.uint8]:
+        if long_side is not None or not self._held:
+            return self._picture.grey(long_side)
+        if self._grey is None:
+            self._grey = self._picture.grey()
+        return self._grey
+
+    def let_go(self) -> None:
+        """Hold nothing besides the picture from now on."""
+        self._rgb = self._grey = None
+        self._held = False
 
 
 class _Scene(Picture):

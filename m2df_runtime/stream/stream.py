@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import os
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,14 +22,14 @@ from numpy.typing import NDArray
 from m2df_runtime.bank.contents import BankContents
 from m2df_runtime.clips.source import ArraySource, FrameSource, Picture, Rectangle
 from m2df_runtime.cpus import available_cpus
-from m2df_runtime.errors import InputError, printable
+from m2df_runtime.errors import ClipError, InputError, printable
 from m2df_runtime.match.matcher import Matcher
 from m2df_runtime.match.results import Prediction
 from m2df_runtime.pixels.load import chosen_frames
 from m2df_runtime.pixels.resize_and_crop import fit
 from m2df_runtime.pixels.spec import ClipSpec
 from m2df_runtime.stream.events import Event, EventRules, EventTracker, WindowScores, clock
-from m2df_runtime.stream.frames import Frame, kept_frames
+from m2df_runtime.stream.frames import kept_frames
 from m2df_runtime.stream.read_ahead import read_ahead, read_freshest
 from m2df_runtime.stream.sources.addresses import is_address
 from m2df_runtime.stream.sources.device import DeviceFrames
@@ -36,6 +38,7 @@ from m2df_runtime.stream.sources.given import GivenFrames
 from m2df_runtime.stream.sources.network import NetworkFrames
 from m2df_runtime.stream.sources.timed import RisingTimes, TimedFrames
 from m2df_runtime.stream.windows import Window, cut
+from m2df_runtime.stream.zones import Zone, checked_zone
 
 Float = NDArray[np.float32]
 Recording = (
@@ -57,6 +60,8 @@ _SAID = 0.01  # of a step of the grid, by which a stride may be rounded without 
 _SHORTEST = 0.01  # seconds of a stride: a recording has no frame in less
 
 _log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
 
 
 def default_window(bank: BankContents) -> float:
@@ -80,6 +85,7 @@ class WindowAnswer:
 
     Attributes:
         camera: Name of the recording or camera.
+        zone: Part of its picture; None for all of it.
         start: Its first second.
         end: The second at which it ends.
         prediction: The answer to it as to any clip; None where nothing moves and nobody asked for it.
@@ -88,6 +94,7 @@ class WindowAnswer:
     """
 
     camera: str
+    zone: str | None
     start: float
     end: float
     prediction: Prediction | None
@@ -105,6 +112,7 @@ class WindowAnswer:
         return {
             "type": "window",
             "camera": self.camera,
+            "zone": self.zone,
             "start": round(self.start, 3),
             "end": round(self.end, 3),
             "classes": [{**asdict(one), "score": self.scores[one.label]} for one in found],
@@ -114,7 +122,8 @@ class WindowAnswer:
 
     def text(self, topk: int | None = None) -> str:
         """The line that `m2df-run --windows` prints."""
-        when = f"{self.camera}, {clock(self.start)} to {clock(self.end)}:"
+        where = self.camera if self.zone is None else f"{self.camera}, {self.zone}"
+        when = f"{where}, {clock(self.start)} to {clock(self.end)}:"
         if self.prediction is None:
             return printable(f"{when} nothing moves")
         shown = ", ".join(f"{one.label} {100 * one.probability:.0f} %" for one in self.prediction.classes[:topk])
@@ -144,6 +153,7 @@ class Counts:
         encoded: Frames encoded.
         events: Events told.
         skipped: Windows of a camera that were not looked at, because answers took too long.
+        failed: Windows of a camera that could not be answered; of a recording that is an error.
         dropped: Frames of a camera that were not looked at, by cause: `stale` and `full` waited too long or were too
             many, `repeated` and `late` came twice or in the wrong order.
         last_frame: When the newest of the frames was read, in Unix seconds; None before the first.
@@ -155,6 +165,7 @@ class Counts:
     encoded: int = 0
     events: int = 0
     skipped: int = 0
+    failed: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     last_frame: float | None = None
 
@@ -175,10 +186,14 @@ class Stream:
         stride: Seconds from one window to the next; None takes a quarter of the window. With the sampler `grid` it is
             rounded to a multiple of the window's T-th part.
         roi: x, y, width, height in pixels of the upright picture, cut out first.
+        zones: Parts of the picture that are watched each by itself, by name: x, y, width, height in pixels, or in
+            fractions of its sides where none of them is above 1. A frame is decoded once for all.
         rules: When windows become an event.
+        labels: Classes whose events are told; None tells all.
 
     Raises:
-        InputError: A window or stride that is none, a bank of one class, or an address of another kind.
+        InputError: A window or stride that is none, a zone that is none, `roi` beside zones, a bank of one class, or an
+            address of another kind.
         ClipError: The file cannot be read.
 
     Example:
@@ -199,7 +214,9 @@ class Stream:
         window: float | None = None,
         stride: float | None = None,
         roi: Rectangle | None = None,
+        zones: Mapping[str, Zone] | None = None,
         rules: EventRules | None = None,
+        labels: Collection[str] | None = None,
     ) -> None:
         if len(matcher.bank.labels) < 2:
             raise InputError(
@@ -211,7 +228,13 @@ class Stream:
         self.window = default_window(matcher.bank) if window is None else _seconds("window", window)
         self.stride = self._checked_stride(stride)
         self.counts = Counts()
-        self._roi = roi
+        if roi and zones:
+            raise InputError("a rectangle and zones at once", "make the rectangle one of the zones")
+        self._zones: dict[str | None, Zone | None] = {None: roi}
+        if zones:
+            self._zones = {name: checked_zone(name, numbers) for name, numbers in zones.items()}
+        self._labels = None if labels is None else frozenset(labels)
+        self._faults = _Faults()
         self._source = _timed(source)
         self._stopped = threading.Event()
 
@@ -249,6 +272,7 @@ class Stream:
             ClipError: As `windows`.
         """
         self.counts = Counts()
+        self._numbers = itertools.count(1)
         self.matcher.model.prepare("visual", "query")
         with closing(self._source.parts()) as parts:
             for part in parts:
@@ -256,24 +280,36 @@ class Stream:
 
     def _steps_of(self, part: TimedFrames, every: bool) -> Generator[Step]:
         counts = self.counts
-        tracker = EventTracker(
-            self.rules, self.window, self.stride, camera=self.name, began=part.began, told=counts.events
-        )
+        trackers = {
+            zone: EventTracker(
+                self.rules,
+                self.window,
+                self.stride,
+                camera=self.name,
+                zone=zone,
+                began=part.began,
+                numbers=self._numbers,
+                labels=self._labels,
+            )
+            for zone in self._zones
+        }
         with closing(self._answered(part, counts, every)) as answered:
             for window, prediction in answered:
                 if prediction is None or window.still:
                     scores = dict.fromkeys(self.matcher.bank.labels, 0.0)
                 else:
                     scores = scores_of(prediction)
-                answer = WindowAnswer(self.name, window.start, window.end, prediction, scores, window.still)
+                answer = WindowAnswer(
+                    self.name, window.zone, window.start, window.end, prediction, scores, window.still
+                )
                 counts.windows += 1
                 counts.still += window.still
                 counts.dropped = self._source.dropped
-                events = tracker.step(answer.window_scores())
+                events = trackers[window.zone].step(answer.window_scores())
                 counts.events += sum(event.type == "new" for event in events)
                 yield Step(answer, tuple(events))
         counts.dropped = self._source.dropped
-        events = tracker.finish()
+        events = [event for tracker in trackers.values() for event in tracker.finish()]
         counts.events += sum(event.type == "new" for event in events)
         yield Step(None, tuple(events))
 
@@ -286,37 +322,59 @@ class Stream:
 
         Others wait for nothing that is yet to come: what happens is told when it is known.
         """
-        once = _EncodedOnce(self.matcher) if self._spec.channels == "rgb" and self._spec.region == "full" else None
-        several = min(available_cpus(), _AT_ONCE) if part.any_thread and once is None else 1
+        once = {}
+        if self._spec.channels == "rgb" and self._spec.region == "full":
+            once = {zone: _EncodedOnce(self.matcher) for zone in self._zones}
+        several = min(available_cpus(), _AT_ONCE) if part.any_thread and not once else 1
         before = counts.encoded
         waiting: deque[tuple[Window, Future[Prediction] | None]] = deque()
 
-        def first() -> tuple[Window, Prediction | None]:
+        def first() -> Iterator[tuple[Window, Prediction | None]]:
             window, answer = waiting.popleft()
-            prediction = answer.result() if answer else None
-            counts.encoded = (
-                before + once.encoded if once else counts.encoded + (answer is not None) * self._spec.frames
-            )
-            return window, prediction
+            try:
+                prediction = answer.result() if answer else None
+            except ClipError as error:
+                self._refused(part, window.zone, error)
+                counts.failed += 1
+                return
+            if once:
+                counts.encoded = before + sum(one.encoded for one in once.values())
+            elif answer:
+                counts.encoded += self._spec.frames
+            self._faults.over(window.zone, self.name)
+            yield window, prediction
 
         windows_of = self._newest_windows if part.live else self._windows
         with closing(windows_of(part, counts)) as windows, ThreadPoolExecutor(several, "m2df windows") as pool:
             try:
                 for window in windows:
                     wanted = every or not window.still
-                    predict = once or self.matcher.predict
+                    predict = once[window.zone] if once else self.matcher.predict
                     waiting.append((window, pool.submit(predict, window) if wanted else None))
                     if len(waiting) >= several:
-                        yield first()
+                        yield from first()
                 while waiting:
-                    yield first()
+                    yield from first()
             finally:
                 pool.shutdown(cancel_futures=True)
 
     def _windows(self, part: TimedFrames, counts: Counts) -> Generator[Window]:
-        kept = kept_frames(RisingTimes(part), self._spec, self.name, self._roi)
+        kept = kept_frames(RisingTimes(part), self._spec, self.name, [*self._zones.values()])
         with closing(read_ahead(kept) if part.any_thread else kept) as frames:
-            yield from cut(self._until_stopped(frames, counts), self.window, self.stride, self.name)
+            yield from cut(
+                self._until_stopped(frames, counts),
+                self.window,
+                self.stride,
+                self.name,
+                [*self._zones],
+                lambda zone, error: self._refused(part, zone, error),
+            )
+
+    def _refused(self, part: TimedFrames, zone: str | None, error: ClipError) -> None:
+        """What cannot be used of a camera is left out, since another picture may come. Raises it of a recording."""
+        if not part.live:
+            raise error
+        self._faults.say(zone, error)
 
     def _newest_windows(self, part: TimedFrames, counts: Counts) -> Generator[Window]:
         before = counts.skipped
@@ -326,7 +384,7 @@ class Stream:
 
         yield from read_freshest(self._windows(part, counts), skipped)
 
-    def _until_stopped(self, frames: Iterable[Frame], counts: Counts) -> Iterator[Frame]:
+    def _until_stopped(self, frames: Iterable[Item], counts: Counts) -> Iterator[Item]:
         for frame in frames:
             if self._stopped.is_set():
                 return
@@ -351,6 +409,24 @@ class Stream:
                 "the stride of %g s becomes %g s, a multiple of %g s, to meet the same frames", asked, rounded, step
             )
         return rounded
+
+
+class _Faults:
+    """Says once for each zone why a camera's windows cannot be answered, until they can be."""
+
+    def __init__(self) -> None:
+        self._zones: set[str | None] = set()
+
+    def say(self, zone: str | None, error: ClipError) -> None:
+        if zone not in self._zones:
+            self._zones.add(zone)
+            where = "" if zone is None else f"zone {zone}: "
+            _log.warning("%s%s; nothing is told of it until that changes", where, error)
+
+    def over(self, zone: str | None, camera: str) -> None:
+        if zone in self._zones:
+            self._zones.discard(zone)
+            _log.warning("%s%s is looked at again", camera, "" if zone is None else f", zone {zone},")
 
 
 class _EncodedOnce:

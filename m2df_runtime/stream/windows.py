@@ -7,7 +7,7 @@ window holds make a shorter one.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,12 +27,14 @@ class Window(FrameSource):
         start: Its first second.
         end: Its end, which belongs to the next window.
         frames: Its frames.
+        zone: Part of the picture that they show; None for all of it.
     """
 
     is_part = True
 
-    def __init__(self, name: str, start: float, end: float, frames: tuple[Frame, ...]) -> None:
-        self.name = f"{name}, {start:.2f} to {end:.2f} s"
+    def __init__(self, name: str, start: float, end: float, frames: tuple[Frame, ...], zone: str | None = None) -> None:
+        self.name = f"{name}{'' if zone is None else f', {zone}'}, {start:.2f} to {end:.2f} s"
+        self.zone = zone
         self.start, self.end, self.frames = start, end, frames
         self.n_frames = len(frames)
         self.times: NDArray[np.float64] = np.asarray([frame.time for frame in frames]) - start
@@ -54,55 +56,110 @@ class Window(FrameSource):
         return (self.frames[index].picture for index in indices.tolist())
 
 
-def cut(frames: Iterable[Frame], length: float, stride: float, name: str) -> Iterator[Window]:
-    """The windows of a recording in order; holds the frames of one.
+class WindowCutter:
+    """Cuts a recording into windows as its frames come; holds the frames of one.
 
     Window k begins k strides after the first frame. Where the recording has no frame for longer than a window, those
     without any are left out.
 
     Args:
-        frames: Frames with rising times.
         length: Seconds of a window.
         stride: Seconds from the start of one to the start of the next, at most `length`.
         name: What messages call the recording.
+        zone: Part of the picture that the frames show.
+    """
+
+    def __init__(self, length: float, stride: float, name: str, zone: str | None = None) -> None:
+        self._length, self._stride, self._name, self._zone = length, stride, name, zone
+        self._held: deque[Frame] = deque()
+        self._nbytes = self._number = 0
+        self._first = self._covered = 0.0  # `_covered`: end of the last window that was given
+
+    def add(self, frame: Frame) -> Iterator[Window]:
+        """The windows that end before a frame; frames have rising times.
+
+        Raises:
+            ClipError: The frames of one window take too much memory. They are let go of; windows after them may fit.
+        """
+        if not self._held and self._number == 0:
+            self._first = self._covered = frame.time
+        while self._held and frame.time >= self._start() + self._length - _SAME:
+            start = self._start()
+            self._drop(start)
+            if self._held:
+                yield self._window(start, start + self._length)
+                self._covered = start + self._length
+                self._number += 1
+            else:  # the first window that holds the new frame
+                passed = int((frame.time + _SAME - self._first - self._length) // self._stride) + 1
+                self._number = max(self._number + 1, passed)
+        self._held.append(frame)
+        self._nbytes += frame.picture.nbytes
+        if self._nbytes > MAX_BYTES:
+            reason = f"{len(self._held)} frames take {self._nbytes} bytes, one window may hold {MAX_BYTES}"
+            self._held.clear()
+            self._nbytes = 0
+            self._number = int((frame.time - self._first) // self._stride) + 1
+            raise ClipError(self._name, reason, "choose a shorter window, or scale the recording down")
+
+    def finish(self) -> Iterator[Window]:
+        """The frames at the end that no whole window holds, as a shorter one."""
+        held, start = self._held, self._start()
+        if not held:
+            return
+        last = held[-1].time
+        frame_time = (last - held[0].time) / (len(held) - 1) if len(held) > 1 else 1 / DEFAULT_FPS
+        if last + frame_time > self._covered + _SAME or self._number == 0:
+            self._drop(start)
+            if held:
+                yield self._window(start, min(start + self._length, last + frame_time))
+
+    def _start(self) -> float:
+        """Of the next window."""
+        return self._first + self._number * self._stride
+
+    def _window(self, start: float, end: float) -> Window:
+        return Window(self._name, start, end, tuple(self._held), self._zone)
+
+    def _drop(self, start: float) -> None:
+        """Let go of frames before a time."""
+        while self._held and self._held[0].time < start - _SAME:
+            self._nbytes -= self._held.popleft().picture.nbytes
+
+
+def _raise(zone: str | None, error: ClipError) -> None:
+    raise error
+
+
+def cut(
+    frames: Iterable[Sequence[Frame | ClipError]],
+    length: float,
+    stride: float,
+    name: str,
+    zones: Sequence[str | None] = (None,),
+    refused: Callable[[str | None, ClipError], None] = _raise,
+) -> Iterator[Window]:
+    """The windows of a recording, those of each zone in order, see `WindowCutter`.
+
+    Args:
+        frames: As `kept_frames` gives them, one for each zone, with rising times.
+        length: Seconds of a window.
+        stride: Seconds from one to the next.
+        name: What messages call the recording.
+        zones: Names of the zones; None is the whole picture.
+        refused: Told of a zone's frame that cannot be used; where it returns, the others are.
 
     Raises:
-        ClipError: The frames of one window take too much memory.
+        ClipError: A frame cannot be used, or those of one window take too much memory.
     """
-    held: deque[Frame] = deque()
-    nbytes = number = 0
-    first = covered = 0.0  # `covered`: end of the last window that was given
-    for frame in frames:
-        if not held and number == 0:
-            first = covered = frame.time
-        while held and frame.time >= first + number * stride + length - _SAME:
-            start = first + number * stride
-            nbytes -= _drop(held, start)
-            if held:
-                yield Window(name, start, start + length, tuple(held))
-                covered = start + length
-                number += 1
-            else:  # the first window that holds the new frame
-                number = max(number + 1, int((frame.time + _SAME - first - length) // stride) + 1)
-        held.append(frame)
-        nbytes += frame.picture.nbytes
-        if nbytes > MAX_BYTES:
-            reason = f"{len(held)} frames take {nbytes} bytes, one window may hold {MAX_BYTES}"
-            raise ClipError(name, reason, "choose a shorter window, or scale the recording down")
-    if not held:
-        return
-    last = held[-1].time
-    frame_time = (last - held[0].time) / (len(held) - 1) if len(held) > 1 else 1 / DEFAULT_FPS
-    start = first + number * stride
-    if last + frame_time > covered + _SAME or number == 0:
-        _drop(held, start)
-        if held:
-            yield Window(name, start, min(start + length, last + frame_time), tuple(held))
-
-
-def _drop(held: deque[Frame], start: float) -> int:
-    """Let go of frames before a time, and tell of how many bytes they were."""
-    nbytes = 0
-    while held and held[0].time < start - _SAME:
-        nbytes += held.popleft().picture.nbytes
-    return nbytes
+    cutters = {zone: WindowCutter(length, stride, name, zone) for zone in zones}
+    for each in frames:
+        for (zone, cutter), frame in zip(cutters.items(), each, strict=True):
+            try:
+                if isinstance(frame, ClipError):
+                    raise frame
+                yield from cutter.add(frame)
+            except ClipError as error:
+                refused(zone, error)
+    for cutter in cutters.values():
+        yield from cutter.finish()

@@ -241,7 +241,7 @@ def test_a_time_line_of_anything_can_be_drawn() -> None:
         scores = {label: (k % 7) / 7 for label in labels}
         prediction = Prediction("w", (ClassScore(labels[0], 1.0, 0.0),), False, "cpu", Timings(0, 0, 0, 0))
         found = [event(k - 0.5, k + 0.5, id=k, label=labels[k % 20])] if k % 2 else []
-        line.add(WindowAnswer("w", float(k), k + 2.0, prediction, scores, False), found)
+        line.add(WindowAnswer("w", None, float(k), k + 2.0, prediction, scores, False), found)
     frames = [np.zeros((60, 1000, 3), np.uint8)] * len(line.moments)
     assert 0 < len(frames) <= 12
     image = line.draw(frames)

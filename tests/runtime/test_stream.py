@@ -19,6 +19,7 @@ from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.clips.opening import open_source
 from m2df_runtime.clips.sampling import sample_indices
 from m2df_runtime.errors import ClipError, InputError
+from m2df_runtime.stream.sources.given import HeldPicture
 from m2df_runtime.stream.stream import default_window
 
 FPS = 25
@@ -258,6 +259,65 @@ def test_a_rectangle_is_cut_out_of_every_frame(matcher: m2df.Matcher) -> None:
         np.testing.assert_allclose(answers[0].features, matcher.predict(two[:25], roi=roi).features, atol=1e-5)
     with pytest.raises(ClipError, match="lies outside the 128x48 frame"):
         list(m2df.Stream(matcher, two, window=1.0, roi=(500, 0, 10, 10)))
+
+
+@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
+def test_zones_are_watched_side_by_side_and_decoded_once(
+    tiny_bundle: Path, support_dir: Path, look: dict[str, object]
+) -> None:
+    matcher = matcher_with(tiny_bundle, support_dir, **look)
+    left, right = scene((None, 1), ("red", 3), (None, 1)), scene((None, 2), ("blue", 2), (None, 1), seed=1)
+    two, read = np.concatenate([left, right], axis=2), []
+
+    class Counted(HeldPicture):
+        def rgb(self) -> NDArray[np.uint8]:
+            read.append(self)
+            return super().rgb()
+
+    zones = {"left": (0.0, 0.0, 0.5, 1.0), "right": (64, 0, 64, 48)}
+    pairs = ((t / FPS, Counted(frame)) for t, frame in enumerate(two))
+    stream = m2df.Stream(matcher, pairs, window=1.0, zones=zones)
+    answers, told = [], []
+    for step in stream.steps(every=True):
+        answers += [step.answer] if step.answer else []
+        told += step.events
+    for zone, frames in (("left", left), ("right", right)):
+        alone = m2df.Stream(matcher, frames, window=1.0)
+        for answer, other in zip([a for a in answers if a.zone == zone], alone.windows(), strict=True):
+            np.testing.assert_allclose(answer.prediction.features, other.prediction.features, atol=1e-5)
+        of_zone = [(e.type, e.label, e.start, e.end, e.score) for e in told if e.zone == zone]
+        assert of_zone == [(e.type, e.label, e.start, e.end, pytest.approx(e.score)) for e in alone]
+    new = [event for event in told if event.type == "new"]
+    assert [event.id for event in new] == list(range(1, len(new) + 1)), "one row of numbers for all zones"
+    known = set() if look.get("region") == "motion" else {("left", "red"), ("right", "blue")}  # crops are never red
+    assert {(event.zone, event.label) for event in new} == known
+    assert stream.counts.frames == len(two)
+    assert look or len(read) == len(two), "converted once for both"
+    assert not known or any(e.text().startswith("the stream, left: red from") for e in told)
+    assert answers[0].record()["zone"] == "left" and answers[0].text().startswith("the stream, left, 0:00.0")
+
+
+def test_only_labels_of_interest_are_told(matcher: m2df.Matcher, recording: Path) -> None:
+    found = ended(m2df.Stream(matcher, recording, window=1.0, labels=["green", "red"]))
+    assert [(event.id, event.label) for event in found] == [(1, "red"), (2, "green")]
+
+
+@pytest.mark.parametrize(
+    ("zone", "message"),
+    [
+        ((0, 0, 0.5), "are not four numbers"),
+        ((-1, 0, 5, 5), "is no part of a picture"),
+        ((0, 0, 0, 5), "is no part of a picture"),
+        ((0, 0, float("nan"), 5), "is no part of a picture"),
+        ((0.5, 0, 20, 20), "neither pixels nor fractions"),
+        ((1, 0, 1, 1), "lies outside the picture"),
+    ],
+)
+def test_zones_that_are_none_are_refused(matcher: m2df.Matcher, zone: tuple[float, ...], message: str) -> None:
+    with pytest.raises(InputError, match=f"zone door: .*{message}"):
+        m2df.Stream(matcher, scene(("red", 1)), zones={"door": zone})
+    with pytest.raises(InputError, match="a rectangle and zones at once"):
+        m2df.Stream(matcher, scene(("red", 1)), zones={"door": (0, 0, 1, 1)}, roi=(0, 0, 9, 9))
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ class Part(FrameSource):
 
 
 def windows(source: FrameSource, spec: ClipSpec, length: float, stride: float) -> list[Window]:
-    return list(cut(kept_frames(RisingTimes(FileFrames(source)), spec, "r", None), length, stride, "r"))
+    return list(cut(kept_frames(RisingTimes(FileFrames(source)), spec, "r", [None]), length, stride, "r"))
 
 
 def shaking(count: int) -> NDArray[np.uint8]:
@@ -83,7 +83,7 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def assert_seen_as_clips(path: Path, specs: list[ClipSpec], length: float, stride: float) -> None:
     """Specs of one region and channels, each at another window: it is seen as that part of the file."""
     file = open_source(path)
-    frames = list(kept_frames(RisingTimes(FileFrames(file)), specs[0], "r", None))
+    frames = list(kept_frames(RisingTimes(FileFrames(file)), specs[0], "r", [None]))
     found = list(cut(frames, length, stride, "r"))
     assert len(found) > 3
     for place, spec in zip(np.linspace(0, len(found) - 1, len(specs)).astype(int), specs, strict=True):
@@ -124,8 +124,8 @@ class Blank(Picture):
         return np.zeros((2, 2, 3), np.uint8)
 
 
-def frames_at(times: list[float]) -> Iterator[Frame]:
-    return (Frame(number, time, Blank(), False) for number, time in enumerate(times))
+def frames_at(times: list[float]) -> Iterator[list[Frame]]:
+    return ([Frame(number, time, Blank(), False)] for number, time in enumerate(times))
 
 
 @given(
@@ -177,11 +177,11 @@ def test_a_gap_of_a_day_makes_no_windows_without_frames() -> None:
 def test_frames_are_held_for_one_window_only() -> None:
     alive: weakref.WeakSet[Blank] = weakref.WeakSet()
 
-    def endless() -> Iterator[Frame]:
+    def endless() -> Iterator[list[Frame]]:
         for number in range(20_000):
             picture = Blank()
             alive.add(picture)
-            yield Frame(number, number / 60, picture, False)
+            yield [Frame(number, number / 60, picture, False)]
 
     assert max(len(alive) for _ in cut(endless(), 2.0, 0.5, "r")) <= 2 * 60 + 2
 
@@ -190,9 +190,22 @@ def test_a_window_that_takes_too_much_memory_is_refused() -> None:
     class Large(Blank):
         nbytes = 1 << 28
 
-    frames = (Frame(number, number / 60, Large(), False) for number in itertools.count())
+    frames = ([Frame(number, number / 60, Large(), False)] for number in itertools.count())
     with pytest.raises(ClipError, match=r"r: 9 frames take 2415919104 bytes.*choose a shorter window"):
         list(cut(frames, 2.0, 0.5, "r"))
+
+
+def test_after_frames_that_were_too_large_come_the_windows_of_those_that_fit() -> None:
+    class Large(Blank):
+        nbytes = 1 << 28
+
+    frames = ([Frame(k, k / 10, Large() if k < 25 else Blank(), False)] for k in range(60))
+    refused: list[tuple[str | None, str]] = []
+    found = list(cut(frames, 2.0, 0.5, "r", ["door"], lambda zone, error: refused.append((zone, error.reason))))
+    assert [zone for zone, _ in refused] == ["door", "door"]  # the ninth and the eighteenth
+    assert [(w.start, w.zone, w.n_frames) for w in found if w.duration == 2] == [
+        (start, "door", 20) for start in (2.0, 2.5, 3.0, 3.5, 4.0)
+    ]
 
 
 def given_times(*times: float) -> tuple[RisingTimes, list[float]]:
@@ -259,6 +272,6 @@ def test_what_moves_is_told_from_noise_and_light(recordings: dict[str, Path]) ->
         frame[50:70, 5 * k : 5 * k + 10] = 255
     for frames, moves in ((noisy, False), (brighter, False), (walks, True)):
         kept = kept_frames(
-            ((k / 10, p) for k, (_, p) in enumerate(GivenFrames(enumerate(frames)).frames())), spec, "r", None
+            ((k / 10, p) for k, (_, p) in enumerate(GivenFrames(enumerate(frames)).frames())), spec, "r", [None]
         )
         assert [w.still for w in cut(kept, 1.0, 1.0, "r")] == [not moves] * 2
