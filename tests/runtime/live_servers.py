@@ -73,8 +73,8 @@ class Play:
     login: bool = False
 
 
-def film(frames: NDArray[np.uint8], kind: str = "h264") -> tuple[tuple[bytes, ...], ...]:
-    """Frames [n, H, W, 3] as packets of RTP, or as MPEG-TS; keyframes are ten frames apart."""
+def film(frames: NDArray[np.uint8], kind: str = "h264", begin: int = 0) -> tuple[tuple[bytes, ...], ...]:
+    """Frames [n, H, W, 3] from number `begin` on as packets of RTP, or as MPEG-TS; keyframes are ten frames apart."""
     out, packets = _Writes(), []
     form, options = ("mpegts", {"flush_packets": "1"}) if kind == "mpegts" else ("rtp", {"packetsize": "1400"})
     with av.open(out, "w", format=form, options=options) as container:
@@ -86,7 +86,7 @@ def film(frames: NDArray[np.uint8], kind: str = "h264") -> tuple[tuple[bytes, ..
         stream.pix_fmt = "yuv420p"
         for number, array in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(array, format="rgb24")
-            frame.pts = number
+            frame.pts = begin + number
             container.mux(stream.encode(frame))
             if kind == "mpegts" or out.taken:
                 packets.append(tuple(out.taken))
@@ -230,10 +230,12 @@ class Http(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, play: Play, pictures: tuple[bytes, ...], file: bytes, *, secure: bool = False) -> None:
+    def __init__(
+        self, play: Play, pictures: tuple[bytes, ...], file: bytes, *, secure: bool = False, host: str = "127.0.0.1"
+    ) -> None:
         self.play, self.pictures, self.file = play, pictures, file
         self.over = threading.Event()
-        super().__init__(("127.0.0.1", 0), _HttpSession)
+        super().__init__((host, 0), _HttpSession)
         self.scheme = "https" if secure else "http"
         if secure:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -9,6 +9,7 @@ from contextlib import closing, contextmanager
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from made_videos import number_of, numbered, write_video
 
 from m2df_runtime.clips.source import ArrayPicture, Picture
 from m2df_runtime.errors import ClipError, InputError
+from m2df_runtime.stream import picture_states
 from m2df_runtime.stream.policy import Freshest
 from m2df_runtime.stream.sources import live
 from m2df_runtime.stream.sources.device import DeviceFrames
@@ -373,3 +375,66 @@ def test_pauses_double_up_to_half_a_minute_and_differ(monkeypatch: pytest.Monkey
     assert list(islice(pauses(lambda: 0.5), 7)) == [1, 2, 4, 8, 16, 30, 30]
     assert list(islice(pauses(lambda: 0.0), 3)) == pytest.approx([0.8, 1.6, 3.2])
     assert max(islice(pauses(lambda: 0.999), 20)) == 30
+
+
+@pytest.mark.usefixtures("_patience")
+def test_a_camera_says_what_is_wrong_with_its_picture_until_nothing_is(
+    states: States, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(picture_states, "BLANK", 0.1)
+    shown = np.concatenate([numbered(25), np.zeros_like(numbered(50))])
+    with (
+        serving(Http(Play(()), jpegs(shown.tobytes(), shown.shape), b"")) as server,
+        read(NetworkFrames(server.url("/live.mjpeg"), states, name="door")),
+    ):
+        states.wait_for("running", count=4)
+    heard = [(one.state, one.picture) for one in states.heard if one.state == "running"][:4]
+    assert heard == [("running", picture) for picture in (None, "blank", None, "blank")]
+    assert states.heard[2].text() == "door: running: the picture is blank"
+
+
+@pytest.mark.usefixtures("_patience")
+def test_two_frames_a_second_are_no_stall(states: States) -> None:
+    slow = Play(numbers(), fps=2, stamps=lambda k: 7 + k / 2)
+    with serving(Rtsp(slow)) as server:
+        frames = first(NetworkFrames(server.url(), states), 12)
+    assert [number_of(picture.rgb()) for _, picture in frames] == list(range(12))
+    assert np.diff([seconds for seconds, _ in frames][1:]) == pytest.approx(0.5, rel=0.11)  # as above
+    assert states.names == ["connecting", "running", "ended"]
+
+
+@pytest.mark.usefixtures("_patience")
+def test_the_clock_of_mpeg_ts_wraps(states: States) -> None:
+    """At 2^33 ticks of 90 kHz, which is after a day and a half; the first frame is that far from it."""
+    begin = (2**33 - 90_000 * 2) // 3600  # 1.4 seconds is what the format adds
+    wrapping = film(numbered(60), "mpegts", begin)
+    with serving(Http(Play(wrapping), (), b"")) as server:
+        frames = first(NetworkFrames(server.url("/live.ts"), states), 40)
+    assert [number_of(picture.rgb()) for _, picture in frames] == list(range(40))
+    assert np.diff([seconds for seconds, _ in frames]) == pytest.approx(1 / 25, rel=0.11)
+    assert states.names == ["connecting", "running", "ended"]
+
+
+def test_a_certificate_is_that_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
+    with serving(Http(Play(numbers(kind="mpegts")), (), b"", secure=True, host="0.0.0.0")) as server:
+        address = server.url("/live.ts").replace("127.0.0.1", "127.0.0.2")  # this machine, too
+        with read(NetworkFrames(address, told := States(), timeout=5)):
+            told.wait_for("restarting", "TLS")
+
+
+@pytest.mark.usefixtures("_patience")
+def test_the_system_clock_may_be_set_back(states: States, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a part says of the wall clock is by the clock as it goes then; seconds go on, and nothing stalls."""
+    lost = SourceLost("closed", "gone")
+    wall = SimpleNamespace(time=lambda: 1e9, monotonic=time.monotonic)
+    monkeypatch.setattr(live, "time", wall)
+    with closing(Scripted((3, lost), (3, lost), on_state=states).parts()) as parts:
+        first_part = next(parts)
+        before = [seconds for seconds, _ in first_part.frames()]
+        wall.time = lambda: 1e9 - 3600
+        second_part = next(parts)
+        after = [seconds for seconds, _ in second_part.frames()]
+    assert first_part.began == pytest.approx(1e9, abs=LONGEST)
+    assert first_part.began - second_part.began == pytest.approx(3600, abs=LONGEST)
+    assert (np.diff([*before, *after]) > 0).all() and "stalled" not in states.names

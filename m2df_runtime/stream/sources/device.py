@@ -21,6 +21,7 @@ class DeviceFrames(LiveFrames):
         number: 0 for the first.
         on_state: See `LiveFrames`.
         capture: Opens it: `cv2.VideoCapture`, or what behaves like it.
+        name: What messages and events call it.
     """
 
     def __init__(
@@ -29,9 +30,10 @@ class DeviceFrames(LiveFrames):
         on_state: Callable[[SourceState], None] | None = None,
         *,
         capture: Callable[[int], Any] | None = None,
+        name: str | None = None,
     ) -> None:
         self._number, self._capture = number, capture or _opened
-        super().__init__(f"camera {number}", on_state)
+        super().__init__(name or f"camera {number}", on_state)
 
     @contextmanager
     def connected(self) -> Iterator[Iterator[tuple[float | None, Picture]]]:

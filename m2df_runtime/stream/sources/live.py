@@ -12,12 +12,13 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from m2df_runtime.clips.source import Picture
 from m2df_runtime.errors import ClipError, printable
+from m2df_runtime.stream.picture_states import PictureState, PictureWatch
 from m2df_runtime.stream.policy import Freshest
 from m2df_runtime.stream.sources.live_times import LiveTimes
 from m2df_runtime.stream.sources.timed import TimedFrames
@@ -30,6 +31,12 @@ _PAUSES = (1.0, 30.0)  # seconds before a source is opened again: the first, and
 _JITTER = 0.2  # part of a pause: cameras that went down together do not come back together
 _STEADY = 10.0  # seconds of frames after which the next loss is a new one, and pauses are short again
 _LEAVE = 0.3  # seconds that a reader gets to end; one that FFmpeg holds ends when that lets go
+
+_PICTURES: dict[PictureState, str] = {
+    "frozen": "the picture is frozen",
+    "blank": "the picture is blank",
+    "turned": "the picture is of another place than before",
+}
 
 _log = logging.getLogger(__name__)
 
@@ -58,16 +65,19 @@ class SourceState:
             `ended` (by us), `failed` (will not be tried again).
         cause: Why it restarts or failed.
         detail: More of that.
+        picture: What is wrong with its pictures while it runs: `frozen` (they stay the same), `blank` (black, or one
+            brightness all over), `turned` (another place than before).
     """
 
     name: str
     state: State
     cause: Cause | None = None
     detail: str = ""
+    picture: PictureState | None = None
 
     def text(self) -> str:
         """One line for people."""
-        why = f": {self.cause}" if self.cause else ""
+        why = f": {self.cause}" if self.cause else f": {_PICTURES[self.picture]}" if self.picture else ""
         return printable(f"{self.name}: {self.state}{why}{f' ({self.detail})' if self.detail else ''}")
 
 
@@ -160,7 +170,8 @@ class _Reading:
         self._held: _Taken | None = None  # the first frame of the next part
         self._failure: Exception | None = None
         self._telling = threading.RLock()
-        self._state: State | None = None
+        self._state: tuple[State | None, PictureState | None] = (None, None)
+        self._pictures = PictureWatch()
         self._end = threading.Event()
         self.thread = threading.Thread(target=self._read, name="m2df camera", daemon=True)
         self.thread.start()
@@ -187,6 +198,14 @@ class _Reading:
             found: dict[str, int] = dict(self._frames.dropped.items())
             found |= {"repeated": self._times.repeated, "late": self._times.late}
         return {cause: count for cause, count in found.items() if count}
+
+    def watch(self, taken: _Taken) -> None:
+        """Look at the picture of a frame that was taken, and tell where it shows nothing of use."""
+        with suppress(ClipError):  # whoever needs the frame meets it, too
+            picture = self._pictures.seen(taken.seconds, taken.picture.grey)
+            with self._telling:
+                if self._state[0] == "running":
+                    self._tell("running", picture=picture)
 
     def take(self) -> _Taken | None:
         """The next frame, whenever it comes; None after the end."""
@@ -266,7 +285,7 @@ class _Reading:
             if seconds is not None:
                 self._frames.put(_Taken(self._connection, seconds, picture), picture.nbytes)
                 self._ready.notify_all()
-        if self._state != "running":
+        if self._state[0] != "running":
             self._tell("running")
 
     def _fail(self, error: Exception) -> None:
@@ -274,11 +293,13 @@ class _Reading:
             self._failure = error
             self._ready.notify_all()
 
-    def _tell(self, state: State, cause: Cause | None = None, detail: str = "") -> None:
+    def _tell(
+        self, state: State, cause: Cause | None = None, detail: str = "", picture: PictureState | None = None
+    ) -> None:
         with self._telling:  # one after the other, whichever thread saw it
-            if state != self._state and self._state not in ("ended", "failed"):
-                self._state = state
-                self._on_state(SourceState(self._source.name, state, cause, detail))
+            if (state, picture) != self._state and self._state[0] not in ("ended", "failed"):
+                self._state = (state, picture)
+                self._on_state(SourceState(self._source.name, state, cause, detail, picture))
 
 
 class _Part(TimedFrames):
@@ -295,10 +316,12 @@ class _Part(TimedFrames):
         """See `TimedFrames.frames`."""
         taken: _Taken | None = self._first
         while taken is not None:
+            self._reading.watch(taken)
             yield taken.seconds, taken.picture
             taken = self._reading.take_of(self._first.connection)
 
 
 def _logged(state: SourceState) -> None:
-    level = logging.WARNING if state.state in ("stalled", "restarting", "failed") else logging.INFO
+    bad = state.picture or state.state in ("stalled", "restarting", "failed")
+    level = logging.WARNING if bad else logging.INFO
     _log.log(level, "%s", state.text())

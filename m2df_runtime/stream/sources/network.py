@@ -67,6 +67,7 @@ class NetworkFrames(LiveFrames):
             `${NAME}` takes from the environment.
         on_state: See `LiveFrames`.
         timeout: Seconds for opening, and without anything that arrives, after which it is opened again.
+        name: What messages and events call it; None is the address without its password.
 
     Raises:
         InputError: An address of another kind, or a variable that is not there.
@@ -78,11 +79,12 @@ class NetworkFrames(LiveFrames):
         on_state: Callable[[SourceState], None] | None = None,
         *,
         timeout: float = TIMEOUT,
+        name: str | None = None,
     ) -> None:
         self._address = filled_in(checked_address(address))
         self._timeout = timeout
         self._nothing = f"nothing came for {timeout:g} s"
-        super().__init__(masked(address), on_state)
+        super().__init__(name or masked(address), on_state)
 
     @contextmanager
     def connected(self) -> Iterator[Iterator[tuple[float | None, Picture]]]:
