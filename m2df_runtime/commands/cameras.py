@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from m2df_runtime import Matcher, Stream
     from m2df_runtime.clips.source import FrameSource, Rectangle
     from m2df_runtime.commands.outlets import Outlets
+    from m2df_runtime.stream.camera_file import Camera
     from m2df_runtime.stream.sources.live import SourceState
     from m2df_runtime.stream.sources.timed import TimedFrames
     from m2df_runtime.stream.stream import Step
@@ -32,7 +33,7 @@ _GRACE = 0.9  # seconds from a signal to the end, whatever does not let go
 
 
 def watch_cameras(
-    queries: Sequence[Query],
+    queries: Sequence[Query | Camera],
     matcher: Matcher,
     options: RecordingOptions,
     output: Output,
@@ -69,13 +70,16 @@ def watch_cameras(
 
 
 def _stream(
-    query: Query, matcher: Matcher, options: RecordingOptions, roi: Rectangle | None, outlets: Outlets
+    query: Query | Camera, matcher: Matcher, options: RecordingOptions, roi: Rectangle | None, outlets: Outlets
 ) -> Stream:
     from m2df_runtime import Stream
     from m2df_runtime.clips.opening import open_source
+    from m2df_runtime.stream.camera_file import Camera
     from m2df_runtime.stream.sources.device import DeviceFrames
     from m2df_runtime.stream.sources.network import NetworkFrames
 
+    if isinstance(query, Camera):
+        return _of_file(query, matcher, outlets)
     source: FrameSource | TimedFrames
     if isinstance(query, Path):
         source = outlets.recording(open_source(query))
@@ -85,6 +89,23 @@ def _stream(
         source = outlets.camera(NetworkFrames(query, _Said(outlets)))
     window = None if options.window == "auto" else options.window
     stream = Stream(matcher, source, window=window, stride=options.stride, roi=roi, rules=event_rules(options))
+    outlets.watch(stream)
+    return stream
+
+
+def _of_file(camera: Camera, matcher: Matcher, outlets: Outlets) -> Stream:
+    """The stream of a camera that `cameras.yaml` describes."""
+    from m2df_runtime import Stream
+    from m2df_runtime.stream.sources.file import FileFrames
+
+    unknown = [label for label in camera.labels or () if label not in matcher.bank.labels]
+    if unknown:
+        say(f"warning: {camera.name}: told of nothing that is not taught: {', '.join(unknown)}")
+    if isinstance(camera.source, Path):
+        frames: TimedFrames = FileFrames(outlets.recording(camera.recording()))
+    else:
+        frames = outlets.camera(camera.frames(_Said(outlets)))
+    stream = Stream.of_camera(matcher, camera, frames)
     outlets.watch(stream)
     return stream
 
@@ -193,11 +214,11 @@ class _Said:
 
     def __init__(self, outlets: Outlets) -> None:
         self._outlets = outlets
-        self._last: tuple[str, str | None] | None = None
+        self._last: tuple[str | None, ...] | None = None
 
     def __call__(self, state: SourceState) -> None:
         self._outlets.state(state)
-        known = (state.state, state.cause)
+        known = (state.state, state.cause, state.picture)
         if state.state in ("ended", "failed") or known == self._last:
             return
         if state.state == "connecting" and self._last is not None:

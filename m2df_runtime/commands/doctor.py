@@ -39,11 +39,12 @@ RUNTIME_PACKAGES = (
     "pillow",
     "tokenizers",
     "pydantic",
+    "pyyaml",
     "click",
     "ftfy",
     "rich",
 )
-TRAINING_PACKAGES = ("torch", "open_clip_torch", "pyyaml", "safetensors", "onnx", "onnxscript")
+TRAINING_PACKAGES = ("torch", "open_clip_torch", "safetensors", "onnx", "onnxscript")
 EVENT_PACKAGES = {"paho-mqtt": ("mqtt", "--mqtt"), "prometheus_client": ("metrics", "--metrics-port")}
 REPLACED_BY = {"opencv-python-headless": "opencv-python"}  # either one provides cv2
 PROBE_SECONDS = 10.0

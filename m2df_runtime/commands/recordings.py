@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from m2df_runtime.stream.stream import Step
 
 _ROLL = 1.0  # seconds of a clip before and after its event
+_OF_A_CAMERA = ("window", "stride", "enter", "leave", "min_duration", "merge_gap", "max_duration", "cooldown")
 LONG = 4  # times the length of the support clips, from which a clip is taken for a recording
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -54,9 +55,15 @@ class RecordingOptions:
         """The options of recordings out of all options; None where clips are asked about.
 
         Raises:
-            UsageError: One of them without --window.
+            UsageError: One of them without --window, or beside --cameras one that stands in its file.
         """
         own = cls(**{one.name: options.pop(one.name) for one in fields(cls)})
+        if options["cameras"] is not None:
+            for name in _OF_A_CAMERA:
+                if getattr(own, name) is not None:
+                    option = name.replace("_", "-")
+                    raise click.UsageError(f"--{option} is of --query: write {name} into the file of --cameras")
+            return own
         if own.window is not None:
             return own
         for one in fields(cls):

@@ -28,6 +28,7 @@ from m2df_runtime.match.results import Prediction
 from m2df_runtime.pixels.load import chosen_frames
 from m2df_runtime.pixels.resize_and_crop import fit
 from m2df_runtime.pixels.spec import ClipSpec
+from m2df_runtime.stream.camera_file import Camera, read_cameras
 from m2df_runtime.stream.events import Event, EventRules, EventTracker, WindowScores, clock
 from m2df_runtime.stream.frames import kept_frames
 from m2df_runtime.stream.read_ahead import read_ahead, read_freshest
@@ -237,6 +238,36 @@ class Stream:
         self._faults = _Faults()
         self._source = _timed(source)
         self._stopped = threading.Event()
+
+    @classmethod
+    def of_cameras(cls, matcher: Matcher, path: Path | str) -> list[Stream]:
+        """A stream for each camera of a `cameras.yaml` that is enabled, to be iterated side by side.
+
+        Raises:
+            InputError: The file has mistakes, or the bank has one class.
+            ClipError: A recording in it cannot be read.
+        """
+        return [cls.of_camera(matcher, camera, camera.frames()) for camera in read_cameras(Path(path))]
+
+    @classmethod
+    def of_camera(cls, matcher: Matcher, camera: Camera, frames: TimedFrames) -> Stream:
+        """The stream of a camera as its file describes it, with its frames.
+
+        Raises:
+            InputError: Its window and stride contradict each other, or the bank has one class.
+        """
+        try:
+            return cls(
+                matcher,
+                frames,
+                window=camera.window,
+                stride=camera.stride,
+                zones=camera.zones,
+                rules=camera.rules,
+                labels=camera.labels,
+            )
+        except InputError as error:
+            raise InputError(f"camera {camera.name}: {error.message}", error.hint) from None
 
     @property
     def name(self) -> str:

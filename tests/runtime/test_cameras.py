@@ -9,7 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
@@ -18,11 +19,17 @@ import numpy as np
 import pytest
 from live_servers import FPS, LOGIN, Play, Rtsp, closed_port, film, serving, silent
 from made_videos import write_video
+from numpy.typing import NDArray
 from test_live_sources import LONGEST
 from test_stream import scene
 from tiny_bundle import write_clip
 
 import m2df_runtime as m2df
+from m2df_runtime.backends.model import Model
+from m2df_runtime.bundle.bundle import Bundle
+from m2df_runtime.clips.source import ArrayPicture, Picture, grey_of
+from m2df_runtime.errors import ClipError
+from m2df_runtime.stream import read_ahead
 from m2df_runtime.stream.policy import Freshest
 from m2df_runtime.stream.sources import live
 
@@ -44,14 +51,14 @@ def acted(colour: str, size: tuple[int, int] = (64, 48)) -> tuple[tuple[bytes, .
 class Watching:
     """m2df-run in a process of its own, and what it printed so far."""
 
-    def __init__(self, *arguments: object, program: str = PATIENT) -> None:
+    def __init__(self, *arguments: object, program: str = PATIENT, **environment: str) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-c", program, *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             cwd=Path(__file__).parents[2],
-            env={**os.environ},
+            env={**os.environ, **environment},
         )
         self.lines: dict[str, list[str]] = {"out": [], "err": []}
         self._news = threading.Condition()
@@ -137,6 +144,42 @@ def test_two_cameras_and_a_file_while_one_is_pulled_and_put_back(
     assert all(one != other for one, other in pairwise(changes)), "once for each change"
 
 
+def test_the_cameras_of_a_file(tiny_bundle: Path, support_dir: Path, tmp_path: Path) -> None:
+    """Two zones of one, a label of interest of another, a recording, and one that is not enabled."""
+    sides = (scene(("red", 1.6), (None, 1.6)), scene((None, 1.6), ("blue", 1.6), seed=1))
+    write_video(tmp_path / "long.mp4", scene((None, 1), ("green", 2), (None, 1)))
+    with (
+        serving(Rtsp(Play(film(np.concatenate(sides, axis=2)), login=True))) as door,
+        serving(Rtsp(Play(film(scene(("red", 1.6), (None, 1), ("blue", 1.6), (None, 1)))))) as yard,
+    ):
+        file, address = tmp_path / "cameras.yaml", door.url("user:${DOOR}")
+        file.write_text(f"""
+            defaults: {{window: 0.8, stride: 0.2, labels: [red, blue, wave]}}
+            cameras:
+              - {{name: door, url: "{address}", zones: {{left: [0, 0, 0.5, 1], right: [64, 0, 64, 48]}}}}
+              - {{name: yard, url: "{yard.url()}", labels: [blue]}}
+              - {{name: old, file: long.mp4, labels: [green], stride: 0.4}}
+              - {{name: spare, device: 7, enabled: false}}
+        """)
+        where = ("--bundle", tiny_bundle, "--support", support_dir, "--cameras", file, "--json")
+        with Watching(*where, DOOR=LOGIN.partition(":")[2]) as run:
+
+            def end_of(*wanted: str | None) -> Callable[[str], bool]:
+                return lambda line: (
+                    wanted == tuple(json.loads(line)[key] for key in ("camera", "zone", "label", "type"))
+                )
+
+            for wanted in (("door", "left", "red"), ("door", "right", "blue"), ("old", None, "green")):
+                run.wait_for("out", end_of(*wanted, "end"))
+            run.wait_for("out", end_of("yard", None, "blue", "end"), 2)
+            assert run.ended(signal.SIGTERM) == 0
+    told = {(r["camera"], r["zone"], r["label"]) for r in map(json.loads, run.lines["out"])}
+    assert told == {("door", "left", "red"), ("door", "right", "blue"), ("yard", None, "blue"), ("old", None, "green")}
+    said = "\n".join(run.lines["err"])
+    assert "door: running" in said and "spare" not in said and "sesame" not in said
+    assert "warning: door: told of nothing that is not taught: wave" in said
+
+
 def test_what_is_taught_meanwhile_is_recognised(
     watching: Callable[..., Watching], tiny_bundle: Path, support_dir: Path, tmp_path: Path
 ) -> None:
@@ -195,6 +238,13 @@ def test_a_reader_that_leaves_ends_it(watching: Callable[..., Watching]) -> None
         (["--query", "0", *WATCH, "--save-video", "a.mp4"], "error: --save-video needs recordings"),
         (["--query", "0", *WATCH, "--picture", "a.png"], "error: --picture needs recordings"),
         (["--query", "0", "--query", "gone.mp4", "--window", "0"], "error: a window of 0.0 s"),
+        (["--cameras", "a.yaml", "--query", "0"], "Error: --cameras stands instead of --query"),
+        (["--cameras", "a.yaml", "--roi", "0,0,9,9"], "Error: --roi X,Y,W,H is of --query: write zones into the file"),
+        (
+            ["--cameras", "a.yaml", "--merge-gap", "1"],
+            "Error: --merge-gap is of --query: write merge_gap into the file",
+        ),
+        (["--cameras", "gone.yaml"], "error: gone.yaml: No such file"),
     ],
 )
 def test_what_makes_no_sense_is_refused(run, options: list[object], message: str) -> None:
@@ -235,3 +285,94 @@ def test_a_stream_watches_an_address(tiny_bundle: Path, support_dir: Path) -> No
             if len(labels) == 2:
                 stream.stop()
     assert labels[:2] == ["blue", "red"] and stream.counts.events >= 2
+
+
+def test_a_zone_that_no_longer_fits_is_said_and_goes_on_when_it_does(
+    tiny_bundle: Path, support_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for module in (live, read_ahead):  # on a busy machine
+        monkeypatch.setattr(module, "Freshest", partial(Freshest, budget=LONGEST))
+    monkeypatch.setattr(live, "_PAUSES", (0.01, 0.01))
+    model = m2df.load(tiny_bundle)
+    matcher = m2df.Matcher(model, m2df.SupportBank.of(model, support_dir))
+    wide, narrow = acted("red", (128, 48)), acted("red")
+    with serving(Rtsp(Play(wide, frames=25), Play(narrow, frames=25), Play(wide))) as server:
+        zones = {"near": (0, 0, 64, 48), "far": (64, 0, 64, 48)}
+        stream = m2df.Stream(matcher, server.url(), window=0.4, stride=0.2, zones=zones)
+        seen = []
+        for answer in stream.windows():
+            seen.append(answer.zone)
+            if seen[-1] == "far" and "far, is looked at again" in caplog.text:
+                stream.stop()
+    outside = f"zone far: {server.url()}: region 64,0,64,48 lies outside the 64x48 frame"
+    assert caplog.text.count(outside) == 1, "once, not for every frame"
+    alone = "".join("f" if zone == "far" else "n" for zone in seen)
+    assert alone.startswith("nf") and "nnn" in alone, "the other zone goes on"
+
+
+def test_a_window_that_cannot_be_answered_is_said_and_the_next_ones_are(
+    tiny_bundle: Path, support_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for module in (live, read_ahead):
+        monkeypatch.setattr(module, "Freshest", partial(Freshest, budget=LONGEST))
+
+    class Odd(ArrayPicture):
+        def rgb(self) -> NDArray[np.uint8]:
+            raise ClipError("door", "not enough memory to decode it")
+
+        def grey(self, long_side: int | None = None) -> NDArray[np.uint8]:
+            return grey_of(self._frame)
+
+    class Camera(live.LiveFrames):
+        @contextmanager
+        def connected(self) -> Iterator[Iterator[tuple[float | None, Picture]]]:
+            frames = enumerate(scene(("red", 60 / FPS)))
+            yield ((number / FPS, (Odd if number < 20 else ArrayPicture)(frame)) for number, frame in frames)
+
+    opened = Bundle.open(tiny_bundle)
+    model = Model(opened.with_clip(opened.manifest.clip.model_copy(update={"region": "motion"})))
+    stream = m2df.Stream(m2df.Matcher(model, m2df.SupportBank.of(model, support_dir)), Camera("door"), window=0.4)
+    for answer in stream.windows():
+        assert answer.start > 0.3
+        if answer.start > 1.5:
+            stream.stop()
+    assert stream.counts.failed >= 3
+    assert caplog.text.count("not enough memory") == 1 and "door is looked at again" in caplog.text
+
+
+def test_who_reads_no_output_stops_neither_the_others_nor_the_end(tiny_bundle: Path, support_dir: Path) -> None:
+    """Standard output is a pipe that is full from the first line on."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with suppress(BlockingIOError):
+        while os.write(writer, bytes(4096)):
+            pass
+    os.set_blocking(writer, True)
+    with serving(Rtsp(Play(acted("red")))) as red, serving(Rtsp(Play(acted("blue"), frames=30))) as blue:
+        queries = ["--query", red.url(), "--query", blue.url(), "--json", "--windows"]
+        command = ["m2df_runtime.commands.run", "--bundle", tiny_bundle, "--support", support_dir, *WATCH, *queries]
+        with subprocess.Popen(
+            [sys.executable, "-m", *map(str, command)], stdout=writer, stderr=subprocess.PIPE, text=True
+        ) as process:
+            said = iter(process.stderr)
+            lines = [next(line for line in said if line.startswith(f"{blue.url()}: restarting"))]
+            lines += [next(line for line in said if line.startswith(f"{blue.url()}: running"))]
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(LONGEST) == 0
+    os.close(reader)
+    os.close(writer)
+
+
+def test_all_cameras_may_be_off_at_the_start(watching: Callable[..., Watching]) -> None:
+    ports = [closed_port(), closed_port()]
+    addresses = [f"rtsp://127.0.0.1:{port}/stream1" for port in ports]
+    with watching(*(word for address in addresses for word in ("--query", address))) as run:
+        for address in addresses:
+            run.wait_for("err", lambda line, start=f"{address}: restarting: refused": line.startswith(start))
+        with (
+            serving(Rtsp(Play(acted("red")), port=ports[0])),
+            serving(Rtsp(Play(acted("blue")), port=ports[1])),
+        ):
+            for address, label in zip(addresses, ("red", "blue"), strict=True):
+                run.wait_for("out", lambda line, start=f"{address}: {label} from": line.startswith(start))
+        assert run.ended(signal.SIGTERM) == 0

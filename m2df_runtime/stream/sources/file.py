@@ -17,7 +17,6 @@ class FileFrames(TimedFrames):
 
     Args:
         clip: A path (video file, frame folder, pattern or animated picture), or a `FrameSource`.
-        name: What messages and events call it; None is its own name.
 
     Raises:
         ClipError: It cannot be opened.
@@ -25,9 +24,9 @@ class FileFrames(TimedFrames):
 
     any_thread = True
 
-    def __init__(self, clip: Path | str | FrameSource, name: str | None = None) -> None:
+    def __init__(self, clip: Path | str | FrameSource) -> None:
         self._source = clip if isinstance(clip, FrameSource) else open_source(clip)
-        self.name = name or self._source.name
+        self.name = self._source.name
 
     def frames(self) -> Iterator[tuple[float, Picture]]:
         """See `TimedFrames.frames`."""
