@@ -64,21 +64,24 @@ def kept_frames(
             return error
 
     for number, (time, picture) in enumerate(frames):
-        whole = _Shared(picture)
+        whole = _Shared(picture, len(zones))
         found = [kept(number, time, whole, zone, watch) for zone, watch in zip(zones, watches, strict=True)]
         whole.let_go()
         yield found
 
 
 class _Shared(Picture):
-    """A picture that is converted once for all zones, as long as they are cut out of it."""
+    """A picture that is converted once for all zones, as long as they are cut out of it.
 
-    def __init__(self, picture: Picture) -> None:
+    Each of so many zones that hold it holds an equal share of its bytes.
+    """
+
+    def __init__(self, picture: Picture, zones: int) -> None:
         self._picture = picture
         self._rgb: NDArray[np.uint8] | None = None
         self._grey: NDArray[np.uint8] | None = None
         self._held = True
-        self.nbytes = picture.nbytes
+        self.nbytes = picture.nbytes // zones
 
     @property
     def size(self) -> tuple[int, int]:

@@ -74,10 +74,14 @@ def read_freshest(windows: Iterable[Window], tell_skipped: Callable[[int], None]
 
     def read() -> None:
         end = _End()
+        newest: dict[str | None, int] = {}  # number of the last frame that was counted, by zone: windows overlap
         try:
             for window in windows:
+                counted = newest.get(window.zone, -1)
+                nbytes = sum(frame.picture.nbytes for frame in window.frames if frame.number > counted)
+                newest[window.zone] = window.frames[-1].number
                 with ready:
-                    waiting.put(window, sum(frame.picture.nbytes for frame in window.frames))
+                    waiting.put(window, nbytes)
                     ready.notify()
         except BaseException as error:  # as above
             end = _End(error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -21,7 +22,9 @@ from m2df_runtime.clips.source import FrameSource, Picture
 from m2df_runtime.errors import ClipError
 from m2df_runtime.pixels.load import load_clip
 from m2df_runtime.pixels.spec import ClipSpec
+from m2df_runtime.stream import read_ahead
 from m2df_runtime.stream.frames import Frame, kept_frames
+from m2df_runtime.stream.policy import Freshest
 from m2df_runtime.stream.sources.file import FileFrames
 from m2df_runtime.stream.sources.given import GivenFrames
 from m2df_runtime.stream.sources.timed import RisingTimes
@@ -206,6 +209,20 @@ def test_after_frames_that_were_too_large_come_the_windows_of_those_that_fit() -
     assert [(w.start, w.zone, w.n_frames) for w in found if w.duration == 2] == [
         (start, "door", 20) for start in (2.0, 2.5, 3.0, 3.5, 4.0)
     ]
+
+
+def test_windows_that_share_frames_wait_together_however_large_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """26 windows of 10 frames wait for an answer. 44 frames are held, which is what counts."""
+
+    class Large(Blank):
+        nbytes = 2 << 20
+
+    monkeypatch.setattr(read_ahead, "Freshest", partial(Freshest, budget=60.0))  # on a busy machine
+    frames = ([Frame(number, number / 10, Large(), False)] * 2 for number in range(22))
+    found = list(read_ahead.read_freshest(cut(frames, 1.0, 0.1, "r", ["left", "right"]), lambda skipped: None))
+    expected = [round(number / 10, 6) for number in range(12)]
+    for zone in ("left", "right"):
+        assert [round(w.start, 6) for w in found if w.zone == zone][:12] == expected
 
 
 def given_times(*times: float) -> tuple[RisingTimes, list[float]]:
