@@ -16,6 +16,7 @@ from m2df_runtime import __version__
 from m2df_runtime.errors import EnvironmentMissing, InputError
 from m2df_runtime.match.results import Timings
 from m2df_runtime.sinks.sink import Dropped, Sink
+from m2df_runtime.stream.picture_states import PictureState
 from m2df_runtime.stream.sources.live import SourceState
 from m2df_runtime.stream.stream import Step, Stream
 
@@ -72,6 +73,7 @@ class Metrics:
         self._windows: Counter[str] = Counter()
         self._events: Counter[str] = Counter()
         self._up: dict[str, bool] = {}
+        self._pictures: dict[str, PictureState | None] = {}
         self._reconnects: Counter[str] = Counter()
         self._counting = threading.Lock()
         self.registry.register(cast("Collector", self))  # which it is, without loading the package for its name
@@ -92,6 +94,7 @@ class Metrics:
             if state.state == "connecting" and state.name in self._up:
                 self._reconnects[state.name] += 1
             self._up[state.name] = state.state == "running"
+            self._pictures[state.name] = state.picture
 
     def step(self, step: Step) -> None:
         """What one window said."""
@@ -142,7 +145,7 @@ class Metrics:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
         with self._counting:
-            frames, last, skipped = self._read()
+            frames, last, lost = self._read()
             build = GaugeMetricFamily("m2df_build_info", "What runs.", labels=list(self._build))
             build.add_metric(list(self._build.values()), 1)
             by_source = CounterMetricFamily(
@@ -160,8 +163,14 @@ class Metrics:
             for source, runs in sorted(self._up.items()):
                 up.add_metric([source], int(runs))
                 again.add_metric([source], self._reconnects[source])
+            useless = GaugeMetricFamily(
+                "m2df_picture_useless", "Whether a camera's picture shows nothing of use.", labels=["source", "picture"]
+            )
+            for source, picture in sorted(self._pictures.items()):
+                for kind in get_args(PictureState):
+                    useless.add_metric([source, kind], int(picture == kind))
             windows = CounterMetricFamily("m2df_windows", "Windows by what became of them.", labels=["outcome"])
-            for outcome, count in sorted({**self._windows, "skipped": skipped}.items()):
+            for outcome, count in sorted({**self._windows, **lost}.items()):
                 windows.add_metric([outcome], count)
             events = CounterMetricFamily("m2df_events", "Events that began.", labels=["label"])
             for label, count in sorted(self._events.items()):
@@ -170,7 +179,7 @@ class Metrics:
             for stage, counts in self._stages.items():
                 stages.add_metric([stage], _cumulative(counts), self._seconds[stage])
             sinks = self._of_sinks()
-        return iter([build, by_source, newest, up, again, windows, events, stages, *sinks])
+        return iter([build, by_source, newest, up, again, useless, windows, events, stages, *sinks])
 
     def _of_sinks(self) -> list[Metric]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -186,11 +195,11 @@ class Metrics:
                 dropped.add_metric([sink.kind, cause], counts.dropped[cause])
         return [sent, dropped, waiting]
 
-    def _read(self) -> tuple[Counter[tuple[str, str]], dict[str, float], int]:
-        """Frames by source and outcome, the moment of each source's newest, and windows skipped."""
+    def _read(self) -> tuple[Counter[tuple[str, str]], dict[str, float], dict[str, int]]:
+        """Frames by source and outcome, the moment of each source's newest, and windows without an answer."""
         frames: Counter[tuple[str, str]] = Counter()
         last: dict[str, float] = {}
-        skipped = 0
+        lost = {"skipped": 0, "failed": 0}
         for stream in self._streams:
             counts = stream.counts
             frames[stream.name, "read"] += counts.frames
@@ -198,8 +207,9 @@ class Metrics:
                 frames[stream.name, cause] += count
             if counts.last_frame is not None:
                 last[stream.name] = max(last.get(stream.name, 0.0), counts.last_frame)
-            skipped += counts.skipped
-        return frames, last, skipped
+            lost["skipped"] += counts.skipped
+            lost["failed"] += counts.failed
+        return frames, last, lost
 
 
 def _cumulative(counts: list[int]) -> list[tuple[str, float]]:

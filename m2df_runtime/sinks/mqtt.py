@@ -80,7 +80,8 @@ class Mqtt(Sink[Event]):
     def state(self, state: SourceState) -> None:
         """How a live source is now; it is what `LiveFrames` takes as `on_state`."""
         topic = f"{self._prefix}/{fit(state.name)}/state"
-        said = {"camera": state.name, "state": state.state, "cause": state.cause, "detail": state.detail}
+        known = (state.name, state.state, state.cause, state.detail, state.picture)
+        said = dict(zip(("camera", "state", "cause", "detail", "picture"), known, strict=True))
         with self._stating:
             self._states[topic] = json.dumps({**said, "time": round(time.time(), 3)})
             if self._connected:

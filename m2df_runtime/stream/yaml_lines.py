@@ -72,7 +72,7 @@ def read_yaml(path: Path) -> tuple[object, YamlLines]:
         raise InputError(f"{path}: not YAML: {first_line(error)}") from None
 
 
-class _Loader(yaml.SafeLoader):  # type: ignore[misc] - PyYAML has no types
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
     """PyYAML's safe loader without aliases, and of bounded depth."""
 
     def __init__(self, text: str) -> None:

@@ -25,6 +25,7 @@ NAMES = {
     "m2df_last_frame_timestamp_seconds": "gauge",
     "m2df_source_up": "gauge",
     "m2df_reconnects": "counter",
+    "m2df_picture_useless": "gauge",
     "m2df_windows": "counter",
     "m2df_events": "counter",
     "m2df_stage_seconds": "histogram",
@@ -95,6 +96,11 @@ def test_states_of_cameras(metrics: Metrics) -> None:
     found = samples(metrics.page()[0].decode())
     assert (found["m2df_source_up", "a"], found["m2df_source_up", "b"]) == (0, 1)
     assert (found["m2df_reconnects_total", "a"], found["m2df_reconnects_total", "b"]) == (2, 0)
+    for picture in ("frozen", "turned", None):
+        metrics.state(SourceState("a", "running", picture=picture))  # type: ignore[arg-type]
+        found = samples(metrics.page()[0].decode())
+        for kind in ("frozen", "blank", "turned"):
+            assert found["m2df_picture_useless", kind, "a"] == (kind == picture)
 
 
 def test_times_fall_into_their_buckets(metrics: Metrics) -> None:
