@@ -70,15 +70,16 @@ def test_a_clip_of_a_camera_has_what_was_held_of_it(tmp_path: Path) -> None:
             for frames, began in parts:
                 yield GivenFrames(((began + k / 25, frame) for k, frame in enumerate(frames)), self.name)
 
+    of_zone = replace(live_event(10.0, 10.17, 2), zone="gate/left")
     with LiveClips(ClipFolder(tmp_path / "out", 0.2, 0.4, None)) as clips:
         for part in clips.of(Camera()).parts():
             for time, _ in part.frames():
-                for moment, ended in ((0.84, live_event(0.4, 0.8)), (10.2, live_event(10.0, 10.17, 2))):
+                for moment, ended in ((0.84, live_event(0.4, 0.8)), (10.2, of_zone)):
                     if abs(time - moment) < 0.01:
                         clips.add(ended)
             if time < 5:
                 clips.add(live_event(1.8, 1.96, 3))  # told when the camera is lost
-    names = {1: "20231114T221320Z", 2: "20231114T221330Z", 3: "20231114T221321Z"}  # date -u -d @1700000000
+    names = {1: "20231114T221320Z", 2: "20231114T221330Z-gate_left", 3: "20231114T221321Z"}  # date -u -d @1700000000
     for number, expected in {1: range(5, 31), 2: range(15), 3: range(40, 50)}.items():
         found = shown(tmp_path / "out" / f"event-camera_0-{names[number]}-{number:04d}-wave.mp4")
         assert {frame.shape[1] for _, frame in found} == {640 if number == 2 else 160}
