@@ -7,7 +7,8 @@ frames, and holding 33 full ones would take 800 MB.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from m2df_runtime.clips.limits import check_bytes
 from m2df_runtime.errors import ClipError, InputError
 
 DEFAULT_FPS = 25.0
+Made = TypeVar("Made")
 Rectangle = tuple[int, int, int, int]
 """x, y, width, height in pixels of the upright picture."""
 
@@ -38,6 +40,10 @@ class Picture(ABC):
     def grey(self, long_side: int | None = None) -> NDArray[np.uint8]:
         """uint8 [h, w], reduced by averaging areas where the long side is above `long_side` pixels."""
         return reduced(grey_of(self.rgb()), long_side)
+
+    def made_once(self, make: Callable[[Picture], Made]) -> Made:
+        """What a function makes of this picture; a picture that is held for several clips keeps it for all of them."""
+        return make(self)
 
 
 class FrameSource(ABC):

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2df_runtime.clips.opening import open_source
-from m2df_runtime.clips.source import CroppedSource, FrameSource, Picture, Rectangle, SeenThrough
+from m2df_runtime.clips.source import CroppedSource, FrameSource, Made, Picture, Rectangle, SeenThrough
 from m2df_runtime.pixels.load import load_clip
 from m2df_runtime.pixels.spec import ClipSpec
 from m2df_runtime.pixels.thumbnails import WatchedClip, shown_frames
@@ -62,6 +62,10 @@ class _TimedPicture(Picture):
     def grey(self, long_side: int | None = None) -> NDArray[np.uint8]:
         with self._timed():
             return self._picture.grey(long_side)
+
+    def made_once(self, make: Callable[[Picture], Made]) -> Made:
+        with self._timed():
+            return self._picture.made_once(make)
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 BACKGROUND_FRAMES = 17  # odd, so that the median is one of the values
+_STRIP = 20_000  # pixels whose median is found at once: 17 strips fit into a processor's cache, 17 frames do not
 
 
 def background_indices(n: int) -> NDArray[np.int64]:
@@ -16,25 +18,34 @@ def background_indices(n: int) -> NDArray[np.int64]:
     return (2 * np.arange(count, dtype=np.int64) + 1) * n // (2 * count)
 
 
-def median_background(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Pixelwise lower median over time, uint8 [M, h, w] -> [h, w].
+def median_background(grey: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Pixelwise lower median over time of M frames, uint8 [h, w] each -> [h, w].
 
-    A sorting network of whole-image minima and maxima: 17 frames of 160x120 take a fifth of the time
+    A sorting network of minima and maxima of whole strips: 17 frames of 160x120 take a fifth of the time
     of `np.median`.
     """
-    rows = [np.array(frame) for frame in grey]
-    spare = np.empty_like(rows[0])
-    middle = (len(rows) - 1) // 2
-    for low, high in _median_network(len(rows)):
-        np.minimum(rows[low], rows[high], out=spare)
-        np.maximum(rows[low], rows[high], out=rows[high])
-        rows[low], spare = spare, rows[low]
-    return rows[middle]
+    network, middle = _median_network(len(grey)), (len(grey) - 1) // 2
+    median = np.empty_like(grey[0])
+    height, width = median.shape
+    step = max(1, _STRIP // width)
+    for top in range(0, height, step):
+        rows = [frame[top : top + step] for frame in grey]
+        for low, high, lower, higher in network:
+            one, other = rows[low], rows[high]
+            if lower:
+                rows[low] = np.minimum(one, other)
+            if higher:
+                rows[high] = np.maximum(one, other)
+        median[top : top + step] = rows[middle]
+    return median
 
 
 @lru_cache(maxsize=32)
-def _median_network(size: int) -> tuple[tuple[int, int], ...]:
-    """Comparators of Batcher's odd-even merge sort that the middle element depends on."""
+def _median_network(size: int) -> tuple[tuple[int, int, bool, bool], ...]:
+    """Comparators of Batcher's odd-even merge sort that the middle element depends on.
+
+    With each, whether it depends on the lower and on the higher of the two.
+    """
     pairs: list[tuple[int, int]] = []
     step = 1
     while step < size:
@@ -47,9 +58,10 @@ def _median_network(size: int) -> tuple[tuple[int, int], ...]:
             stride //= 2
         step *= 2
     needed = {(size - 1) // 2}
-    kept: list[tuple[int, int]] = []
+    kept: list[tuple[int, int, bool, bool]] = []
     for low, high in reversed(pairs):
-        if low in needed or high in needed:
+        lower, higher = low in needed, high in needed
+        if lower or higher:
             needed |= {low, high}
-            kept.append((low, high))
+            kept.append((low, high, lower, higher))
     return tuple(reversed(kept))

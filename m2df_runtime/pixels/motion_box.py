@@ -7,8 +7,12 @@ so that random frame sampling in training and fixed sampling in deployment see t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
+
+from m2df_runtime.pixels.scene_frame import SceneFrame, halved
 
 _PADDING = 1.2
 _SMALLEST = 1 / 6  # of the frame's height: a smaller box would be sensor noise enlarged
@@ -25,7 +29,7 @@ _OVERHANG = 0.25  # the box may leave the frame by a quarter of its side
 
 
 def motion_boxes(
-    grey: NDArray[np.uint8],
+    frames: Sequence[SceneFrame],
     background: NDArray[np.uint8],
     times: NDArray[np.float64],
     at: NDArray[np.float64] | None = None,
@@ -40,29 +44,25 @@ def motion_boxes(
     the full frame's centred square.
 
     Args:
-        grey: uint8 [M, h, w], frames spread over the clip.
+        frames: M frames [h, w] spread over the clip.
         background: uint8 [h, w], see `median_background`.
         times: Seconds of the M frames, float64 [M].
         at: Seconds at which boxes are wanted, float64 [B]; `times` when None.
         misplaced: The camera moved, and frames may lie a pixel beside their place in the background.
 
     Returns:
-        float64 [B, 4]: x, y, width, height in pixels of `grey`. A box may overhang the frame.
+        float64 [B, 4]: x, y, width, height in pixels of a frame, which a box may overhang.
     """
-    import cv2
-
     height, width = background.shape
     moments = times if at is None else at
     if min(height, width) >= _HALVED_FROM:  # the box is padded by a fifth: every second pixel places it well enough
-        half = (width // 2, height // 2)
-        small = np.stack([cv2.resize(frame, half, interpolation=cv2.INTER_AREA) for frame in (background, *grey)])
-        masks = _masks(small[1:], small[0], blur=3, misplaced=misplaced)
+        masks = _masks([frame.halved for frame in frames], halved(background), blur=3, misplaced=misplaced)
     else:
-        masks = _masks(grey, background, blur=5, misplaced=misplaced)
+        masks = _masks([frame.grey for frame in frames], background, blur=5, misplaced=misplaced)
     extents, shares = _extents(masks, _LOOSE_TAIL if misplaced else _TAIL)
     extents *= np.asarray([width / masks.shape[2], height / masks.shape[1]] * 2)
     moving = shares >= _NOTHING
-    if not moving.any() or float(np.median(shares)) > _EVERYTHING:
+    if not moving.any() or _median(shares) > _EVERYTHING:
         side = float(min(height, width))
         centre = np.broadcast_to([width / 2, height / 2], (len(moments), 2))
         return _boxes(centre, side)
@@ -85,14 +85,16 @@ def _boxes(centre: NDArray[np.float64], side: float) -> NDArray[np.float64]:
     return np.hstack([centre - side / 2, np.full((len(centre), 2), side)])
 
 
-def _masks(grey: NDArray[np.uint8], background: NDArray[np.uint8], blur: int, misplaced: bool) -> NDArray[np.uint8]:
+def _masks(
+    grey: Sequence[NDArray[np.uint8]], background: NDArray[np.uint8], blur: int, misplaced: bool
+) -> NDArray[np.uint8]:
     """Where each frame differs from the background, speckles removed: uint8 [M, h, w] of 0 and 1."""
     import cv2
 
     # A change of exposure moves every pixel alike: the median difference is taken out.
-    coarse = grey[:, ::8, ::8].astype(np.int16) - background[::8, ::8]
+    coarse = np.stack([frame[::8, ::8] for frame in grey]).astype(np.int16) - background[::8, ::8]
     shifts = np.median(coarse.reshape(len(grey), -1), axis=1).astype(int).tolist()
-    differences = np.empty_like(grey)
+    differences = np.empty((len(grey), *background.shape), dtype=np.uint8)
     for frame, shift, difference in zip(grey, shifts, differences, strict=True):
         lit = background
         if shift > 0:
@@ -105,7 +107,7 @@ def _masks(grey: NDArray[np.uint8], background: NDArray[np.uint8], blur: int, mi
     noise = float(np.searchsorted(counts, counts[-1] / 2))  # the median
     threshold = float(np.clip(_NOISE_FACTOR * noise, _THRESHOLD, _HIGHEST_THRESHOLD))
     kernel = np.ones((3, 3), dtype=np.uint8)
-    masks = np.empty_like(grey)
+    masks = np.empty_like(differences)
     for difference, mask in zip(differences, masks, strict=True):
         _, raw = cv2.threshold(difference, threshold, 1, cv2.THRESH_BINARY)
         cv2.morphologyEx(raw, cv2.MORPH_OPEN, kernel, mask)
@@ -129,19 +131,22 @@ def _extents(masks: NDArray[np.uint8], tail: float) -> tuple[NDArray[np.float64]
     """
     import cv2
 
-    extents = np.zeros((len(masks), 4))
-    shares = np.zeros(len(masks))
-    for index, mask in enumerate(masks):
-        columns = np.cumsum(cv2.reduce(mask, 0, cv2.REDUCE_SUM, dtype=cv2.CV_32S)[0])
-        rows = np.cumsum(cv2.reduce(mask, 1, cv2.REDUCE_SUM, dtype=cv2.CV_32S)[:, 0])
-        mass = int(columns[-1])
-        shares[index] = mass / mask.size
-        if mass:
-            tails = [tail * mass, (1 - tail) * mass]
-            left, right = np.searchsorted(columns, tails)
-            top, bottom = np.searchsorted(rows, tails)
-            extents[index] = left, top, right + 1, bottom + 1
-    return extents, shares
+    count, height, width = masks.shape
+    across = np.stack([cv2.reduce(mask, 0, cv2.REDUCE_SUM, dtype=cv2.CV_32S)[0] for mask in masks])  # [M, w]
+    down = cv2.reduce(masks.reshape(-1, width), 1, cv2.REDUCE_SUM, dtype=cv2.CV_32S).reshape(count, height)
+    columns, rows = np.cumsum(across, axis=1), np.cumsum(down, axis=1)
+    mass = columns[:, -1:]
+    before, until = tail * mass, (1 - tail) * mass
+    ends = [(columns < before), (rows < before), (columns < until), (rows < until)]
+    extents = np.stack([end.sum(axis=1) for end in ends], axis=1).astype(np.float64)
+    extents[:, 2:] += 1
+    return np.where(mass > 0, extents, 0), mass[:, 0] / (height * width)
+
+
+def _median(values: NDArray[np.float64]) -> float:
+    """Of a few values, in a tenth of the time of `np.median`."""
+    ordered = np.sort(values)
+    return float(ordered[(len(values) - 1) // 2] + ordered[len(values) // 2]) / 2
 
 
 class _Path:
@@ -162,7 +167,7 @@ class _Path:
             normal = scaled.T @ design + 1e-6 * np.eye(degree + 1)  # solvable when one frame has all the weight
             path._coefficients = np.linalg.solve(normal, scaled.T @ centres)
             away = np.abs(design @ path._coefficients - centres).max(axis=1)
-            scale = max(3.0 * float(np.median(away)), 1.0)
+            scale = max(3.0 * _median(away), 1.0)
             trust = weights / weights.max() / (1 + (away / scale) ** 2)
         return path
 

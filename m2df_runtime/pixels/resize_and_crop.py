@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -21,23 +23,29 @@ def centred(frames: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     return frames[..., top : top + size, left : left + size, :]
 
 
-def padded(picture: NDArray[np.uint8], box: NDArray[np.float64], neutral: bool) -> tuple[NDArray[np.uint8], Box]:
-    """Extends a picture [h, w, 3] so that a box (x, y, w, h) fits; returns it with the box inside it.
-
-    Edges are repeated; where `neutral`, channels 1 and 2 are differences and get "no difference".
-    """
-    height, width = picture.shape[:2]
+def overhang(box: NDArray[np.float64], width: int, height: int) -> tuple[int, int, int, int]:
+    """Whole pixels by which a box (x, y, w, h) leaves a picture: left, top, right, bottom."""
     x, y, across, down = box.tolist()
-    left, top = max(0, int(np.ceil(-x))), max(0, int(np.ceil(-y)))
-    right, bottom = max(0, int(np.ceil(x + across - width))), max(0, int(np.ceil(y + down - height)))
+    beyond = (-x, -y, x + across - width, y + down - height)
+    left, top, right, bottom = (max(0, math.ceil(pixels)) for pixels in beyond)
+    return left, top, right, bottom
+
+
+def reach(box: NDArray[np.float64], spec: ClipSpec) -> int:
+    """Pixels around a box that the scaling of it looks at: half of the widest filter, that of `bicubic`."""
+    shrunk = float(box[2:].max()) / (spec.short_side or spec.size)
+    return math.ceil(2 * max(1.0, shrunk)) + 1
+
+
+def padded(picture: NDArray[np.uint8], box: NDArray[np.float64]) -> tuple[NDArray[np.uint8], Box]:
+    """Extends a picture [h, w, 3] so that a box (x, y, w, h) fits, by repeating its edges; with the box inside it."""
+    x, y, across, down = box.tolist()
+    left, top, right, bottom = overhang(box, *picture.shape[1::-1])
     if left or top or right or bottom:
         import cv2
 
         bordered = cv2.copyMakeBorder(picture, top, bottom, left, right, cv2.BORDER_REPLICATE)
         picture = bordered.astype(np.uint8, copy=False)
-        if neutral:
-            picture[:top, :, 1:] = picture[top + height :, :, 1:] = NO_DIFFERENCE
-            picture[:, :left, 1:] = picture[:, left + width :, 1:] = NO_DIFFERENCE
     return picture, (x + left, y + top, across, down)
 
 

@@ -7,18 +7,17 @@ a still camera does: a clip from a tripod passes through untouched.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from m2df_runtime.pixels.background import median_background
+from m2df_runtime.pixels.scene_frame import SceneFrame
 
-_SMALL_SIDE = 64  # pixels of the long side at which shifts are looked for
-_THUMB = (24, 18)  # pixels at which a still camera is told: sensor noise averages away
 _UNLIKE = 1.5  # grey levels by which a changed pixel of the thumbnail differs
 _ROUNDS = 4  # of the robust least squares for one shift
-_BLUR = 3  # pixels: sensor noise would hide the movement of a faint background
 _BLOCKS = 8  # across and down, in which the picture has to become explained
 _GAIN = (0.4, 0.1)  # grey levels, and share of a block's difference, that a shift has to take away
 _SHARE = 0.25  # of all blocks has to be explained better,
@@ -37,13 +36,13 @@ class Scene:
     """Frames in the coordinates of the still scene.
 
     Attributes:
-        frames: uint8 [M, h, w]; where the camera moved, larger than the frames that came in, and the background
+        frames: M frames [h, w]; where the camera moved, larger than the frames that came in, and the background
             where a frame does not reach.
         background: uint8 [h, w].
         corners: int64 [M, 2], x and y of each incoming frame's first pixel in `frames`; all 0 for a still camera.
     """
 
-    frames: NDArray[np.uint8]
+    frames: Sequence[SceneFrame]
     background: NDArray[np.uint8]
     corners: NDArray[np.int64]
 
@@ -55,45 +54,50 @@ class Scene:
         return np.stack([p[y : y + height, x : x + width] for p, (x, y) in zip(pictures, corners, strict=True)])
 
 
-def steady_scene(grey: NDArray[np.uint8], still: NDArray[np.int64]) -> Scene:
+def steady_scene(frames: Sequence[SceneFrame], still: NDArray[np.int64]) -> Scene:
     """Take the camera's movement out of frames and find the background.
 
     The scene and the camera's path follow from the background frames alone, and every other frame is placed by
     itself, so what becomes of a frame does not depend on which others are there.
 
     Args:
-        grey: uint8 [M, h, w], in order of time.
+        frames: M frames of one size, in order of time.
         still: Positions of the frames that make up the background, int64 [B], ascending.
     """
-    path = camera_path(grey[still])
+    keys = [frames[index] for index in still.tolist()]
+    path = camera_path(keys)
     if not path.any():
-        return Scene(grey, median_background(grey[still]), np.zeros((len(grey), 2), dtype=np.int64))
+        background = median_background([frame.grey for frame in keys])
+        return Scene(frames, background, np.zeros((len(frames), 2), dtype=np.int64))
     path -= path.min(axis=0)
-    count, height, width = grey.shape
+    height, width = frames[0].grey.shape
     across, down = (path.max(axis=0) + np.asarray([width, height])).tolist()
-    corners = _placed(grey, still, path)
-    frames = np.zeros((count, down, across), dtype=np.uint8)
-    reached = np.zeros((count, down, across), dtype=bool)
+    corners = _placed(frames, still, path)
     windows = [_window(corner, (width, height), (across, down)) for corner in corners]
-    for frame, canvas, known, (inside, part) in zip(grey, frames, reached, windows, strict=True):
-        canvas[inside] = frame[part]
+    seen = np.zeros((len(keys), down, across), dtype=np.uint8)
+    reached = np.zeros((len(keys), down, across), dtype=bool)
+    for key, index, canvas, known in zip(keys, still.tolist(), seen, reached, strict=True):
+        inside, part = windows[index]
+        canvas[inside] = key.grey[part]
         known[inside] = True
-    background = median_background(_filled_in_time(frames[still], reached[still]))
-    for frame, canvas, (inside, part) in zip(grey, frames, windows, strict=True):
-        canvas[:] = background
-        canvas[inside] = frame[part]
-    return Scene(frames, background, corners)
+    background = median_background([*_filled_in_time(seen, reached)])
+    placed = []
+    for frame, (inside, part) in zip(frames, windows, strict=True):
+        canvas = background.copy()
+        canvas[inside] = frame.grey[part]
+        placed.append(SceneFrame(canvas))
+    return Scene(placed, background, corners)
 
 
-def _placed(grey: NDArray[np.uint8], still: NDArray[np.int64], path: NDArray[np.int64]) -> NDArray[np.int64]:
+def _placed(frames: Sequence[SceneFrame], still: NDArray[np.int64], path: NDArray[np.int64]) -> NDArray[np.int64]:
     """Corners of all frames [M, 2]: on the straight line between the background frames beside them, then refined."""
-    everywhere = np.arange(len(grey))
+    everywhere = np.arange(len(frames))
     line = [np.interp(everywhere, still, path[:, axis]) for axis in (0, 1)]
     corners = np.rint(np.stack(line, axis=-1)).astype(np.int64)
     beside = np.clip(np.searchsorted(still, everywhere, side="right") - 1, 0, None)
     for index in np.setdiff1d(everywhere, still).tolist():
         key = int(beside[index])
-        shift = _refined(_blurred(grey[still[key]]), _blurred(grey[index]), path[key] - corners[index])
+        shift = _refined(frames[still[key]].blurred, frames[index].blurred, path[key] - corners[index])
         corners[index] = path[key] - shift
     return corners
 
@@ -111,112 +115,66 @@ def _window(corner: NDArray[np.int64], size: tuple[int, int], scene: tuple[int, 
     return (inside[1], inside[0]), (part[1], part[0])
 
 
-def camera_path(grey: NDArray[np.uint8]) -> NDArray[np.int64]:
+def camera_path(frames: Sequence[SceneFrame]) -> NDArray[np.int64]:
     """Where each frame's first pixel lies in the scene, relative to frame 0: x and y in pixels, int64 [M, 2].
 
     Every frame is compared with a key frame, the first one until the camera has turned away from it, so errors do
     not add up. All 0 where the camera stands, or where it moves in a way that shifts do not explain.
     """
-    count, height, width = grey.shape
-    path = np.zeros((count, 2), dtype=np.int64)
-    scale = min(1.0, _SMALL_SIDE / max(height, width))
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    if min(size) < 2 * _BLOCKS:
+    height, width = frames[0].grey.shape
+    path = np.zeros((len(frames), 2), dtype=np.int64)
+    if min(frames[0].small.shape) < 2 * _BLOCKS:
         return path
-    if not any(_walk(_views(part, size)).any() for part in (grey[::_STRIDE], grey[:_STRIDE])):
+    if not any(_walk(part).any() for part in (frames[::_STRIDE], frames[:_STRIDE])):
         return path
-    path = _walk(_views(grey, size))
+    path = _walk(frames)
     if (np.ptp(path, axis=0) > _FARTHEST * np.asarray([width, height])).any():
         path[:] = 0
     return path
 
 
-def _walk(views: list[_View]) -> NDArray[np.int64]:
+def _walk(frames: Sequence[SceneFrame]) -> NDArray[np.int64]:
     """Places of frames one after the other, int64 [M, 2]."""
-    height, width = views[0].frame.shape
+    height, width = frames[0].grey.shape
     sides = np.asarray([width, height])
-    path = np.zeros((len(views), 2), dtype=np.int64)
+    path = np.zeros((len(frames), 2), dtype=np.int64)
     key, shift, speed = 0, np.zeros(2, dtype=np.int64), np.zeros(2, dtype=np.int64)
-    slopes = _slopes(views[0])
-    for index in range(1, len(views)):
+    for index in range(1, len(frames)):
         before = shift
         for start in (before + speed, before)[: 1 + speed.any()]:  # a camera mostly goes on as it went
-            shift = _shift(views[key], views[index], slopes, start, _LARGEST * sides)
+            shift = _shift(frames[key], frames[index], start, _LARGEST * sides)
             if shift.any():
                 break
         path[index] = path[key] - shift
         speed = shift - before
         if (np.abs(shift) > _NEW_KEY * sides).any():
             key, shift = index, np.zeros(2, dtype=np.int64)
-            slopes = _slopes(views[key])
     return path
 
 
-def _blurred(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    import cv2
-
-    return cv2.blur(frame, (_BLUR, _BLUR)).astype(np.uint8, copy=False)
-
-
-_Slopes = list[tuple[NDArray[np.float32], NDArray[np.float32]]]
-
-
-@dataclass(frozen=True)
-class _View:
-    """A blurred frame uint8 [h, w], and the same small, from coarse to fine, and tiny, float32."""
-
-    frame: NDArray[np.uint8]
-    levels: tuple[NDArray[np.float32], ...]
-    thumb: NDArray[np.float32]
-
-
-def _views(frames: NDArray[np.uint8], size: tuple[int, int]) -> list[_View]:
-    """Blurred frames, and the same at `size` (width, height) and as thumbnails."""
-    import cv2
-
-    views = []
-    for frame in frames:
-        blurred = _blurred(frame)
-        small = cv2.resize(blurred, size, interpolation=cv2.INTER_AREA).astype(np.float32)
-        thumb = cv2.resize(small, _THUMB, interpolation=cv2.INTER_AREA).astype(np.float32, copy=False)
-        coarse = cv2.resize(small, (size[0] // 2, size[1] // 2), interpolation=cv2.INTER_AREA)
-        views.append(_View(blurred, (coarse.astype(np.float32, copy=False), small), thumb))
-    return views
-
-
-def _slopes(view: _View) -> _Slopes:
-    """Change per pixel of the small pictures, downwards and across."""
-    pairs = [np.gradient(level) for level in view.levels]
-    return [(np.asarray(down), np.asarray(across)) for down, across in pairs]
-
-
 def _shift(
-    first: _View,
-    second: _View,
-    slopes: _Slopes,
-    start: NDArray[np.int64],
-    largest: NDArray[np.float64],
+    first: SceneFrame, second: SceneFrame, start: NDArray[np.int64], largest: NDArray[np.float64]
 ) -> NDArray[np.int64]:
     """Whole pixels by which the picture moved from the first to the second frame, 0 unless clearly so: [2].
 
-    `slopes` are the first frame's by level, down and across; `start` is where to look first.
+    `start` is where to look first.
     """
     none = np.zeros(2, dtype=np.int64)
     difference = second.thumb - first.thumb
-    if np.mean(np.abs(difference - _middle(difference)) > _UNLIKE) < _SHARE:
+    if np.count_nonzero(np.abs(difference - _middle(difference)) > _UNLIKE) < _SHARE * difference.size:
         return none
     estimate = start.astype(np.float64)
-    for one, other, slope in zip(first.levels, second.levels, slopes, strict=True):
-        scale = first.frame.shape[1] / one.shape[1]
+    for one, other, slope in zip(first.levels, second.levels, first.slopes, strict=True):
+        scale = first.grey.shape[1] / one.shape[1]
         estimate = _least_squares(one, other, slope, estimate / scale) * scale
     shift = np.rint(estimate).astype(np.int64)
     if (np.abs(shift) > largest).any():
         return none
-    shift = _refined(first.frame, second.frame, shift)
+    shift = _refined(first.blurred, second.blurred, shift)
     if not shift.any():
         return none
-    with_it = _blocks(*_overlap(first.frame, second.frame, shift))
-    without = _blocks(*(_overlap(view.frame, view.frame, shift)[1] for view in (first, second)))
+    with_it = _blocks(*_overlap(first.blurred, second.blurred, shift))
+    without = _blocks(*(_overlap(frame.blurred, frame.blurred, shift)[1] for frame in (first, second)))
     gain = without - with_it
     enough = _GAIN[0] + _GAIN[1] * np.maximum(with_it, without)
     better, worse = gain > enough, gain < -enough

@@ -6,16 +6,17 @@ the scaled picture. Both are what `load_clip` itself would make first, so that a
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from m2df_runtime.clips.source import CroppedPicture, Picture, reduced
+from m2df_runtime.clips.source import CroppedPicture, Made, Picture, reduced
 from m2df_runtime.errors import ClipError
-from m2df_runtime.pixels.load import SCENE_SIDE
 from m2df_runtime.pixels.resize_and_crop import scaled
+from m2df_runtime.pixels.scene_frame import SCENE_SIDE, SceneFrame
 from m2df_runtime.pixels.spec import ClipSpec
 from m2df_runtime.stream.zones import Zone, rectangle
 
@@ -110,12 +111,13 @@ class _Shared(Picture):
 
 
 class _Scene(Picture):
-    """The small grey scene, and the picture itself where colours are seen."""
+    """The small grey scene with what is made of it, and the picture itself where colours are seen."""
 
     def __init__(self, grey: NDArray[np.uint8], colour: Picture | None) -> None:
         self._grey = grey
         self._colour = colour
-        self.nbytes = grey.nbytes + (colour.nbytes if colour else 0)
+        self._made: dict[Callable[[Picture], Any], Any] = {}
+        self.nbytes = SceneFrame(grey).nbytes + (colour.nbytes if colour else 0)
 
     def rgb(self) -> NDArray[np.uint8]:
         assert self._colour is not None  # asked where the spec has colours
@@ -123,6 +125,11 @@ class _Scene(Picture):
 
     def grey(self, long_side: int | None = None) -> NDArray[np.uint8]:
         return reduced(self._grey, long_side)
+
+    def made_once(self, make: Callable[[Picture], Made]) -> Made:
+        if make not in self._made:  # two windows at once may both make it: either will do
+            self._made[make] = make(self)
+        return cast(Made, self._made[make])
 
 
 class _Colour(Picture):

@@ -15,7 +15,7 @@ from m2df_runtime.clips.limits import check_bytes
 from m2df_runtime.clips.opening import open_source
 from m2df_runtime.clips.source import ArrayPicture
 from m2df_runtime.errors import ClipError, InputError
-from m2df_runtime.pixels.load import SCENE_SIDE
+from m2df_runtime.pixels.scene_frame import SCENE_SIDE
 from m2df_runtime.sinks.video import write_video
 from m2df_runtime.stream.frames import MotionWatch
 from m2df_runtime.stream.sources.addresses import device_number, is_address, masked

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from m2df_runtime.pixels.background import BACKGROUND_FRAMES, background_indices, median_background
 from m2df_runtime.pixels.motion_box import motion_boxes
+from m2df_runtime.pixels.scene_frame import SceneFrame
 
 COUNT, HEIGHT, WIDTH = 17, 120, 160
 TIMES = np.arange(COUNT) * 0.1
@@ -33,7 +34,7 @@ def walker(centres: list[tuple[float, float]], axes: tuple[int, int] = (9, 24)) 
 
 
 def boxes_of(frames: NDArray[np.uint8], at: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
-    return motion_boxes(frames, median_background(frames), TIMES[: len(frames)], at)
+    return motion_boxes([SceneFrame(frame) for frame in frames], median_background(frames), TIMES[: len(frames)], at)
 
 
 def assert_squares_of_one_size(boxes: NDArray[np.float64]) -> None:

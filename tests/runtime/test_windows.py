@@ -21,6 +21,7 @@ from m2df_runtime.clips.sampling import Sampler
 from m2df_runtime.clips.source import FrameSource, Picture
 from m2df_runtime.errors import ClipError
 from m2df_runtime.pixels.load import load_clip
+from m2df_runtime.pixels.scene_frame import SceneFrame
 from m2df_runtime.pixels.spec import ClipSpec
 from m2df_runtime.stream import read_ahead
 from m2df_runtime.stream.frames import Frame, kept_frames
@@ -187,6 +188,21 @@ def test_frames_are_held_for_one_window_only() -> None:
             yield [Frame(number, number / 60, picture, False)]
 
     assert max(len(alive) for _ in cut(endless(), 2.0, 0.5, "r")) <= 2 * 60 + 2
+
+
+def test_what_follows_from_a_frame_alone_is_made_once_for_all_windows(recordings: dict[str, Path]) -> None:
+    spec = ClipSpec(frames=4, size=32, region="motion", channels="motion")
+    first, second, *_ = windows(open_source(recordings["constant"]), spec, 0.8, 0.2)
+    shared = {frame.number for frame in first.frames} & {frame.number for frame in second.frames}
+    made: list[SceneFrame] = []
+
+    def make(picture: Picture) -> SceneFrame:
+        made.append(SceneFrame.of(picture))
+        return made[-1]
+
+    by_number = [{frame.number: frame.picture.made_once(make) for frame in window.frames} for window in (first, second)]
+    assert len(shared) == 15 and all(by_number[0][number] is by_number[1][number] for number in shared)
+    assert len(made) == first.n_frames + second.n_frames - len(shared)
 
 
 def test_a_window_that_takes_too_much_memory_is_refused() -> None:
