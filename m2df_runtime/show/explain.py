@@ -127,7 +127,7 @@ def lead_sentence(found: Explanation) -> str:
     label = f"<b>{text(best.label)}</b>"
     if prediction.rejected and prediction.threshold is not None:
         said = (
-            f"No action is near enough. The nearest is {label} at a distance of {number(best.distance)}; beyond "
+            f"No action is near enough. The best is {label} at a distance of {number(best.distance)}; beyond "
             f"{number(prediction.threshold)}, the threshold of this bank, a clip is taken for none of its actions."
         )
     elif prediction.rejected:
@@ -255,7 +255,7 @@ def distances(found: Explanation) -> Iterator[str]:
     if found.matching and len(found.view_names) == 2:
         entries = [(kind, f"{name}, {found.view_names[0]} (lighter: {found.view_names[1]})") for kind, name in entries]
     if threshold is not None:
-        entries.append(("rejected", f"dashed line: the threshold, {number(threshold)}"))
+        entries.append(("inked", f"dashed line: the threshold, {number(threshold)}"))
     yield f"{legend(entries)}</figure>"
 
 
@@ -318,7 +318,8 @@ def _numbers(found: Explanation) -> str:
     """All terms of both distances."""
     if not found.matching:
         return ""
-    kinds = [kind for kind in _KINDS if kind != "text"]
+    sums = [found.terms(one) for one in found.shown]
+    kinds = [kind for kind in _KINDS if any(getattr(one, kind) for one in sums)]
     head, columns = [""], []
     for one in found.shown:
         for name, view in zip(found.view_names, one.views, strict=True):
@@ -330,8 +331,11 @@ def _numbers(found: Explanation) -> str:
     said = (
         f"The parts add up to the distance that the model's graph gives, within {100 * max(found.error, 1e-6):.1g} %. "
     )
-    said += f"In the logit a distance counts {factors}"
+    if set(found.matching.view_factors) == {-1.0}:
+        said += "The logit is minus the distance"
+    else:
+        said += f"In the logit the distance of a view counts {factors}"
     if found.matching.text_factor and found.second:
         texts = ", ".join(f"{text(one.score.label)} {one.selected:.2g}" for one in found.shown)
-        said += f", and the logarithm of the probability of the text ({texts}) {number(found.matching.text_factor, 2)}"
+        said += f", and the logarithm of the probability of the text ({texts}) {number(found.matching.text_factor)}"
     return f"<section><h2>In numbers</h2>{table(head, rows, 1)}<p><small>{said}.</small></p></section>"

@@ -73,7 +73,7 @@ def _timeline(course: Course) -> Iterator[str]:
         shapes = [f'<rect class="track" width="100%" height="{_RISE}"/>', _area(heights, np.asarray(inside))]
         for threshold in (rules.enter, rules.leave):
             y = _RISE * (1 - threshold)
-            shapes.append(f'<line class="mark" x1="0" x2="100%" y1="{y:g}" y2="{y:g}"/>')
+            shapes.append(f'<line class="level" x1="0" x2="100%" y1="{y:g}" y2="{y:g}"/>')
         spans = [(100 * course.share(one.start), 100 * course.share(one.end)) for one in found]
         shapes += [block("accent", start, max(end, start + 0.3), _RISE + 3, 5) for start, end in spans]
         times = ", ".join(f"{clock(one.start)} to {clock(one.end)}" for one in found) or "no event"

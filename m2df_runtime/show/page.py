@@ -47,7 +47,8 @@ svg .over{paint-order:stroke;stroke:var(--bg);stroke-width:5px;stroke-linejoin:r
 .aligned{fill:var(--aligned)}.means{fill:var(--means)}.looks{fill:var(--looks)}.text{fill:var(--text)}
 .undecided{fill:var(--undecided)}.other{fill:var(--undecided)}.accent{fill:var(--accent)}.rejected{fill:var(--bad)}
 .later{fill-opacity:.62}
-.mark{stroke:var(--bad);stroke-width:2;stroke-dasharray:5 3}
+.mark{stroke:var(--ink);stroke-width:3;stroke-dasharray:5 3}.inked{fill:var(--ink)}
+.level{stroke:var(--faint);stroke-width:1;stroke-dasharray:4 4}
 .axis{stroke:var(--line);stroke-width:1}
 .legend{display:flex;flex-wrap:wrap;gap:2px 18px;margin:8px 0;padding:0;list-style:none}
 .legend svg{display:inline-block;width:12px;height:12px;margin-right:6px;vertical-align:-1px}
