@@ -78,7 +78,8 @@ def strips_with_ties(query: Strip, other: Strip, views: Sequence[tuple[str, View
         shapes.append(other.drawn(top + 12))
         top += _SIDE + 12
     return (
-        f'<div class="wide strip"><svg viewBox="0 0 {width} {top}" style="min-width:{min(width, 520)}px" role="img" '
+        f'<div class="wide strip"><svg viewBox="0 0 {width} {top}" role="img" '
+        f'style="min-width:{min(width, 520)}px;max-width:{1.2 * width:g}px" '
         f'aria-label="{text(label)}">{"".join(shapes)}</svg></div>'
     )
 

@@ -87,7 +87,7 @@ def text(value: str) -> str:
 
 def number(value: float, digits: int = 2) -> str:
     """A number as it stands on the page."""
-    return f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def signed(value: float) -> str:
