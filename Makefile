@@ -69,6 +69,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.evaluation
+	$(BIN)/python -m benchmarks.bulk
 	$(BIN)/python -m benchmarks.training --updates 4
 	$(BIN)/python -m benchmarks.report
 

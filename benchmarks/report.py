@@ -362,6 +362,37 @@ def stream(record: Record, stem: str, files: Files) -> str:
     return "\n".join(["## Recordings\n", what, machine, _table(head, rows), about, _table(columns, table), note])
 
 
+def bulk(record: Record, stem: str, files: Files) -> str:
+    """Thousands of clips."""
+    names = {
+        "reading": "read, alone",
+        "inference": "answer, alone",
+        "bulk": "both: `m2df-run --out`",
+        "in_turn": "one after the other: `matcher.predict` in a loop",
+        "opencv": "a loop with other answers: OpenCV decodes every frame, no region",
+    }
+    kinds = record["kinds"]
+    head = ["stage", *(f"{kind}: {what}" for kind in kinds for what in ("clips per second", "processor seconds each"))]
+    rows = [
+        [what, *(number_text(found[name][unit]) for found in kinds.values() for unit in ("per_second", "cpu_per_clip"))]
+        for name, what in names.items()
+    ]
+    ratios = {
+        "of the slowest stage alone": "of_slowest",
+        "of what both stages can reach on shared processors": "of_shared",
+        "beside one after the other": "beside_in_turn",
+        "beside OpenCV": "beside_opencv",
+    }
+    rows += [[what, *(cell for found in kinds.values() for cell in (f"**{found[name]:g}**", ""))]
+             for what, name in ratios.items()]  # fmt: skip
+    public = record["public"]
+    note = (
+        f"Budget {record['budget']:g} of the slowest stage alone. {public['source']}: {public['per_second']:g} per "
+        "second, as stated by NVIDIA.\n"
+    )
+    return "\n".join(["## Thousands of clips\n", _machine(record["environment"]), _table(head, rows), note])
+
+
 def _events(name: str, result: Record) -> list[str]:
     """A row of what was found."""
     counts, strict = result["events"]["iou_0.3"], result["events"]["iou_0.5"]
@@ -425,6 +456,7 @@ SECTIONS: dict[str, Callable[[Record, str, Files], str]] = {
     "training": training,
     "accuracy": accuracy,
     "stream": stream,
+    "bulk": bulk,
     "gpu": gpu,
 }
 

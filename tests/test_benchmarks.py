@@ -242,6 +242,23 @@ def test_teaching_measures_both_kinds_of_support(tiny_bundle: Path, tmp_path: Pa
     assert "## Teaching" in build(out.parent)[PAGE]
 
 
+def test_bulk_measures_each_stage_alone_and_both(
+    tiny_bundle: Path, support_dir: Path, tmp_path: Path, run_module
+) -> None:
+    out = tmp_path / "results" / "bulk.json"
+    done = run_module(
+        "benchmarks.bulk", "--bundle", tiny_bundle, "--support", support_dir, "--clips", 3, "--seconds", 0.2,
+        "--looped", 1, "--out", out,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    kinds = json.loads(out.read_text())["kinds"]
+    for found in kinds.values():
+        rates = {name: found[name]["per_second"] for name in ("reading", "inference", "bulk", "in_turn", "opencv")}
+        assert min(rates.values()) > 0
+        assert found["of_slowest"] == pytest.approx(rates["bulk"] / min(rates["reading"], rates["inference"]), rel=0.05)
+    assert len(kinds) == 2 and "## Thousands of clips" in build(out.parent)[PAGE]
+
+
 def test_percentiles_have_their_closed_form_and_show_a_drift() -> None:
     values = percentiles([float(v) for v in [*range(0, 101, 2), *range(1, 101, 2)]])
     assert [values[name] for name in ("p50", "p90", "p95", "p99", "min")] == [50, 90, 95, 99, 0]
