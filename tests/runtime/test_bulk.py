@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,14 @@ from PIL import Image
 from signal_at import signal_at
 from tiny_bundle import COLOURS, write_bundle, write_clip
 
-from m2df_runtime.bulk.results import Basis, BulkClip, failed, opened
+from m2df_runtime.backends.model import Model
+from m2df_runtime.bank.bank import SupportBank
+from m2df_runtime.bulk.local import LocalEngine
+from m2df_runtime.bulk.results import Basis, BulkClip, answered, failed, opened
+from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.commands.bulk import in_shard
 from m2df_runtime.errors import InputError
+from m2df_runtime.match.matcher import Matcher
 
 ROOT = Path(__file__).parents[2]
 BASIS = Basis("b" * 16, "c" * 16, "top 5, rejection auto")
@@ -220,6 +226,23 @@ def test_a_clip_that_ends_two_processes_has_failed_and_the_others_are_answered(r
     assert (done.returncode, json.loads(done.stdout)["ok"], len(found)) == (1, 5, 8)
     assert found["killer"]["error"] == {"code": "crashed", "text": "reading it ended 2 processes: SIGKILL"}
     assert list((place / "clips" / "killer").parent.parent.glob(".*.lock")) == []
+
+
+def test_a_gpu_answers_at_once_what_waits(
+    tiny_bundle: Path, support_dir: Path, query_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Model(Bundle.open(tiny_bundle), backend="cpu", threads=1)
+    matcher = Matcher(model, SupportBank.of(model, support_dir))
+    paths = [str(query_dir / f"{colour}.mp4") for colour in ("red", "green", "blue")] * 4
+    alone = [answered(matcher.predict(path), 2) for path in paths]
+    monkeypatch.setattr(Model, "backend", property(lambda self: "cuda"))
+    with closing(LocalEngine(matcher, roi=None, topk=2, processes=2)) as engine:
+        for _ in range(2):  # the processes stay for the next clips
+            found = dict(engine.answers(paths))
+            assert found.keys() == {*range(len(paths))}
+            for number, fields in found.items():
+                assert (fields["status"], fields["label"]) == (alone[number]["status"], alone[number]["label"])
+                assert fields["distance"] == pytest.approx(alone[number]["distance"], abs=1e-6)
 
 
 def test_whatever_ends_a_run_what_is_done_is_in_the_file(place: Path) -> None:
