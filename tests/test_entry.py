@@ -118,3 +118,27 @@ def test_ctrl_c_while_modules_load_is_one_word(script, module, args, tmp_path: P
     (tmp_path / "sitecustomize.py").write_text(HOOK)
     done = start(script, *args, FIRST=str(tmp_path), INTERRUPT_AT=module)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
+
+
+def test_a_thread_in_a_librarys_code_changes_no_exit_code() -> None:
+    """As at the end of live cameras: one is compressed or written while the process ends."""
+    code = """
+import threading
+import click, cv2, numpy
+from m2df_runtime.commands.console import main_entry
+from m2df_runtime.errors import CheckFailed
+
+@click.command()
+def command():
+    picture = numpy.zeros((480, 640, 3), numpy.uint8)
+    def work():
+        while True:
+            cv2.imencode(".jpg", picture)
+    threading.Thread(target=work, name="m2df clips", daemon=True).start()
+    click.echo("done")
+    raise CheckFailed("some")
+
+main_entry(command, [])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "done\n", "error: some\n")

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -265,4 +266,11 @@ def main_entry(command: click.Command, args: Sequence[str] | None = None) -> NoR
     """Run a command as the process's entry point: exits with its code. `args` defaults to the command line."""
     entry.prepare()
     arguments = None if args is None else list(args)
-    sys.exit(guarded(lambda: command.main(arguments, standalone_mode=False)))
+    code = guarded(lambda: command.main(arguments, standalone_mode=False))
+    if any(thread.daemon and thread.name.startswith("m2df") for thread in threading.enumerate()):
+        # It reads a camera or writes a clip. Python's own end would tear it out of OpenCV, which then aborts.
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
