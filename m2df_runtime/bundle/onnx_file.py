@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from m2df_runtime.bundle.wire import BYTES, VARINT, Buffer, Field, fields
 from m2df_runtime.errors import InputError
 
 if TYPE_CHECKING:
     from m2df_runtime.bundle.bundle import Bundle
     from m2df_runtime.bundle.manifest import GraphName, TensorInfo
     from m2df_runtime.engine_names import Precision
-
-Buffer = bytes | mmap.mmap
 
 # Of each message the fields, by number, that hold messages in which a tensor may stand.
 _CHILDREN: dict[str, dict[int, str]] = {
@@ -35,13 +34,11 @@ _CHILDREN: dict[str, dict[int, str]] = {
 }
 _GRAPH, _INPUTS, _OUTPUTS = 7, 11, 12
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MAX_DEPTH = 100  # protobuf's own limit
 _MAX_FIELDS = 500_000  # the largest graph of the shipped model has 5,000; more would only cost time
-_DTYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64"}
+DTYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64"}
 
 _Dimension = int | str | None
-_Field = tuple[int, int, int, int]  # number, wire type, and value of a number, or where its bytes begin; their end
 
 
 @dataclass(frozen=True)
@@ -123,106 +120,63 @@ def read_onnx(model: bytes | Path) -> OnnxFile:
 def _read(content: Buffer) -> OnnxFile:
     inputs: list[Tensor] = []
     outputs: list[Tensor] = []
-    graphs = fields = 0
+    graphs = seen = 0
     waiting = [("model", 0, len(content), 0)]
     while waiting:
         kind, start, end, depth = waiting.pop()
         if depth > _MAX_DEPTH:
             raise ValueError("has graphs nested too deep")
         children = _CHILDREN[kind]
-        for number, wire, first, last in _fields(content, start, end):
-            fields += 1
-            if wire == _BYTES and number in children:
+        for number, wire, first, last in fields(content, start, end):
+            seen += 1
+            if wire == BYTES and number in children:
                 waiting.append((children[number], first, last, depth + 1))
                 graphs += depth == 0 and number == _GRAPH
             elif kind == "tensor" and (number == _EXTERNAL_DATA or (number == _DATA_LOCATION and first)):
                 raise ValueError("keeps data outside the file, where no hash covers it")
-            elif kind == "graph" and depth == 1 and wire == _BYTES and number in (_INPUTS, _OUTPUTS):
+            elif kind == "graph" and depth == 1 and wire == BYTES and number in (_INPUTS, _OUTPUTS):
                 (inputs if number == _INPUTS else outputs).append(_tensor(content, first, last))
-        if fields > _MAX_FIELDS:
+        if seen > _MAX_FIELDS:
             raise ValueError(f"is not an ONNX model: more than {_MAX_FIELDS} fields")
     if graphs != 1:
         raise ValueError(f"is not an ONNX model: {graphs} graphs in it")
     return OnnxFile(tuple(inputs), tuple(outputs))
 
 
-def _fields(content: Buffer, position: int, end: int) -> Iterator[_Field]:
-    """The fields of one message."""
-    while position < end:
-        tag, position = _number(content, position, end, 5)
-        number, wire = tag >> 3, tag & 7
-        if wire == _BYTES:
-            length, position = _number(content, position, end, 5)
-            yield number, wire, position, position + length
-            position += length
-        elif wire == _VARINT:
-            value, position = _number(content, position, end, 10)
-            yield number, wire, value, position
-        elif wire in (_FIXED32, _FIXED64):
-            yield number, wire, position, position + (4 if wire == _FIXED32 else 8)
-            position += 4 if wire == _FIXED32 else 8
-        else:
-            raise ValueError(f"is not an ONNX model: a field of wire type {wire}")
-        if position > end or not number:
-            raise ValueError("is not an ONNX model: it is cut or damaged")
-
-
-def _number(content: Buffer, position: int, end: int, longest: int) -> tuple[int, int]:
-    """A number of variable length in its shortest spelling, and where it ends.
-
-    ONNX Runtime drops the bits of a tag beyond 32, so 8a 80 80 80 10 is 0a to it: longer spellings are refused.
-    """
-    value = shift = 0
-    while position < end:
-        byte = content[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            if (byte == 0 and shift) or (longest == 5 and value >> 32):
-                raise ValueError("is not an ONNX model: a number is spelled in more bytes than it needs")
-            return value, position
-        shift += 7
-        if shift >= 7 * longest:
-            break
-    raise ValueError("is not an ONNX model: it is cut or damaged")
-
-
 def _tensor(content: Buffer, start: int, end: int) -> Tensor:
     """A ValueInfoProto: name 1, type 2, in it tensor_type 1 with elem_type 1 and shape 2 of dimensions 1."""
     name, dtype = "", 0
     shape: list[_Dimension] = []
-    for number, wire, first, last in _fields(content, start, end):
-        if number == 1 and wire == _BYTES:
+    for number, wire, first, last in fields(content, start, end):
+        if number == 1 and wire == BYTES:
             name = _text(content, first, last)
-        elif number == 2 and wire == _BYTES:
+        elif number == 2 and wire == BYTES:
             for each, kind, begin, stop in _inside(content, [(first, last)], 1):
-                if each == 1 and kind == _VARINT:
+                if each == 1 and kind == VARINT:
                     dtype = begin
-                elif each == 2 and kind == _BYTES:
+                elif each == 2 and kind == BYTES:
                     shape += [_dimension(content, *place) for place in _places(content, begin, stop)]
-    return Tensor(name, _DTYPES.get(dtype, f"type {dtype}"), tuple(shape))
+    return Tensor(name, DTYPES.get(dtype, f"type {dtype}"), tuple(shape))
 
 
-def _inside(content: Buffer, messages: list[tuple[int, int]], wanted: int) -> Iterator[_Field]:
+def _inside(content: Buffer, messages: list[tuple[int, int]], wanted: int) -> Iterator[Field]:
     """The fields of the messages that stand in one field of others."""
     for start, end in messages:
-        for number, wire, first, last in _fields(content, start, end):
-            if number == wanted and wire == _BYTES:
-                yield from _fields(content, first, last)
+        for number, wire, first, last in fields(content, start, end):
+            if number == wanted and wire == BYTES:
+                yield from fields(content, first, last)
 
 
 def _places(content: Buffer, start: int, end: int) -> list[tuple[int, int]]:
-    return [
-        (first, last) for number, wire, first, last in _fields(content, start, end) if (number, wire) == (1, _BYTES)
-    ]
+    return [(first, last) for number, wire, first, last in fields(content, start, end) if (number, wire) == (1, BYTES)]
 
 
 def _dimension(content: Buffer, start: int, end: int) -> _Dimension:
     axis: _Dimension = None
-    for number, wire, first, last in _fields(content, start, end):
-        if number == 1 and wire == _VARINT:
+    for number, wire, first, last in fields(content, start, end):
+        if number == 1 and wire == VARINT:
             axis = first
-        elif number == 2 and wire == _BYTES:
+        elif number == 2 and wire == BYTES:
             axis = _text(content, first, last)
     return axis
 
