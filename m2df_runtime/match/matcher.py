@@ -13,7 +13,7 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from m2df_runtime.backends import Tensor
+from m2df_runtime.backends import Tensor, Tensors
 from m2df_runtime.backends.model import Model, QueryScores
 from m2df_runtime.bank.bank import SupportBank
 from m2df_runtime.bank.calibration import MISS_RATE, Rejection, what_lacks
@@ -39,11 +39,15 @@ class _Classes:
     bank: SupportBank
     prompts: Tensor  # (C, D)
     prototypes: Tensor  # (C, V, T, D)
+    derived: Tensors  # of these two
     rejection: Rejection | None
 
     @property
     def temperature(self) -> float:
         return self.bank.calibration.temperature if self.bank.calibration else 1.0
+
+    def match(self, model: Model, features: Tensor, names: Sequence[str]) -> QueryScores:
+        return model.match(features, self.prompts, self.prototypes, names, derived=self.derived)
 
 
 class Matcher:
@@ -136,10 +140,12 @@ class Matcher:
         """
         if bank.keys != keys_of(self.model.bundle):
             raise InputError("the support bank was made with another bundle", "make it anew with SupportBank.of")
+        prompts, prototypes = self.model.resident(bank.prompts), self.model.resident(bank.prototypes)
         self._classes = _Classes(
             bank,
-            self.model.resident(bank.prompts),
-            self.model.resident(bank.prototypes),
+            prompts,
+            prototypes,
+            self.model.derived(prompts, prototypes),
             bank.calibration.rejection(self._miss_rate) if bank.calibration and self._reject == "auto" else None,
         )
 
@@ -237,7 +243,7 @@ class Matcher:
         classes = self._classes
         self.model.prepare("query")
         start = perf_counter()
-        scores = self.model.match(features, classes.prompts, classes.prototypes, names)
+        scores = classes.match(self.model, features, names)
         each = Timings(0.0, 0.0, 0.0, 1000 * (perf_counter() - start) / len(names))
         return [
             self._answer(classes, found, query=name, timings=each, features=own)
@@ -285,7 +291,7 @@ class Matcher:
         features = (self.model.encode_clips if watched else self.model.encode_resident)(pixels, names)  # (B, T, D)
         encoded = perf_counter()
         try:
-            scores = self.model.match(features, classes.prompts, classes.prototypes, names)
+            scores = classes.match(self.model, features, names)
         except ClipError:
             if not isinstance(features, np.ndarray):
                 self.model.encode_clips(pixels, names)  # raises where the features themselves are at fault
