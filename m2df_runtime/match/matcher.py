@@ -336,8 +336,9 @@ def _ranked(scores: QueryScores, classes: _Classes) -> list[tuple[ClassScore, ..
     exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities = exponents / exponents.sum(axis=1, keepdims=True)  # (B, C)
     distances = scores.distances.sum(axis=1)  # (B, V, C) -> (B, C)
-    labels = classes.bank.labels
+    labels, order = classes.bank.labels, np.argsort(-logits, axis=1, kind="stable")
+    columns = (np.take_along_axis(values, order, axis=1).tolist() for values in (probabilities, distances))
     return [
-        tuple(ClassScore(labels[c], float(row[c]), float(far[c])) for c in np.argsort(-logit, kind="stable"))
-        for row, far, logit in zip(probabilities, distances, logits, strict=True)
+        tuple(map(ClassScore, map(labels.__getitem__, best), shares, far))
+        for best, shares, far in zip(order.tolist(), *columns, strict=True)
     ]
