@@ -9,6 +9,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,9 @@ from m2df_runtime.errors import EnvironmentMissing, InputError
 if TYPE_CHECKING:
     import socket
 
+    from m2df_runtime.serve.cameras import WatchedCameras
     from m2df_runtime.serve.server import Server
+    from m2df_runtime.serve.service import Service
 
 _GRACE = 0.9  # seconds from a signal to the end, whatever does not let go
 _SHORTEST_TOKEN = 16  # characters
@@ -59,26 +62,49 @@ Examples:
 @click.option(
     "--uploads-per-minute", type=click.IntRange(1), default=600, show_default=True, help="Of one client's address."
 )
+@click.option(
+    "--cameras", type=click.Path(path_type=Path), metavar="YAML", help="Also watch the cameras that a file describes."
+)
 @reject_options
 @engine_options
-def serve(
-    support: Path | None,
-    host: str,
-    port: int,
-    token: str | None,
-    names: tuple[str, ...],
-    tls_cert: Path | None,
-    tls_key: Path | None,
-    uploads_per_minute: int,
-    reject: Reject,
-    miss_rate: float | None,
-    **options: Any,  # noqa: ANN401 - click's options by name
-) -> None:
+def serve(**options: Any) -> None:  # noqa: ANN401 - click hands over every option by name
     """Serve a page to teach and try actions with a browser's camera, and the same over HTTP."""
-    _check(host, token, tls_cert, tls_key)
+    engine = EngineOptions.taken_from(options)
+    _serve(ServeOptions(**options), engine)
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """The options of m2df-run serve."""
+
+    support: Path | None
+    host: str
+    port: int
+    token: str | None
+    names: tuple[str, ...]
+    tls_cert: Path | None
+    tls_key: Path | None
+    uploads_per_minute: int
+    cameras: Path | None
+    reject: Reject
+    miss_rate: float | None
+
+    def __post_init__(self) -> None:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise click.UsageError("--tls-cert and --tls-key go together")
+
+    @property
+    def certificate(self) -> tuple[Path, Path] | None:
+        return (self.tls_cert, self.tls_key) if self.tls_cert and self.tls_key else None
+
+
+def _serve(options: ServeOptions, engine: EngineOptions) -> None:
+    """Do the job. Raises InputError or EnvironmentMissing."""
+    _check(options)
     try:
         import fastapi  # noqa: F401
-        import multipart  # noqa: F401
+        import httptools  # noqa: F401
+        import python_multipart  # noqa: F401
         import uvicorn  # noqa: F401
         import websockets  # noqa: F401
     except ImportError as error:
@@ -91,25 +117,24 @@ def serve(
     from m2df_runtime.serve.server import Server, listening
     from m2df_runtime.serve.service import Service
 
-    limits = Limits(uploads_per_minute=uploads_per_minute)
+    limits = Limits(uploads_per_minute=options.uploads_per_minute)
     with ExitStack() as held:
-        sock = held.enter_context(listening(host, port))
-        place = support or _demo(held)
-        model = EngineOptions.taken_from(options).load()
-        service = Service(Support(place, model), limits, reject=reject, miss_rate=miss_rate)
+        sock = held.enter_context(listening(options.host, options.port))
+        support = Support(options.support or _demo(held), engine.load())
+        service = Service(support, limits, reject=options.reject, miss_rate=options.miss_rate)
         held.callback(service.close)
-        certificate = (tls_cert, tls_key) if tls_cert and tls_key else None
-        server = Server(App(service, Access(token, names)), limits, certificate)
-        if not support:
+        watched = _watched(service, options.cameras, held) if options.cameras else None
+        server = Server(App(service, Access(options.token, options.names), watched), limits, options.certificate)
+        if not options.support:
             say("these are the demo actions; what you teach is gone at the end: --support DIR keeps it")
         log_json_lines()
-        _run(server, sock, f"{'https' if certificate else 'http'}://{_shown(host)}:{sock.getsockname()[1]}/")
+        kind = "https" if options.certificate else "http"
+        _run(server, sock, f"{kind}://{_shown(options.host)}:{sock.getsockname()[1]}/")
 
 
-def _check(host: str, token: str | None, tls_cert: Path | None, tls_key: Path | None) -> None:
-    """Raises InputError or UsageError for options that would let in whom nobody wants."""
-    if (tls_cert is None) != (tls_key is None):
-        raise click.UsageError("--tls-cert and --tls-key go together")
+def _check(options: ServeOptions) -> None:
+    """Raises InputError for options that would let in whom nobody wants."""
+    host, token = options.host, options.token
     if token is not None and (len(token) < _SHORTEST_TOKEN or not (token.isascii() and token.isprintable())):
         raise InputError(
             f"a token has at least {_SHORTEST_TOKEN} plain characters",
@@ -120,6 +145,21 @@ def _check(host: str, token: str | None, tls_cert: Path | None, tls_key: Path | 
             f"{host} is reached from other machines, and nobody would be asked for a token",
             "set M2DF_TOKEN to a secret of at least 16 characters, or leave --host out",
         )
+
+
+def _watched(service: Service, path: Path, held: ExitStack) -> WatchedCameras:
+    """The cameras of a file, until the end."""
+    from m2df_runtime.serve.cameras import WatchedCameras
+    from m2df_runtime.serve.problems import Refused
+    from m2df_runtime.stream.camera_file import read_cameras
+
+    cameras = read_cameras(path)
+    try:
+        watched = WatchedCameras(service, cameras)
+    except Refused as error:
+        raise InputError(f"--cameras: {error.message}", "teach two actions first: bank add, or the page") from None
+    held.callback(watched.stop)
+    return watched
 
 
 def _demo(held: ExitStack) -> Path:

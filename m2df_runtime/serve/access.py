@@ -43,9 +43,11 @@ class Access:
         own = self._checked_origin(headers, host, scope)
         if scope["type"] == "websocket" or self.open(scope["path"]):
             return  # the first message of a WebSocket holds the token
-        if not self.allowed(scope):
+        if self._bears(headers):
+            return
+        if not self._has_session(headers):
             raise Refused(401, "token", "the token is missing or wrong", _TOKEN_HINT)
-        if not own and scope["method"] not in _SAFE and b"authorization" not in headers and self._token:
+        if not own and scope["method"] not in _SAFE:
             raise Refused(403, "origin", "a cookie alone changes nothing", _TOKEN_HINT)
 
     def allows(self, token: str | None) -> bool:
@@ -54,12 +56,14 @@ class Access:
 
     def allowed(self, scope: dict[str, Any]) -> bool:
         """Whether a request has the token, or the cookie that stands for it."""
-        if self._token is None:
-            return True
         headers = self._headers(scope)
+        return self._bears(headers) or self._has_session(headers)
+
+    def _bears(self, headers: dict[bytes, str]) -> bool:
         kind, _, token = headers.get(b"authorization", "").partition(" ")
-        if kind.lower() == "bearer" and _same(token.strip(), self._token):
-            return True
+        return self.allows(token.strip() if kind.lower() == "bearer" else None)
+
+    def _has_session(self, headers: dict[bytes, str]) -> bool:
         try:
             found = SimpleCookie(headers.get(b"cookie", "")).get(COOKIE)
         except CookieError:

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
-from m2df_runtime.match.matcher import Matcher
+from m2df_runtime.bank.bank import SupportBank
 from m2df_runtime.match.results import Prediction
 from m2df_runtime.serve.limits import Limits
 from m2df_runtime.serve.problems import Refused
@@ -22,13 +22,13 @@ class Kept:
     Attributes:
         id: Its name, which nobody can guess.
         prediction: The answer, with features and frames.
-        matcher: What answered.
+        bank: What it is from.
         clip: The clip itself, in a folder of the server's own.
     """
 
     id: str
     prediction: Prediction
-    matcher: Matcher
+    bank: SupportBank
     clip: Path
 
 
@@ -45,12 +45,12 @@ class Answers:
         self._kept: OrderedDict[str, tuple[Kept, int]] = OrderedDict()
         self._changing = threading.Lock()
 
-    def keep(self, prediction: Prediction, matcher: Matcher, clip: Path) -> Kept:
+    def keep(self, prediction: Prediction, bank: SupportBank, clip: Path) -> Kept:
         """Keep an answer and its clip, which is moved."""
         name = secrets.token_hex(16)
         target = self._folder / f"{name}{clip.suffix}"
         shutil.move(clip, target)
-        kept = Kept(name, prediction, matcher, target)
+        kept = Kept(name, prediction, bank, target)
         with self._changing:
             self._kept[name] = (kept, target.stat().st_size)
             while len(self._kept) > self._limits.answers or (

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import html
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 from fastapi import FastAPI, File, Form, Query, Request, UploadFile, WebSocket
 from fastapi.exceptions import RequestValidationError
@@ -21,14 +22,24 @@ from starlette.staticfiles import StaticFiles
 from m2df_runtime import __version__
 from m2df_runtime.bank.folder import BACKGROUND, checked_label
 from m2df_runtime.errors import M2dfError
+from m2df_runtime.pixels.thumbnails import strip_jpeg
 from m2df_runtime.serve.access import COOKIE, Access
+from m2df_runtime.serve.cameras import WatchedCameras
+from m2df_runtime.serve.counts import RequestCounts
 from m2df_runtime.serve.guard import IMPORT, Guard
 from m2df_runtime.serve.live import BUSY, Session, hello
 from m2df_runtime.serve.problems import Refused
-from m2df_runtime.serve.service import Service, copied_answer, jpeg_strip, recording_stem
+from m2df_runtime.serve.service import Service, copied_answer, recording_stem
 from m2df_runtime.serve.uploads import Received, received_file, received_frames
 
+if TYPE_CHECKING:
+    from prometheus_client.registry import Collector
+
+_log = logging.getLogger(__name__)
+
 PAGE = Path(__file__).parent / "page"
+# The page of an answer may be shown inside the server's own page, and may do nothing but look as it does.
+_PICTURES_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'self'; sandbox"
 _DOCS_POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
 
 Times = Annotated[str | None, Form(description="JSON list of the frames' seconds, rising.")]
@@ -52,13 +63,14 @@ class App:
     Args:
         service: What it does.
         access: Who may ask it.
+        cameras: What it watches besides.
 
     Attributes:
         asgi: It, for a server of ASGI.
     """
 
-    def __init__(self, service: Service, access: Access) -> None:
-        self._service, self._access = service, access
+    def __init__(self, service: Service, access: Access, cameras: WatchedCameras | None = None) -> None:
+        self._service, self._access, self._cameras = service, access, cameras
         self._sessions: dict[str, Session] = {}
         self._count = 0
         app = FastAPI(
@@ -71,18 +83,26 @@ class App:
         )
         self._add_routes(app)
         _add_errors(app, service)
-        self.asgi = Guard(app, access, service.limits)
+        counts = RequestCounts()
+        service.metrics.registry.register(cast("Collector", counts))  # which it is, without loading it for its name
+        self.asgi = Guard(app, access, service.limits, counts)
 
     @asynccontextmanager
     async def _life(self, app: FastAPI) -> AsyncIterator[None]:
         self._service.board.open()
-        warming = asyncio.create_task(run_in_threadpool(self._service.warm))
+        warming = asyncio.create_task(self._warm())
         try:
             yield
         finally:
             warming.cancel()
-            with suppress(asyncio.CancelledError, M2dfError, Refused):
+            with suppress(asyncio.CancelledError):
                 await warming
+
+    async def _warm(self) -> None:
+        try:
+            await run_in_threadpool(self._service.warm)
+        except (M2dfError, OSError, Refused) as error:
+            _log.error("not ready: %s", error)
 
     def end(self) -> None:
         """Let go of all that would wait for ever, on the server's loop."""
@@ -94,10 +114,12 @@ class App:
         get, post = app.get, app.post
         get("/healthz", tags=["probes"])(self.health)
         get("/readyz", tags=["probes"])(self.readiness)
+        get("/metrics", tags=["probes"], response_class=Response)(self.numbers)
         post("/v1/session", tags=["access"])(self.session)
         post("/v1/predict", tags=["asking"])(self.predict)
         get("/v1/answers/{answer}", tags=["asking"])(self.answer)
         get("/v1/answers/{answer}/strip", tags=["asking"], response_class=Response)(self.answer_strip)
+        get("/v1/answers/{answer}/explain", tags=["asking"], response_class=HTMLResponse)(self.explanation)
         get("/v1/classes", tags=["teaching"])(self.classes)
         get("/v1/findings", tags=["teaching"])(self.findings)
         post("/v1/classes/{label}/clips", tags=["teaching"])(self.teach)
@@ -111,6 +133,7 @@ class App:
         post("/v1/undo", tags=["teaching"])(self.undo)
         get("/v1/export", tags=["carrying"], response_class=FileResponse)(self.export)
         post(IMPORT, tags=["carrying"])(self.import_)
+        get("/v1/cameras", tags=["events"])(self.cameras)
         get("/v1/events", tags=["events"], response_class=StreamingResponse)(self.events)
         app.websocket("/v1/live")(self.live)
         get("/docs", include_in_schema=False)(lambda: _docs(app))
@@ -129,6 +152,11 @@ class App:
         """Whether the model is loaded and warm."""
         ready = self._service.ready
         return JSONResponse({"status": "ready" if ready else "loading"}, 200 if ready else 503)
+
+    def numbers(self) -> Response:
+        """What Prometheus asks for."""
+        page, kind = self._service.metrics.page()
+        return Response(page, headers={"content-type": kind})
 
     # Access
 
@@ -170,7 +198,12 @@ class App:
         frames = self._service.answers.get(answer).prediction.frames
         if frames is None:
             raise Refused(404, "no_strip", "this answer has no frames")
-        return Response(jpeg_strip(frames), media_type="image/jpeg")
+        return Response(strip_jpeg(frames), media_type="image/jpeg")
+
+    def explanation(self, answer: str) -> HTMLResponse:
+        """Why an answer is what it is: a page without scripts."""
+        page = self._service.explain(self._service.answers.get(answer))
+        return HTMLResponse(page, headers={"content-security-policy": _PICTURES_POLICY})
 
     # Teaching
 
@@ -272,6 +305,10 @@ class App:
             return {"did": self._service.replace(received.path, place)}
 
     # Events
+
+    def cameras(self) -> list[dict[str, object]]:
+        """How the cameras are that the server watches."""
+        return self._cameras.records() if self._cameras else []
 
     async def events(self, request: Request) -> StreamingResponse:
         """Events as they happen, server-sent. `Last-Event-ID` tells those that were missed."""

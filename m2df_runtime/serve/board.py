@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections import deque
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 from m2df_runtime.serve.problems import Refused
 
@@ -27,10 +29,15 @@ class Board:
         self._readers: set[asyncio.Queue[tuple[int, str] | None]] = set()
         self._count = 0
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._early: list[str] = []  # what was told before there was a loop
+        self._opening = threading.Lock()
 
     def open(self) -> None:
         """Begin, on the server's loop."""
-        self._loop = asyncio.get_running_loop()
+        with self._opening:
+            self._loop = asyncio.get_running_loop()
+        for text in self._early:
+            self._tell(text)
 
     def close(self) -> None:
         """Let all readers go."""
@@ -39,8 +46,13 @@ class Board:
 
     def tell(self, record: dict[str, object]) -> None:
         """Put up an event."""
-        if self._loop and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._tell, json.dumps(record, allow_nan=False))
+        text = json.dumps(record, allow_nan=False)
+        with self._opening:
+            if self._loop is None:
+                self._early.append(text)
+                return
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._tell, text)
 
     def _tell(self, text: str) -> None:
         self._count += 1
@@ -61,10 +73,10 @@ class Board:
             for one in self._past:
                 if one[0] > after:
                     reader.put_nowait(one)
-        self._readers.add(reader)
         return self._lines(reader)
 
     async def _lines(self, reader: asyncio.Queue[tuple[int, str] | None]) -> AsyncIterator[bytes]:
+        self._readers.add(reader)
         try:
             yield b"retry: 2000\n\n"
             while True:

@@ -71,7 +71,10 @@ def _read(job: dict[str, Any]) -> tuple[dict[str, Any], list[NDArray[np.uint8]]]
 
 def _keep(job: dict[str, Any]) -> tuple[dict[str, Any], list[NDArray[np.uint8]]]:
     """Clips made of a file, or of frames and their times."""
-    frames = _of_pictures(job["frames"], job["times"]) if job["frames"] else _of_file(job["path"], job["seconds"])
+    if job["frames"]:
+        frames = _of_pictures(job["frames"], job["times"], job["seconds"])
+    else:
+        frames = _of_file(job["path"], job["seconds"])
     cut = job["cut"] or np.inf
     pieces: list[list[Timed]] = []
     for time, frame in frames:
@@ -96,7 +99,9 @@ def _too_long(seconds: float, most: float) -> Refused:
     return Refused(413, "too_long", f"it lasts {seconds:.0f} s", f"a clip may last {most:g} s; cut it")
 
 
-def _of_pictures(paths: list[str], times: list[float]) -> list[Timed]:
+def _of_pictures(paths: list[str], times: list[float], seconds: float) -> list[Timed]:
+    if times[-1] > seconds:
+        raise _too_long(times[-1], seconds)
     frames: list[Timed] = []
     for path, time in zip(paths, times, strict=True):
         frame = jpeg_frame(Path(path).read_bytes())

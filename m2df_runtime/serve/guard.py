@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from m2df_runtime.serve.access import Access
+from m2df_runtime.serve.counts import RequestCounts
 from m2df_runtime.serve.limits import Limits, Rate
 from m2df_runtime.serve.problems import Refused
 
@@ -45,10 +46,11 @@ class Guard:
         app: What is behind it.
         access: Who may ask.
         limits: How much.
+        counts: Told of every answer.
     """
 
-    def __init__(self, app: ASGIApp, access: Access, limits: Limits) -> None:
-        self._app, self._access, self._limits = app, access, limits
+    def __init__(self, app: ASGIApp, access: Access, limits: Limits, counts: RequestCounts) -> None:
+        self._app, self._access, self._limits, self._counts = app, access, limits, counts
         self._uploads = Rate(limits.uploads_per_minute, time.monotonic)
         self._working = 0
 
@@ -75,7 +77,7 @@ class Guard:
             _log.exception("a request failed")
             answer.refused = answer.refused or Refused(500, "fault", "the server failed", "see its log")
         await answer.finish()
-        _say(scope, answer.status, started)
+        self._said(scope, answer.status, started)
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
@@ -84,10 +86,23 @@ class Guard:
         except Refused as error:
             await receive()  # websocket.connect
             await send({"type": "websocket.close", "code": 1008})  # before it is accepted, that is 403
-            _say(scope, error.status, started)
+            self._said(scope, error.status, started)
             return
         await self._app(scope, receive, send)
-        _say(scope, 101, started)
+        self._said(scope, 101, started)
+
+    def _said(self, scope: Scope, status: int, started: float) -> None:
+        """One line of log: the route in place of the path, which holds names."""
+        route = getattr(scope.get("route"), "path", None)
+        self._counts.add(route, status)
+        fields = {
+            "client": scope["client"][0] if scope["client"] else None,
+            "method": scope.get("method", "WEBSOCKET"),
+            "route": route,
+            "status": status,
+            "ms": round(1000 * (time.perf_counter() - started), 1),
+        }
+        _log.info("request", extra={"fields": fields})
 
     def _most(self, scope: Scope) -> int:
         if scope["method"] not in _BODIES:
@@ -190,20 +205,3 @@ class _Body:
         if not self._most:
             return Refused(413, "too_large", "this request has no body", "leave it out")
         return Refused(413, "too_large", f"more than {self._most >> 20} MiB", "send a shorter or smaller clip")
-
-
-def _say(scope: Scope, status: int, started: float) -> None:
-    """One line: the route in place of the path, which holds names."""
-    route = scope.get("route")
-    _log.info(
-        "request",
-        extra={
-            "fields": {
-                "client": scope["client"][0] if scope["client"] else None,
-                "method": scope.get("method", "WEBSOCKET"),
-                "route": getattr(route, "path", None),
-                "status": status,
-                "ms": round(1000 * (time.perf_counter() - started), 1),
-            }
-        },
-    )

@@ -18,6 +18,7 @@ from contextlib import closing, suppress
 
 import numpy as np
 from numpy.typing import NDArray
+from starlette.concurrency import run_in_threadpool
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from m2df_runtime.clips.source import Picture
@@ -29,7 +30,9 @@ from m2df_runtime.stream.sources.given import GivenFrames
 from m2df_runtime.stream.sources.timed import TimedFrames
 from m2df_runtime.stream.stream import Step, Stream
 
-_LONGEST_WINDOW = 60.0  # seconds
+_LONGEST_WINDOW = 10.0  # seconds; the frames of one are held
+_CLOSEST = 1 / 61  # seconds between two frames that are looked at: more would fill the memory
+_LONGEST_REASON = 120  # bytes
 _HELLO_SECONDS = 5.0  # until the first message
 _IDLE_SECONDS = 60.0  # without a frame
 _LAST_SECONDS = 0.3  # for the last words
@@ -81,12 +84,14 @@ class Session:
         self._frames: asyncio.Queue[tuple[float, bytes] | None] = asyncio.Queue(1)
         self._said: asyncio.Queue[dict[str, object] | None] = asyncio.Queue()
         self._close = (1000, "")
-        self._over = threading.Event()
+        self._ended = asyncio.Event()
+        self._over = threading.Event()  # the same for its thread
 
     async def run(self, window: str | None, stride: str | None) -> None:
         """Look at what comes until either side ends it; seconds are as the client gave them."""
         try:
-            stream = self._stream(_seconds("window", window), _seconds("stride", stride))
+            seconds = _seconds("window", window), _seconds("stride", stride)
+            stream = await run_in_threadpool(self._stream, *seconds)
         except (Refused, M2dfError) as error:
             await self._refuse(error)
             return
@@ -95,8 +100,10 @@ class Session:
         looking.start()
         receiving = asyncio.create_task(self._receive())
         sending = asyncio.create_task(self._send())
+        for task in (receiving, sending):
+            task.add_done_callback(lambda _: self._ended.set())
         try:
-            await asyncio.wait((receiving, sending), return_when=asyncio.FIRST_COMPLETED)
+            await self._ended.wait()
             await asyncio.wait((sending,), timeout=_LAST_SECONDS)
         finally:
             self._over.set()
@@ -125,7 +132,7 @@ class Session:
     async def _refuse(self, error: Refused | M2dfError) -> None:
         found = error if isinstance(error, Refused) else self._service.refused(error)
         await self._socket.send_json({"type": "error", **found.record()})
-        await self._socket.close(TEACH if found.status == 409 else BAD, found.message[:100])
+        await self._socket.close(TEACH if found.status == 409 else BAD, _short(found.message))
 
     # On the server's loop
 
@@ -157,11 +164,12 @@ class Session:
 
     def _fail(self, code: int, error: Refused) -> None:
         self._said.put_nowait({"type": "error", **error.record()})
-        self._end(code, error.message[:100])
+        self._end(code, error.message)
 
     def _end(self, code: int, reason: str) -> None:
-        self._close = (code, reason)
+        self._close = (code, _short(reason))
         self._said.put_nowait(None)
+        self._ended.set()
 
     # On a thread of its own
 
@@ -178,13 +186,17 @@ class Session:
             self._later(self._fail, 1011, Refused(500, "fault", "the server failed", "see its log"))
 
     def _pairs(self) -> Iterator[_Frame]:
+        last = -math.inf
         while not self._over.is_set():
             one = self._later_wait()
             if one is None:
                 return
-            frame = jpeg_frame(one[1])
-            self._later(self._tell, {"type": "ack", "time": one[0]})
-            yield one[0], frame
+            at, data = one
+            frame = None if 0 <= at - last < _CLOSEST else jpeg_frame(data)
+            self._later(self._tell, {"type": "ack", "time": at})
+            if frame is not None:
+                last = at
+                yield at, frame
 
     def _later_wait(self) -> tuple[float, bytes] | None:
         try:
@@ -194,6 +206,7 @@ class Session:
 
     def _told(self, step: Step) -> None:
         answer = step.answer
+        self._service.metrics.step(step)
         if answer:
             record = answer.record()
             labels = answer.scores
@@ -209,6 +222,11 @@ class Session:
     def _later(self, call: Callable[..., None], *arguments: object) -> None:
         with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(call, *arguments)
+
+
+def _short(reason: str) -> str:
+    """As much of it as a closing message holds."""
+    return reason.encode()[:_LONGEST_REASON].decode(errors="ignore")
 
 
 def _seconds(what: str, text: str | None) -> float | None:
@@ -245,5 +263,5 @@ async def hello(socket: WebSocket, allows: Callable[[str | None], bool], allowed
         )
     with suppress(RuntimeError, WebSocketDisconnect, OSError):
         await socket.send_json({"type": "error", **error.record()})
-        await socket.close(code, error.message[:100])
+        await socket.close(code, _short(error.message))
     return False

@@ -33,6 +33,13 @@ class Refused(Exception):
         return {"error": {"code": self.code, "message": self.message, "hint": self.hint}}
 
 
+def unstored(error: OSError) -> Refused:
+    """What a client is told where a file cannot be used."""
+    if error.errno in _FULL:
+        return Refused(507, "full", "the disk is full", "nothing was changed; make room")
+    return Refused(500, "storage", f"a file cannot be used: {error.strerror or type(error).__name__}")
+
+
 def refused(error: M2dfError | OSError, own: Path, support: Path) -> Refused:
     """What a client is told of an error; nothing of where things are on this machine.
 
@@ -42,9 +49,7 @@ def refused(error: M2dfError | OSError, own: Path, support: Path) -> Refused:
         support: The support.
     """
     if isinstance(error, OSError):
-        if error.errno in _FULL:
-            return Refused(507, "full", "the disk is full", "nothing was changed; make room")
-        return Refused(500, "storage", f"a file cannot be used: {error.strerror or type(error).__name__}")
+        return unstored(error)
     message = re.sub(rf"{re.escape(str(own))}/(?:[^/:]*/)*", "", error.message)
     message = message.replace(f"{support}/", "").replace(f"{support}: ", "").replace(str(support), "the support")
     code, status = "input", 422

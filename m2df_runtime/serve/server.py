@@ -52,7 +52,7 @@ class Server(uvicorn.Server):
             server_header=False,
             proxy_headers=False,
             timeout_keep_alive=10,
-            timeout_graceful_shutdown=_GRACE,  # type: ignore[arg-type] - it waits for so many seconds, whole or not
+            timeout_graceful_shutdown=_GRACE,  # type: ignore[arg-type]  # whole or not
             ssl_certfile=cert,
             ssl_keyfile=key,
         )

@@ -6,7 +6,6 @@ One support, the matcher that follows it, the answers that are kept, and events 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -21,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from PIL import Image
 
 from m2df_runtime import __version__
 from m2df_runtime.bank.bank import SupportBank
@@ -34,7 +32,9 @@ from m2df_runtime.cpus import available_cpus
 from m2df_runtime.errors import ClipError, InputError, M2dfError
 from m2df_runtime.match.matcher import Matcher
 from m2df_runtime.match.reading import ReadClip
+from m2df_runtime.match.results import Prediction
 from m2df_runtime.pixels.spec import ClipSpec
+from m2df_runtime.pixels.thumbnails import strip_jpeg
 from m2df_runtime.serve.answers import Answers, Kept
 from m2df_runtime.serve.archive import pack
 from m2df_runtime.serve.board import Board
@@ -42,7 +42,9 @@ from m2df_runtime.serve.limits import Limits
 from m2df_runtime.serve.problems import Refused, refused
 from m2df_runtime.serve.uploads import Received
 from m2df_runtime.serve.workers import Workers
+from m2df_runtime.show.explain import explain
 from m2df_runtime.show.filmstrip import display_spec
+from m2df_runtime.sinks.metrics import Metrics
 from m2df_runtime.stream.stream import default_window
 from m2df_runtime.teaching.overview import ClipView, SupportView
 from m2df_runtime.teaching.support import Support
@@ -51,7 +53,6 @@ from m2df_runtime.teaching.watch import SupportWatch
 if TYPE_CHECKING:
     from m2df_runtime.backends.model import Model
 
-_QUALITY = 80  # of JPEG
 _STRIPS = 512  # that are kept; each takes about 15 kB
 _NO_CLASS = Refused(409, "nothing_taught", "nothing is taught yet", "teach an action: POST /v1/classes/NAME/clips")
 
@@ -76,6 +77,7 @@ class Service:
         limits: Those.
         answers: The last answers.
         board: Events of all live sessions.
+        metrics: What is counted of answers and sessions.
         workers: Where uploads are decoded.
     """
 
@@ -94,9 +96,11 @@ class Service:
         (self._folder / "answers").mkdir()
         self.answers = Answers(self._folder / "answers", limits)
         self.board = Board(limits.listeners)
+        self.metrics = Metrics(support.model)
         self.workers = Workers(min(available_cpus(), 8), limits)
         self._changing = threading.RLock()
         self._open: _Open | None = None
+        self._matcher: Matcher | None = None  # the same as long as the server lives: cameras hold it
         self._strips: OrderedDict[str, bytes] = OrderedDict()
         self._linted: tuple[SupportBank, tuple[Finding, ...]] | None = None
         self.ready = False
@@ -161,8 +165,14 @@ class Service:
                 self._open.watch.look()
             elif taught:
                 bank = SupportBank.of(self.model, self.support.path)
-                matcher = Matcher(self.model, bank, **self._rejection)  # type: ignore[arg-type]
-                self._open = _Open(matcher, SupportWatch(matcher, self.support.path).__enter__())
+                if self._matcher:
+                    self._matcher.swap(bank)
+                else:
+                    self._matcher = self._matcher_of(bank)
+                self._open = _Open(self._matcher, SupportWatch(self._matcher, self.support.path).__enter__())
+
+    def _matcher_of(self, bank: SupportBank) -> Matcher:
+        return Matcher(self.model, bank, **self._rejection)  # type: ignore[arg-type]
 
     def _change(self, verb: Callable[[], str]) -> str:
         with self._changing:
@@ -183,10 +193,13 @@ class Service:
         path = received.path or self._kept(received, folder, trim=False)[0]
         look = display_spec(self._spec)
         read = self.workers.read(path, received.name, self._spec, look)
-        (answer,) = matcher.answer([read])
-        if isinstance(answer, ClipError):
-            raise answer
-        return self.answers.keep(answer, matcher, path)
+        bank, answer = _answer(matcher, read)
+        self.metrics.answered(answer.timings)
+        return self.answers.keep(answer, bank, path)
+
+    def explain(self, kept: Kept) -> str:
+        """Why an answer is what it is, as a page. Raises as `show.explain`."""
+        return explain(kept.prediction, self._matcher_of(kept.bank))
 
     @property
     def _spec(self) -> ClipSpec:
@@ -311,7 +324,7 @@ class Service:
             raise Refused(404, "no_strip", "this clip cannot be read, and is not used", "remove it, and teach it again")
         kept = self._strips.get(found.digest)
         if kept is None:
-            kept = jpeg_strip(found.origin.frames(display_spec(self._spec)))
+            kept = strip_jpeg(found.origin.frames(display_spec(self._spec)))
             self._strips[found.digest] = kept
             while len(self._strips) > _STRIPS:
                 self._strips.popitem(last=False)
@@ -334,16 +347,20 @@ class Service:
         return found
 
 
+def _answer(matcher: Matcher, read: ReadClip) -> tuple[SupportBank, Prediction]:
+    """An answer, and the bank that it is from."""
+    while True:
+        bank = matcher.bank
+        (answer,) = matcher.answer([read])
+        if isinstance(answer, ClipError):
+            raise answer
+        if matcher.bank is bank:
+            return bank, answer
+
+
 def clip_id(name: str) -> str:
     """What a clip `class/clip` is called in addresses."""
     return hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
-
-
-def jpeg_strip(frames: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> bytes:
-    """Frames [T, S, S, 3] side by side."""
-    buffer = io.BytesIO()
-    Image.fromarray(np.concatenate(list(frames), axis=1)).save(buffer, "JPEG", quality=_QUALITY)
-    return buffer.getvalue()
 
 
 def recording_stem() -> str:

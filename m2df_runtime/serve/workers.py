@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from m2df_runtime.match.reading import ReadClip
 from m2df_runtime.pixels.spec import ClipSpec
 from m2df_runtime.serve.limits import Limits
-from m2df_runtime.serve.problems import Refused, refused
+from m2df_runtime.serve.problems import Refused, unstored
 
 SECRETS = ("M2DF_TOKEN",)  # in the environment, and of no use to a decoder
-_START_SECONDS = 30.0  # a loaded machine takes long to load libraries
+_START_SECONDS = 120.0  # a loaded machine takes long to load libraries
 _LONGEST_SAID = 1 << 20
 _MOST_ARRAY = 1 << 30  # bytes: `ClipSpec` bounds what a model sees
 
@@ -223,5 +223,5 @@ def _told(name: str, said: dict[str, Any]) -> Refused:
     if kind == "memory":
         return Refused(413, "too_large", f"{name}: {reason}", "scale it down, or shorten it")
     if kind == "storage":
-        return refused(OSError(said["errno"], reason))
+        return unstored(OSError(said["errno"], reason))
     return Refused(said.get("status", 422), kind, f"{name}: {reason}", hint)

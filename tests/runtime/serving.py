@@ -21,9 +21,11 @@ from websockets.sync.client import ClientConnection, connect
 from m2df_runtime import Model, Support
 from m2df_runtime.serve.access import Access
 from m2df_runtime.serve.app import App
+from m2df_runtime.serve.cameras import WatchedCameras
 from m2df_runtime.serve.limits import Limits
 from m2df_runtime.serve.server import Server, listening
 from m2df_runtime.serve.service import Service
+from m2df_runtime.stream.camera_file import read_cameras
 
 TOKEN = "a secret of tests"
 
@@ -42,11 +44,18 @@ class Served:
 
 @contextmanager
 def serving(
-    model: Model, support: Path, *, token: str | None = None, names: Sequence[str] = (), **limits
+    model: Model,
+    support: Path,
+    *,
+    token: str | None = None,
+    names: Sequence[str] = (),
+    cameras: Path | None = None,
+    **limits,
 ) -> Iterator[Served]:
     bounds = Limits(**limits)
     service = Service(Support(support, model), bounds)
-    server = Server(App(service, Access(token, names)), bounds)
+    watched = WatchedCameras(service, read_cameras(cameras)) if cameras else None
+    server = Server(App(service, Access(token, names), watched), bounds)
     with listening("127.0.0.1", 0) as sock:
         port = sock.getsockname()[1]
         thread = threading.Thread(target=server.run, args=([sock],), daemon=True)
@@ -60,6 +69,8 @@ def serving(
             yield Served(service, port, client)
         server.should_exit = True
         thread.join()
+        if watched:
+            watched.stop()
         service.close()
 
 

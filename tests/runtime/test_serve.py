@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import zipfile
@@ -16,7 +17,9 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from live_servers import CERTIFICATE
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
 from serving import TOKEN, Served, message, picture, recording, serving
 from tiny_bundle import write_clip, write_support
 from websockets.exceptions import ConnectionClosed
@@ -57,6 +60,14 @@ def refusal(answer: httpx2.Response) -> tuple[int, str]:
     return answer.status_code, error["code"]
 
 
+def counted(served: Served) -> dict[tuple[str, ...], float]:
+    """What Prometheus reads, by name and labels."""
+    page = served.client.get("/metrics")
+    assert page.headers["content-type"].startswith("text/plain")
+    every = (sample for family in text_string_to_metric_families(page.text) for sample in family.samples)
+    return {(one.name, *(value for _, value in sorted(one.labels.items()))): one.value for one in every}
+
+
 def labels(served: Served) -> dict[str, list[str]]:
     found = served.client.get("/v1/classes").json()["classes"]
     return {entry["label"]: [clip["name"] for clip in entry["clips"]] for entry in found}
@@ -81,11 +92,18 @@ def test_an_answer_is_the_matchers_and_can_be_looked_at_and_taught(served: Serve
     strip = served.client.get(f"/v1/answers/{found['id']}/strip")
     with Image.open(io.BytesIO(strip.content)) as shown:
         assert shown.format == "JPEG" and shown.width == 4 * shown.height
+    why = served.client.get(f"/v1/answers/{found['id']}/explain")
+    assert why.headers["content-type"].startswith("text/html") and "<b>green</b>" in why.text
+    assert why.headers["content-security-policy"].endswith("frame-ancestors 'self'; sandbox")
     assert "added class 'lime' with 1 clip: recorded-" in told(
         served.client.post("/v1/classes/lime/clips", data={"answer": found["id"]})
     )
     assert list(labels(served)) == ["green", "lime", "red"]
     assert refusal(served.client.get("/v1/answers/0123")) == (404, "no_answer")
+    samples = counted(served)
+    assert samples["m2df_requests_total", "/v1/predict", "200"] == 1
+    assert samples["m2df_requests_total", "/v1/answers/{answer}", "404"] == 1
+    assert samples["m2df_stage_seconds_count", "query"] == 1
 
 
 def test_a_folder_that_is_not_there_is_taught_from_a_browser_and_kept(model: Model, tmp_path: Path):
@@ -205,6 +223,24 @@ def test_a_camera_gets_scores_and_events_while_it_films(served: Served):
             assert next(line for line in lines if line.startswith("data: ")) == f"data: {json.dumps(events[0])}"
 
 
+def test_cameras_of_a_file_are_watched_besides(command, model: Model, tiny_bundle: Path, tmp_path: Path):
+    support = write_support(tmp_path / "actions", ("red", "green"))  # of one clip each, so that nothing is rejected
+    write_clip(tmp_path / "film.mp4", "green", seed=5, frames=100)
+    cameras = tmp_path / "cameras.yaml"
+    cameras.write_text("defaults: {window: 1, stride: 0.25}\ncameras:\n  - {name: door, file: film.mp4}\n")
+    with serving(model, support, cameras=cameras) as served:
+        with served.client.stream("GET", "/v1/events", headers={"Last-Event-ID": "0"}) as news:
+            told_of = (json.loads(line.removeprefix("data: ")) for line in news.iter_lines() if line.startswith("data"))
+            event = next(told_of)
+        assert (event["type"], event["camera"], event["label"]) == ("new", "door", "green")
+        assert [one["name"] for one in served.client.get("/v1/cameras").json()] == ["door"]
+        assert counted(served)["m2df_frames_total", "read", "door"] == 100
+    none = ("--support", tmp_path / "none", "--cameras", cameras, "--bundle", tiny_bundle, "--backend", "cpu")
+    done = command("serve", "--port", 0, *none)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--cameras: nothing is taught yet" in done.stderr
+
+
 def test_one_action_is_too_few_for_a_camera(model: Model, tmp_path: Path):
     with serving(model, write_support(tmp_path / "one", ("red",))) as served, served.live() as live:
         live.send('{"type": "hello", "token": null}')
@@ -259,14 +295,18 @@ def started(support: Path, bundle: Path, *options: str, **environment: str) -> t
     return process, line.split()[-1]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+TLS = ("--tls-cert", str(CERTIFICATE), "--tls-key", str(CERTIFICATE), "--host", "localhost")
+
+
+@pytest.mark.parametrize(("number", "code", "options"), [(signal.SIGTERM, 0, ()), (signal.SIGINT, 130, TLS)])
 def test_the_command_serves_and_ends_whatever_goes_on(
-    number: signal.Signals, code: int, tiny_bundle: Path, tmp_path: Path
+    number: signal.Signals, code: int, options: tuple[str, ...], tiny_bundle: Path, tmp_path: Path
 ):
-    process, address = started(tmp_path / "actions", tiny_bundle, M2DF_TOKEN=TOKEN)
+    process, address = started(tmp_path / "actions", tiny_bundle, *options, M2DF_TOKEN=TOKEN)
+    trusted = ssl.create_default_context(cafile=CERTIFICATE) if options else False
     try:
         headers = {"Authorization": f"Bearer {TOKEN}"}
-        with httpx2.Client(base_url=address, headers=headers, trust_env=False, timeout=60) as client:
+        with httpx2.Client(base_url=address, headers=headers, trust_env=False, timeout=60, verify=trusted) as client:
             told(client.post("/v1/classes/red/clips", files=sent(write_clip(tmp_path / "secret name.mp4"))))
             with client.stream("GET", "/v1/events") as events:
                 lines = events.iter_lines()
