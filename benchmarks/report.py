@@ -211,6 +211,25 @@ def teaching(record: Record, stem: str, files: Files) -> str:
     )
 
 
+def serve(record: Record, stem: str, files: Files) -> str:
+    """The server under load, with a camera, and idle."""
+    settings, targets = record["settings"], record["targets"]
+    rows = [
+        [f"clips a second, {settings['clients']} clients at once", str(record["rate"]), ""],
+        ["of the bulk command in the same run", str(record["share_of_bulk"]), str(targets["share_of_bulk"])],
+        [f"one answer among {settings['clients']} clients", _percentiles(record["answer_ms"], "ms"), ""],
+        ["one answer of a client alone", _percentiles(record["alone_ms"], "ms"), ""],
+        [
+            f"scores after the frame that completes a window, {settings['fps']} frames a second",
+            _percentiles(record["age_s"], "s"),
+            str(targets["age_s"]),
+        ],
+        ["idle: memory with its decoders, MiB", str(record["idle_mib"]), str(targets["idle_mib"])],
+        ["idle: share of a core", str(record["idle_cpu"]), str(targets["idle_cpu"])],
+    ]
+    return "\n".join(["## Server\n", _machine(record["environment"]), _table(["what", "measured", "budget"], rows)])
+
+
 def startup(record: Record, stem: str, files: Files) -> str:
     """A fresh process."""
     overhead, answer = record["overhead_ms"], record["answer_ms"]
@@ -452,6 +471,7 @@ SECTIONS: dict[str, Callable[[Record, str, Files], str]] = {
     "scaling": scaling,
     "startup": startup,
     "teaching": teaching,
+    "serve": serve,
     "evaluation": evaluation,
     "training": training,
     "accuracy": accuracy,

@@ -259,6 +259,16 @@ def test_bulk_measures_each_stage_alone_and_both(
     assert len(kinds) == 2 and "## Thousands of clips" in build(out.parent)[PAGE]
 
 
+def test_the_server_is_measured_under_load_live_and_idle(tiny_bundle: Path, tmp_path: Path, run_module) -> None:
+    out = tmp_path / "results" / "serve.json"
+    done = run_module("benchmarks.serve", "--bundle", tiny_bundle, "--clips", 4, "--seconds", 3, "--out", out)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(out.read_text())
+    assert record["rate"] > 0 and record["bulk_rate"] > 0 and record["idle_mib"] > 20
+    assert {"p50", "p95", "p99"} <= set(record["age_s"]) & set(record["answer_ms"])
+    assert "## Server" in build(out.parent)[PAGE]
+
+
 def test_percentiles_have_their_closed_form_and_show_a_drift() -> None:
     values = percentiles([float(v) for v in [*range(0, 101, 2), *range(1, 101, 2)]])
     assert [values[name] for name in ("p50", "p90", "p95", "p99", "min")] == [50, 90, 95, 99, 0]
