@@ -90,6 +90,9 @@ export const session = () => ask("POST", "/v1/session");
 export const explanation = (answer) => `/v1/answers/${encodeURIComponent(answer)}/explain`;
 export const predictFrames = (frames) => answer("POST", "/v1/predict", { body: recorded(frames) });
 export const predict = (file) => answer("POST", "/v1/predict", { body: files("clip", [file]) });
+export const EVENTS = "/v1/events";
+export const cameras = () => answer("GET", "/v1/cameras");
+
 export const exported = async () => (await ask("GET", "/v1/export")).blob();
 export const imported = (file) => answer("POST", "/v1/import", { body: files("file", [file]) });
 export const answerStrip = async (id) => (await ask("GET", `/v1/answers/${encodeURIComponent(id)}/strip`)).blob();

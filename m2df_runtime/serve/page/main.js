@@ -3,6 +3,7 @@
 import * as api from "./api.js";
 import { Camera } from "./camera.js";
 import { find, make, sentence } from "./dom.js";
+import { followEvents } from "./events.js";
 import { Live } from "./live.js";
 import { Unsure } from "./moments.js";
 import { Now } from "./now.js";
@@ -94,7 +95,9 @@ async function reach() {
   clearTimeout(asking);
   try {
     if (api.token.get()) await api.session();
+    const first = !store.loaded;
     await store.refresh();
+    if (first) followEvents();
     live.retry();
   } catch (error) {
     if (error.status !== 401) asking = setTimeout(reach, 1000 * AGAIN);
