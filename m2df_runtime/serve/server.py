@@ -95,7 +95,8 @@ class _Connection(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - uvicorn's own
         super().__init__(*args, **kwargs)
         self._late: asyncio.TimerHandle | None = None
-        self._head = 0
+        self._head = 0  # bytes of a request that has not begun
+        self._lines = 0  # bytes of its address and headers
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See `asyncio.Protocol`."""
@@ -119,11 +120,32 @@ class _Connection(HttpToolsProtocol):
         if self._head > _LONGEST_HEAD and self._late and not self.transport.is_closing():
             self.send_400_response("The head of the request is too long.")
 
+    def on_message_begin(self) -> None:
+        """See httptools."""
+        self._lines = 0
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        """See httptools."""
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """See httptools."""
+        self._count(len(name) + len(value) + 4)  # with ": " and the end of the line
+        super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         """See httptools."""
         self._waited()
         self._head = 0
         super().on_headers_complete()
+
+    def _count(self, size: int) -> None:
+        """Raises, which the parser makes a bad request of, where the head is too long; it may have come at once."""
+        self._lines += size
+        if self._lines > _LONGEST_HEAD:
+            raise ValueError("the head of the request is too long")
 
     def _wait(self) -> None:
         if self._late is None:
