@@ -224,7 +224,8 @@ class ContrastiveStage(Section):
     composed: float = Field(default=0.7, ge=0, le=1, description="share of composed actions, else named ones")
     learning_rate: Rate = 2e-3
     weight_decay: Strength = 0.05
-    warmup: int = Field(default=50, ge=0)
+    warmup: int = Field(default=50, ge=0, description="steps of a linear rise at the beginning of a cycle")
+    cycles: int = Field(default=1, gt=0, description="the rate falls to zero as a cosine and begins anew, this often")
 
 
 class Schedule(Section):

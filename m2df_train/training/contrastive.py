@@ -3,7 +3,8 @@
 Three terms at one learned temperature: clips against the batch's texts (CLIP's objective, with all clips
 of an action sharing its text), and clips against each other (supervised contrastive), once by the mean of
 their frames and once by their frames' best partners. The last two are what few-shot matching on frame
-features asks of the image tower, without and with an alignment of frames.
+features asks of the image tower, without and with an alignment of frames. The learning rate falls as a cosine, with
+warm restarts where there are several cycles (Loshchilov and Hutter, arXiv 1608.03983).
 """
 
 from __future__ import annotations
@@ -57,13 +58,13 @@ def train_contrastive(
     parts: dict[str, Part] = {"backbone": backbone, "optimizer": optimizer}
     first = done = int(load_state(state_file, parts).get("done", 0))
     tokenize = import_open_clip().get_tokenizer("ViT-B-32")
-    schedule = Schedule(kind="cosine", warmup=stage.warmup)
+    schedule, cycle = Schedule(kind="cosine", warmup=stage.warmup), math.ceil(stage.steps / stage.cycles)
     with closing(_batches(recipe, first)) as batches, stoppable() as stop:
         for step, batch in enumerate(batches, start=first):
             if stop.requested:
                 break
             torch.manual_seed(recipe.seed * 1_000_003 + step)
-            set_rate(optimizer, rate_factor(schedule, step, 1, stage.steps))
+            set_rate(optimizer, rate_factor(schedule, step % cycle, 1, cycle))
             for look in range(stage.looks):
                 losses = _losses_of(backbone, recipe, look_at(batch, look), step * stage.looks + look, tokenize)
                 _step(backbone, optimizer, losses["text"] + losses["clips"] + losses["frames"])
