@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from m2df_train.model.fusion import Attention
-from m2df_train.model.heads import ClipFsarHead, Head, M2dfHead
+from m2df_train.model.heads import ClipFsarHead, Head, M2dfHead, deterministic_head
 
 Float = NDArray[np.float32]
 
@@ -58,6 +58,7 @@ def fusion_attention(head: Head, features: Float, prompts: Float, own: int) -> l
     clip = torch.from_numpy(np.ascontiguousarray(features)).to(device).unsqueeze(0)  # (1, T, D)
     texts = torch.from_numpy(np.ascontiguousarray(prompts)).to(device)  # (W, D)
     frames = tuple(str(number) for number in range(1, clip.shape[1] + 1))
+    head = deterministic_head(head)
     if isinstance(head, M2dfHead):
         selection = head.select(clip, texts, head.options.pps.eval)
         with _recorded(head) as found:
