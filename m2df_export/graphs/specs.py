@@ -121,53 +121,61 @@ def graph_specs(backbone: Backbone, head: Head, clip: ClipSpec) -> dict[GraphNam
         head: Few-shot head on D = `backbone.dim`.
         clip: T, S and the normalisation.
     """
-    frames, dim, views = clip.frames, backbone.dim, head.views
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (2, clip.size, clip.size, 3), generator=generator, dtype=torch.uint8)
+    tokens = torch.randint(1, VOCABULARY, (2, CONTEXT_LENGTH), generator=generator, dtype=torch.int32)
+    visual = GraphSpec(
+        name="visual",
+        module=VisualGraph(backbone, clip),
+        inputs={"frames": pixels},
+        dynamic={"frames": {0: "N"}},
+        outputs=("features",),
+        axes=(("N", backbone.dim),),
+    )
+    text = GraphSpec(
+        name="text",
+        module=TextGraph(backbone),
+        inputs={"tokens": tokens},
+        dynamic={"tokens": {0: "P"}},
+        outputs=("embeddings",),
+        axes=(("P", backbone.dim),),
+    )
+    return {**_evaluated(visual, text), **head_specs(head)}
+
+
+def head_specs(head: Head) -> dict[GraphName, GraphSpec]:
+    """The two graphs of a head, in evaluation mode."""
+    frames, dim, views = head.frames, head.dim, head.views
     head = _plain_weights(head)
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)
 
-    pixels = torch.randint(0, 256, (2, clip.size, clip.size, 3), generator=generator, dtype=torch.uint8)
-    tokens = torch.randint(1, VOCABULARY, (2, CONTEXT_LENGTH), generator=generator, dtype=torch.int32)
-    specs = (
-        GraphSpec(
-            name="visual",
-            module=VisualGraph(backbone, clip),
-            inputs={"frames": pixels},
-            dynamic={"frames": {0: "N"}},
-            outputs=("features",),
-            axes=(("N", dim),),
-        ),
-        GraphSpec(
-            name="text",
-            module=TextGraph(backbone),
-            inputs={"tokens": tokens},
-            dynamic={"tokens": {0: "P"}},
-            outputs=("embeddings",),
-            axes=(("P", dim),),
-        ),
-        GraphSpec(
-            name="support",
-            module=SupportGraph(head),
-            inputs={"features": random(3, frames, dim), "prompt": random(1, dim)},
-            dynamic={"features": {0: "K"}, "prompt": {}},
-            outputs=("prototypes",),
-            axes=((views, frames, dim),),
-        ),
-        GraphSpec(
-            name="query",
-            module=QueryGraph(head),
-            inputs={
-                "features": random(2, frames, dim),
-                "prompts": random(3, dim),
-                "prototypes": random(3, views, frames, dim),
-            },
-            dynamic={"features": {0: "Q"}, "prompts": {0: "C"}, "prototypes": {0: "C"}},
-            outputs=("logits", "distances", "selected", "tokens"),
-            axes=(("Q", "C"), ("Q", views, "C"), ("Q", "C"), ("Q", views, frames, dim)),
-        ),
+    support = GraphSpec(
+        name="support",
+        module=SupportGraph(head),
+        inputs={"features": random(3, frames, dim), "prompt": random(1, dim)},
+        dynamic={"features": {0: "K"}, "prompt": {}},
+        outputs=("prototypes",),
+        axes=((views, frames, dim),),
     )
+    query = GraphSpec(
+        name="query",
+        module=QueryGraph(head),
+        inputs={
+            "features": random(2, frames, dim),
+            "prompts": random(3, dim),
+            "prototypes": random(3, views, frames, dim),
+        },
+        dynamic={"features": {0: "Q"}, "prompts": {0: "C"}, "prototypes": {0: "C"}},
+        outputs=("logits", "distances", "selected", "tokens"),
+        axes=(("Q", "C"), ("Q", views, "C"), ("Q", "C"), ("Q", views, frames, dim)),
+    )
+    return _evaluated(support, query)
+
+
+def _evaluated(*specs: GraphSpec) -> dict[GraphName, GraphSpec]:
     for spec in specs:
         spec.module.eval().requires_grad_(False)
     return {spec.name: spec for spec in specs}
