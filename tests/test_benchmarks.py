@@ -26,6 +26,7 @@ from benchmarks.report import PAGE, build
 from benchmarks.scaling import Engine, Point, Shapes, measure
 from benchmarks.startup import installed
 from benchmarks.workers import JobFailed, _serve, started
+from m2df_runtime.backends.model import MANY_CLASSES
 from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.shipped import demo_bundle, demo_queries, demo_support
 from m2df_runtime.errors import InputError
@@ -146,15 +147,16 @@ def test_pytorch_peers_are_the_random_model_in_their_precision() -> None:
 
 
 def test_scaling_times_every_point_and_reports_what_cannot_run(tiny_bundle: Path, tmp_path: Path) -> None:
-    (tmp_path / str(FRAMES)).mkdir()
+    (tmp_path / f"{FRAMES}x{DIM}").mkdir()
     shutil.copy(tiny_bundle / "visual.onnx", tmp_path)
-    shutil.copy(tiny_bundle / "query.onnx", tmp_path / str(FRAMES))
+    shutil.copy(tiny_bundle / "query.onnx", tmp_path / f"{FRAMES}x{DIM}")
     shapes = Shapes(DIM, SIZE, VIEWS)
     good, bad = (Engine("cpu", "fp32", folder, shapes, 1) for folder in (tmp_path, tmp_path / "none"))
     points = [Point("visual", FRAMES), Point("visual", FRAMES, clips=3), Point("query", FRAMES, classes=7)]
+    points.append(Point("query", FRAMES, classes=MANY_CLASSES))
     samples, missing = measure([good], points, rounds=3, slow_rounds=2)
     assert {point: len(times) for point, times in samples[good.name].items()} == dict(
-        zip(points, (2, 2, 3), strict=True)
+        zip(points, (2, 2, 3, 3), strict=True)
     )
     assert missing == {}
     samples, missing = measure([bad], points, rounds=1, slow_rounds=1)
