@@ -128,6 +128,11 @@ class BankContents:
     background: tuple[BankClip, ...] = ()
 
     @property
+    def temperature(self) -> float:
+        """What logits are divided by before they become probabilities; 1 where it is not calibrated."""
+        return self.calibration.temperature if self.calibration else 1.0
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """Class labels."""
         return tuple(entry.label for entry in self.classes)

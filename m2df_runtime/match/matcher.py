@@ -42,10 +42,6 @@ class _Classes:
     derived: Tensors  # of these two
     rejection: Rejection | None
 
-    @property
-    def temperature(self) -> float:
-        return self.bank.calibration.temperature if self.bank.calibration else 1.0
-
     def match(self, model: Model, features: Tensor, names: Sequence[str]) -> QueryScores:
         return model.match(features, self.prompts, self.prototypes, names, derived=self.derived)
 
@@ -332,7 +328,7 @@ class Matcher:
 
 def _ranked(scores: QueryScores, classes: _Classes) -> list[tuple[ClassScore, ...]]:
     """Per query its classes, best first."""
-    logits = scores.logits / np.float32(classes.temperature)
+    logits = scores.logits / np.float32(classes.bank.temperature)
     exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities = exponents / exponents.sum(axis=1, keepdims=True)  # (B, C)
     distances = scores.distances.sum(axis=1)  # (B, V, C) -> (B, C)

@@ -218,7 +218,9 @@ def decision(found: Explanation) -> Iterator[str]:
         yield row(_KINDS[kind], bar(f"{_KINDS[kind]}: {signed(sum(own))}", shapes), signed(sum(own)))
     yield sum_row("together", signed(total))
     views = f" Upper bars: {found.view_names[0]}; lower: {found.view_names[1]}." if len(found.view_names) == 2 else ""
-    yield f"<figcaption>In units of the logits, whose softmax is the probability.{views}</figcaption></figure>"
+    divided = f" divided by {found.temperature:.3g}" if found.temperature != 1 else ""
+    said = f"In units of the logits. The probability is the softmax of logits{divided}."
+    yield f"<figcaption>{said}{views}</figcaption></figure>"
 
 
 def distances(found: Explanation) -> Iterator[str]:

@@ -60,6 +60,7 @@ class Explanation:
         error: Largest difference between a distance and the sum of its parts.
         best: The most probable class.
         second: The next; None in a bank of one class.
+        temperature: What logits are divided by before they become probabilities.
         chosen: The class whose text fits the query best, that text and its probability.
     """
 
@@ -71,6 +72,7 @@ class Explanation:
     error: float
     best: ExplainedClass
     second: ExplainedClass | None
+    temperature: float
     chosen: tuple[str, str, float]
 
     @property
@@ -138,6 +140,7 @@ def explanation(prediction: Prediction, matcher: Matcher) -> Explanation:
         error=furthest,
         best=classes[0],
         second=classes[1] if len(classes) > 1 else None,
+        temperature=bank.temperature,
         chosen=(
             bank.labels[likeliest],
             _prompt(bank.classes[likeliest]),

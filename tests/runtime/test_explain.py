@@ -199,6 +199,10 @@ def test_a_page_shows_why_and_escapes_every_name(shipped: m2df.Model, evil_suppo
     ):
         assert said in read.text, said
     assert "the most like it of the 2 clips" in read.text
+    second = answer.classes[1].probability
+    lead = float(re.search(r"together\s*\+([0-9.]+)", read.text)[1])
+    divided = float(re.search(r"divided by ([0-9.e+]+)\.", read.text)[1])
+    assert lead / divided == pytest.approx(math.log(answer.probability / second), abs=0.02)
     assert len(read.seen["image"]) == 3  # query, the best class, the second
     assert len(read.seen["polyline"]) == 8  # two directions, views and classes
     assert [one["http-equiv"] for one in read.seen["meta"] if "http-equiv" in one] == ["Content-Security-Policy"]
