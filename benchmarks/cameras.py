@@ -218,22 +218,23 @@ def _play(recording: Path, start: float, out: BufferedIOBase) -> None:
     """Send a recording again and again, from a keyframe near a second of it on, with stamps that go on."""
     with av.open(str(recording)) as source:
         stream = source.streams.video[0]
-        assert stream.time_base is not None and source.duration is not None
+        base = stream.time_base
+        assert base is not None and source.duration is not None
         packets = [packet for packet in source.demux(stream) if packet.size]
-        length = round(source.duration / 1e6 / stream.time_base)
+        length = round(source.duration / 1e6 / base)
         start = start % (source.duration / 1e6)
         keys = [number for number, packet in enumerate(packets) if packet.is_keyframe]
-        number = min(keys, key=lambda key: abs(float((packets[key].dts or 0) * stream.time_base) - start))
+        number = min(keys, key=lambda key: abs(float((packets[key].dts or 0) * base) - start))
         with av.open(_Writer(out), "w", format="mpegts", options={"flush_packets": "1"}) as sent:
             target = sent.add_stream_from_template(stream)
             first, begun, loops = packets[number].dts or 0, time.monotonic(), 0
             while True:
                 packet = packets[number]
                 dts, pts = packet.dts or 0, packet.pts or 0
-                moment = (dts + loops * length - first) * float(stream.time_base)
+                moment = (dts + loops * length - first) * float(base)
                 time.sleep(max(0.0, begun + moment - time.monotonic()))
                 copy = av.Packet(bytes(packet))
-                copy.stream, copy.time_base, copy.is_keyframe = target, stream.time_base, packet.is_keyframe
+                copy.stream, copy.time_base, copy.is_keyframe = target, base, packet.is_keyframe
                 copy.dts, copy.pts = dts + loops * length, pts + loops * length
                 sent.mux(copy)
                 number = (number + 1) % len(packets)
