@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import queue
-import signal
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from m2df_runtime.commands.console import report, say
-from m2df_runtime.commands.entry import INTERRUPTED
 from m2df_runtime.commands.queries import Query
 from m2df_runtime.commands.recordings import Output, RecordingOptions, event_rules, say_what_it_took, tell
+from m2df_runtime.commands.until_signal import until_signal
 from m2df_runtime.errors import CheckFailed, ClipError, InputError
 
 if TYPE_CHECKING:
@@ -29,7 +26,6 @@ if TYPE_CHECKING:
 
 _UNREAD = 64  # steps that wait for whoever reads standard output; cameras drop frames meanwhile
 _ASK = 0.1  # seconds after which a waiting thread asks whether it is still wanted
-_GRACE = 0.9  # seconds from a signal to the end, whatever does not let go
 
 
 def watch_cameras(
@@ -121,7 +117,12 @@ def _told(
         for stream in streams
     ]
     failed, left = 0, len(streams)
-    with _until_signal(streams) as came:
+
+    def stop() -> None:
+        for stream in streams:
+            stream.stop()
+
+    with until_signal(stop) as came:
         try:
             for thread in threads:
                 thread.start()
@@ -139,8 +140,7 @@ def _told(
                     failed += 1
         finally:
             unwanted.set()
-            for stream in streams:
-                stream.stop()
+            stop()
             for thread in threads:
                 thread.join()
             outlets.close(hurry=bool(came or left))
@@ -169,41 +169,6 @@ def _follow(
     except Exception as error:  # whatever it is, it stops this stream alone
         put(error)
     put(None)
-
-
-@contextmanager
-def _until_signal(streams: Sequence[Stream]) -> Iterator[list[int]]:
-    """Stop all streams at SIGINT or SIGTERM, and end the process where that takes too long or is asked again.
-
-    Gives the signals that came.
-
-    Raises:
-        KeyboardInterrupt: At its end, where SIGINT came.
-    """
-    came: list[int] = []
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        code = INTERRUPTED if number == signal.SIGINT else 0
-        if came:
-            os._exit(code)
-        came.append(number)
-        late = threading.Timer(_GRACE, os._exit, (code,))  # also where Python's own end takes longer
-        late.daemon = True
-        late.start()
-        for stream in streams:
-            stream.stop()
-
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    heard = [number for number, handler in kept.items() if handler is not signal.SIG_IGN]
-    for number in heard:
-        signal.signal(number, stop)
-    try:
-        yield came
-    finally:
-        for number in heard:
-            signal.signal(number, kept[number])
-    if signal.SIGINT in came:
-        raise KeyboardInterrupt
 
 
 class _Said:

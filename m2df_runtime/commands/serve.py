@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 import tempfile
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from m2df_runtime.commands.console import emit, say
-from m2df_runtime.commands.entry import INTERRUPTED
 from m2df_runtime.commands.options import EngineOptions, Reject, engine_options, reject_options
+from m2df_runtime.commands.until_signal import until_signal
 from m2df_runtime.errors import EnvironmentMissing, InputError
 
 if TYPE_CHECKING:
@@ -28,7 +23,6 @@ if TYPE_CHECKING:
     from m2df_runtime.serve.server import Server
     from m2df_runtime.serve.service import Service
 
-_GRACE = 0.9  # seconds from a signal to the end, whatever does not let go
 _SHORTEST_TOKEN = 16  # characters
 _LOOPBACK = ("localhost", "::1")
 
@@ -183,34 +177,6 @@ def _run(server: Server, sock: socket.socket, address: str) -> None:
     def stop() -> None:
         server.should_exit = True
 
-    with _until_signal(stop):
+    with until_signal(stop):
         emit(f"serving at {address}")
         server.run([sock])
-
-
-@contextmanager
-def _until_signal(stop: Callable[[], None]) -> Iterator[None]:
-    """Call `stop` at SIGINT or SIGTERM, and end the process where that takes too long or is asked again."""
-    came: list[int] = []
-
-    def asked(number: int, frame: FrameType | None) -> None:
-        code = INTERRUPTED if number == signal.SIGINT else 0
-        if came:
-            os._exit(code)
-        came.append(number)
-        late = threading.Timer(_GRACE, os._exit, (code,))
-        late.daemon = True
-        late.start()
-        stop()
-
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    heard = [number for number, handler in kept.items() if handler is not signal.SIG_IGN]
-    for number in heard:
-        signal.signal(number, asked)
-    try:
-        yield
-    finally:
-        for number in heard:
-            signal.signal(number, kept[number])
-    if signal.SIGINT in came:
-        raise KeyboardInterrupt
