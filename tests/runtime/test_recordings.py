@@ -67,7 +67,7 @@ def test_windows_print_the_scores_of_every_window(watch, long: Path) -> None:
     windows = [record for record in records if record["type"] == "window"]
     assert [(w["start"], w["end"]) for w in windows] == [(k / 2, k / 2 + 1) for k in range(15)]
     for window in windows:
-        assert list(window) == ["type", "camera", "start", "end", "classes", "rejected", "still"]
+        assert list(window) == ["type", "camera", "zone", "start", "end", "classes", "rejected", "still"]
         assert [list(one) for one in window["classes"]] == [["label", "probability", "distance", "score"]] * 2
         accepted = not (window["still"] or window["rejected"])
         assert all(one["score"] == (one["probability"] if accepted else 0) for one in window["classes"])

@@ -15,7 +15,7 @@ from m2df_runtime.bank.bank import SupportBank
 from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.clips.opening import open_source
 from m2df_runtime.clips.source import ArraySource, Picture
-from m2df_runtime.match import matcher as matcher_module
+from m2df_runtime.match import reading
 from m2df_runtime.match.matcher import Matcher
 from m2df_runtime.pixels.load import load_clip
 from m2df_runtime.pixels.spec import ClipSpec
@@ -74,7 +74,7 @@ def test_a_prediction_keeps_what_drawing_needs(
     spec, query = model.bundle.manifest.clip, query_dir / "red.mp4"
     look = display_spec(spec)
     opened = []
-    monkeypatch.setattr(matcher_module, "open_source", lambda path: opened.append(path) or open_source(path))
+    monkeypatch.setattr(reading, "open_source", lambda path: opened.append(path) or open_source(path))
     plain, drawn = matcher.predict(query), matcher.predict(query, look=look)
     assert opened == [query, query]
     assert drawn == plain
