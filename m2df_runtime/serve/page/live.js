@@ -41,7 +41,7 @@ export class Live extends EventTarget {
   }
 
   send(frame) {
-    if (!this.#ready) return;
+    if (!this.#ready || this.#socket.readyState !== WebSocket.OPEN) return; // it closes before it says so
     if (this.#waiting) {
       this.#next = frame;
       return;
