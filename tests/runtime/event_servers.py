@@ -9,6 +9,7 @@ import signal
 import ssl
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,6 +20,14 @@ from live_servers import CERTIFICATE, closed_port
 
 LONGEST = 60.0  # seconds that something is waited for; what is late fails, whatever the machine
 _MOSQUITTO = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+
+
+def until(found: Callable[[], object]) -> None:
+    """Wait for what becomes true, whatever the machine."""
+    deadline = time.monotonic() + LONGEST
+    while not found():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 class Heard:

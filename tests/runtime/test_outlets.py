@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +13,7 @@ from urllib.request import urlopen
 
 import av
 import pytest
-from event_servers import Broker, Hook
+from event_servers import Broker, Hook, until
 from live_servers import LOGIN, Play, Rtsp, closed_port, film, serving, silent
 from made_videos import write_video
 from test_cameras import PATIENT, WATCH, Watching, acted
@@ -35,13 +34,6 @@ def watching(tiny_bundle: Path, support_dir: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("SECRET", SECRET)
     m2df.SupportBank.of(m2df.load(tiny_bundle), support_dir)  # kept, as after a first call
     return partial(Watching, "--bundle", tiny_bundle, "--support", support_dir, *WATCH)
-
-
-def until(found: Callable[[], object]) -> None:
-    deadline = time.monotonic() + LONGEST
-    while not found():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def test_everybody_hears_the_same_events_and_nobody_a_password(

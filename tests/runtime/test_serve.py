@@ -17,6 +17,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from event_servers import until
 from live_servers import CERTIFICATE
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
@@ -234,7 +235,7 @@ def test_cameras_of_a_file_are_watched_besides(command, model: Model, tiny_bundl
             event = next(told_of)
         assert (event["type"], event["camera"], event["label"]) == ("new", "door", "green")
         assert [one["name"] for one in served.client.get("/v1/cameras").json()] == ["door"]
-        assert counted(served)["m2df_frames_total", "read", "door"] == 100
+        until(lambda: counted(served).get(("m2df_frames_total", "read", "door")) == 100)
     none = ("--support", tmp_path / "none", "--cameras", cameras, "--bundle", tiny_bundle, "--backend", "cpu")
     done = command("serve", "--port", 0, *none)
     assert (done.returncode, done.stdout) == (2, "")
