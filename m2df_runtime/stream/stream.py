@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,6 @@ from m2df_runtime.match.results import Prediction
 from m2df_runtime.pixels.load import chosen_frames
 from m2df_runtime.pixels.resize_and_crop import fit
 from m2df_runtime.pixels.spec import ClipSpec
-from m2df_runtime.stream.camera_file import Camera, read_cameras
 from m2df_runtime.stream.events import Event, EventRules, EventTracker, WindowScores, clock
 from m2df_runtime.stream.frames import kept_frames
 from m2df_runtime.stream.read_ahead import read_ahead, read_freshest
@@ -40,6 +39,9 @@ from m2df_runtime.stream.sources.network import NetworkFrames
 from m2df_runtime.stream.sources.timed import RisingTimes, TimedFrames
 from m2df_runtime.stream.windows import Window, cut
 from m2df_runtime.stream.zones import Zone, checked_zone
+
+if TYPE_CHECKING:
+    from m2df_runtime.stream.camera_file import Camera
 
 Float = NDArray[np.float32]
 Recording = (
@@ -247,6 +249,8 @@ class Stream:
             InputError: The file has mistakes, or the bank has one class.
             ClipError: A recording in it cannot be read.
         """
+        from m2df_runtime.stream.camera_file import read_cameras
+
         return [cls.of_camera(matcher, camera, camera.frames()) for camera in read_cameras(Path(path))]
 
     @classmethod
