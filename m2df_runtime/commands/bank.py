@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from m2df_runtime.commands.console import emit, emit_json, progress, report
-from m2df_runtime.commands.options import EngineOptions, engine_options
+from m2df_runtime.commands.options import Command, EngineOptions, engine_options
 from m2df_runtime.errors import InputError, printable
 
 if TYPE_CHECKING:
     from m2df_runtime import Support
 
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 _LONGEST_TEXT = 60  # characters of a table's column
 

@@ -7,16 +7,17 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import click
 
 from m2df_runtime.commands.console import emit, emit_json, stages
+from m2df_runtime.commands.options import Command, with_options
 from m2df_runtime.engine_names import BackendName, Precision
 from m2df_runtime.errors import CheckFailed, printable
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 _TERMINATED = 143  # 128 + SIGTERM, what shells report for it
 
-Command = TypeVar("Command", bound=Callable[..., Any])
 Shard = tuple[int, int]
 """Which of how many, from 1."""
 
@@ -85,9 +85,7 @@ def bulk_options(command: Command) -> Command:
         click.option("--restart", is_flag=True, help="Empty the file of --out first."),
         click.option("--retry-failed", is_flag=True, help="Try clips again that failed in an earlier run."),
     )
-    for option in reversed(added):
-        command = option(command)
-    return command
+    return with_options(command, added)
 
 
 @dataclass(frozen=True)

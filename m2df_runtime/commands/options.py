@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -16,6 +16,13 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Reject = Literal["auto", "off"] | float
+
+
+def with_options(command: Command, options: Sequence[Callable[[Command], Command]]) -> Command:
+    """A click command with these options, which its help lists in their order."""
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 @dataclass(frozen=True)
@@ -53,9 +60,7 @@ def engine_options(command: Command) -> Command:
         ),
         click.option("--threads", type=click.IntRange(1, 256), help="CPU threads. [default: the cores it may use]"),
     )
-    for option in reversed(added):
-        command = option(command)
-    return command
+    return with_options(command, added)
 
 
 def parse_reject(ctx: click.Context, param: click.Parameter, value: str) -> Reject:
@@ -90,6 +95,4 @@ def reject_options(command: Command) -> Command:
             help="Share of taught actions that --reject auto may answer with 'unknown'. [default: 0.05]",
         ),
     )
-    for option in reversed(added):
-        command = option(command)
-    return command
+    return with_options(command, added)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from m2df_runtime.commands.console import emit, emit_json, report, say
+from m2df_runtime.commands.options import Command, with_options
 from m2df_runtime.errors import CheckFailed, ClipError, InputError, printable
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 _ROLL = 1.0  # seconds of a clip before and after its event
 _OF_A_CAMERA = ("window", "stride", "enter", "leave", "min_duration", "merge_gap", "max_duration", "cooldown")
 LONG = 4  # times the length of the support clips, from which a clip is taken for a recording
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -166,9 +165,7 @@ def recording_options(command: Command) -> Command:
         click.option("--metrics-host", metavar="HOST", help="Serve them there. [default: 127.0.0.1]"),
         click.option("--save-video", type=path, metavar="MP4", help="Write a copy with the answers below the picture."),
     )
-    for option in reversed(added):
-        command = option(command)
-    return command
+    return with_options(command, added)
 
 
 @dataclass(frozen=True)

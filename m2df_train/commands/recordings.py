@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 from click.core import ParameterSource
 
 from m2df_runtime.commands.console import emit, emit_json, progress, report
-from m2df_runtime.commands.options import Reject, parse_reject
+from m2df_runtime.commands.options import Command, Reject, parse_reject, with_options
 from m2df_runtime.commands.recordings import EVENT_OPTIONS, SECONDS, event_rules, parse_window
 from m2df_runtime.engine_names import BackendName, Precision
 from m2df_runtime.errors import CheckFailed, ClipError, InputError
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from m2df_train.evaluation.event_tables import MeasuredEvents
     from m2df_train.evaluation.recordings import ScoredRecording
 
-Command = TypeVar("Command", bound=Callable[..., Any])
 SHARED = ("bundle", "compare", "labels", "backend", "precision", "as_json", "report")  # with evaluation by episodes
 
 
@@ -113,9 +112,7 @@ def recording_options(command: Command) -> Command:
         ),
         *EVENT_OPTIONS,
     )
-    for option in reversed(added):
-        command = option(command)
-    return command
+    return with_options(command, added)
 
 
 @dataclass(frozen=True)
