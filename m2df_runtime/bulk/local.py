@@ -21,6 +21,7 @@ from typing import TypeVar, cast
 
 from m2df_runtime.bulk.results import Fields, answered, failed
 from m2df_runtime.clips.source import Rectangle
+from m2df_runtime.engine_names import ON_CPU
 from m2df_runtime.errors import ClipError, EnvironmentMissing
 from m2df_runtime.match.matcher import Matcher
 from m2df_runtime.match.reading import ReadClip, read_clip
@@ -72,7 +73,7 @@ class LocalEngine:
         matcher.model.prepare("visual", "query")
         self._matcher = matcher
         self._topk = topk
-        most = 1 if matcher.model.backend in ("cpu", "openvino") else _BATCH
+        most = 1 if matcher.model.backend in ON_CPU else _BATCH
         self._readers = Readers(Reading(matcher.model.bundle.manifest.clip, roi), processes, most)
 
     def answers(self, paths: Sequence[str]) -> Generator[tuple[int, Fields]]:

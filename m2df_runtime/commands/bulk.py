@@ -12,13 +12,12 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from m2df_runtime.commands.console import emit, emit_json, stages
-from m2df_runtime.commands.options import Command, with_options
-from m2df_runtime.engine_names import BackendName, Precision
+from m2df_runtime.commands.options import Command, Reject, with_options
 from m2df_runtime.errors import CheckFailed, printable
 
 if TYPE_CHECKING:
@@ -94,10 +93,8 @@ class Asked:
 
     topk: int
     roi: Rectangle | None
-    reject: Literal["auto", "off"] | float
+    reject: Reject
     miss_rate: float | None
-    backend: BackendName
-    precision: Precision | None
     threads: int | None
     json: bool
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 
@@ -108,6 +108,11 @@ class RunOptions:
     recording: RecordingOptions | None
     bulk: BulkOptions | None
 
+    @property
+    def rectangle(self) -> tuple[int, int, int, int] | None:
+        """What is cut out of queries first."""
+        return self.roi if isinstance(self.roi, tuple) else None
+
     def __post_init__(self) -> None:
         if self.queries and self.support is None:
             raise click.UsageError("--query needs --support DIR: a folder with one sub-folder of clips per class")
@@ -115,7 +120,7 @@ class RunOptions:
             raise click.UsageError("--cameras stands instead of --query: name recordings in its file, too")
         if self.cameras is not None and self.support is None:
             raise click.UsageError("--cameras needs --support DIR: a folder with one sub-folder of clips per class")
-        if self.cameras is not None and isinstance(self.roi, tuple):
+        if self.cameras is not None and self.rectangle:
             raise click.UsageError("--roi X,Y,W,H is of --query: write zones into the file of --cameras")
         if self.support is not None and not self.queries and self.cameras is None:
             raise click.UsageError("--support needs --query: a clip, a folder of clips, a glob, or - for stdin")
@@ -239,7 +244,6 @@ def run(options: RunOptions) -> None:
     else:
         from m2df_runtime.commands.outlets import Outlets
 
-        roi = None if isinstance(options.roi, str) else options.roi
         output = Output(options.json, options.topk, options.picture, options.explain)
         with Outlets(options.recording, matcher, clips=cameras) as outlets:
             if cameras:
@@ -247,16 +251,15 @@ def run(options: RunOptions) -> None:
                 from m2df_runtime.commands.cameras import watch_cameras
 
                 with SupportWatch(matcher, support, rules):
-                    watch_cameras(queries, matcher, options.recording, output, roi, outlets)
+                    watch_cameras(queries, matcher, options.recording, output, options.rectangle, outlets)
             else:
-                watch(clips, matcher, options.recording, output, roi, outlets)
+                watch(clips, matcher, options.recording, output, options.rectangle, outlets)
     if not cameras and options.bulk is None:
         _say_how_it_rejects(matcher, options)
 
 
 def _asked(options: RunOptions) -> Asked:
-    taken = {one.name: getattr(options, one.name) for one in fields(Asked)}
-    return Asked(**{**taken, "roi": None if isinstance(options.roi, str) else options.roi})
+    return Asked(options.topk, options.rectangle, options.reject, options.miss_rate, options.threads, options.json)
 
 
 def _say_how_it_rejects(matcher: Matcher, options: RunOptions) -> None:
@@ -286,10 +289,9 @@ def _classify(queries: Sequence[Path], matcher: Matcher, options: RunOptions) ->
     failed = undrawn = 0
     length, said = default_window(matcher.bank), False
     look = _look(matcher) if options.picture or options.explain else None
-    roi = None if isinstance(options.roi, str) else options.roi
     for number, query in enumerate(queries, 1):
         try:
-            prediction = matcher.predict(query, roi=roi, look=look)
+            prediction = matcher.predict(query, roi=options.rectangle, look=look)
         except ClipError as error:
             if len(queries) == 1:
                 raise
