@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from m2df_runtime.commands.console import report, say
 from m2df_runtime.commands.queries import Query
-from m2df_runtime.commands.recordings import Output, RecordingOptions, event_rules, say_what_it_took, tell
+from m2df_runtime.commands.recordings import Output, RecordingOptions, opened_stream, say_what_it_took, tell
 from m2df_runtime.commands.until_signal import until_signal
 from m2df_runtime.errors import CheckFailed, ClipError, InputError
 
@@ -68,7 +68,6 @@ def watch_cameras(
 def _stream(
     query: Query | Camera, matcher: Matcher, options: RecordingOptions, roi: Rectangle | None, outlets: Outlets
 ) -> Stream:
-    from m2df_runtime import Stream
     from m2df_runtime.clips.opening import open_source
     from m2df_runtime.stream.camera_file import Camera
     from m2df_runtime.stream.sources.device import DeviceFrames
@@ -83,10 +82,7 @@ def _stream(
         source = outlets.camera(DeviceFrames(query, _Said(outlets)))
     else:
         source = outlets.camera(NetworkFrames(query, _Said(outlets)))
-    window = None if options.window == "auto" else options.window
-    stream = Stream(matcher, source, window=window, stride=options.stride, roi=roi, rules=event_rules(options))
-    outlets.watch(stream)
-    return stream
+    return opened_stream(source, matcher, options, roi, outlets)
 
 
 def _of_file(camera: Camera, matcher: Matcher, outlets: Outlets) -> Stream:

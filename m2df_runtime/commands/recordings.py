@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from m2df_runtime.clips.source import FrameSource, Rectangle
     from m2df_runtime.commands.outlets import Outlets
     from m2df_runtime.sinks.clips import ClipFolder
+    from m2df_runtime.stream.sources.timed import TimedFrames
     from m2df_runtime.stream.stream import Step
 
 _ROLL = 1.0  # seconds of a clip before and after its event
@@ -208,6 +209,26 @@ def watch(
         raise CheckFailed(f"{failed} of {len(queries)} recordings could not be read", "see the errors above")
 
 
+def opened_stream(
+    source: FrameSource | TimedFrames,
+    matcher: Matcher,
+    options: RecordingOptions,
+    roi: Rectangle | None,
+    outlets: Outlets,
+) -> Stream:
+    """A recording or camera, looked at as the options say; the outlets tell of its frames.
+
+    Raises:
+        InputError: The options contradict each other, or the bank has one class.
+    """
+    from m2df_runtime import Stream
+
+    window = None if options.window == "auto" else options.window
+    stream = Stream(matcher, source, window=window, stride=options.stride, roi=roi, rules=event_rules(options))
+    outlets.watch(stream)
+    return stream
+
+
 def say_how_to_watch(name: str, seconds: float, length: float) -> None:
     """Tell of a clip that lasts longer than an action that `--window` finds several in it."""
     say(
@@ -231,15 +252,11 @@ def _watched(
     outlets: Outlets,
 ) -> None:
     """One recording, the `number`-th of several."""
-    from m2df_runtime import Stream
     from m2df_runtime.clips.opening import open_source
 
-    rules = event_rules(options)
-    window = None if options.window == "auto" else options.window
     recording = open_source(query)
-    stream = Stream(matcher, recording, window=window, stride=options.stride, roi=roi, rules=rules)
-    outlets.watch(stream)
-    files = _Files(recording, rules, options, output, number)
+    stream = opened_stream(recording, matcher, options, roi, outlets)
+    files = _Files(recording, stream.rules, options, output, number)
     with closing(stream.steps(every=options.windows)) as steps:
         for step in steps:
             tell(step, options, output)
