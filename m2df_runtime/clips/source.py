@@ -213,14 +213,15 @@ def grey_of(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.uint8, copy=False)
 
 
-def reduced(grey: NDArray[np.uint8], long_side: int | None) -> NDArray[np.uint8]:
-    """uint8 [H, W] with a long side of at most `long_side` pixels; areas are averaged."""
-    if long_side is None or max(grey.shape) <= long_side:
-        return grey
+def reduced(frame: NDArray[np.uint8], long_side: int | None) -> NDArray[np.uint8]:
+    """uint8 [H, W] or [H, W, 3] with a long side of at most `long_side` pixels; areas are averaged."""
+    height, width = frame.shape[:2]
+    if long_side is None or max(height, width) <= long_side:
+        return frame
     import cv2
 
-    width, height = reduced_size(grey.shape[1], grey.shape[0], long_side)
-    return cv2.resize(grey, (width, height), interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+    size = reduced_size(width, height, long_side)
+    return cv2.resize(frame, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
 
 
 def reduced_size(width: int, height: int, long_side: int | None) -> tuple[int, int]:

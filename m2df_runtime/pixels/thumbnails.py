@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from m2df_runtime.clips.source import FrameSource, Picture, SeenThrough, grey_of, reduced, reduced_size
+from m2df_runtime.clips.source import FrameSource, Picture, SeenThrough, grey_of, reduced
 from m2df_runtime.pixels.load import chosen_frames, load_uncropped
 from m2df_runtime.pixels.resize_and_crop import centred
 from m2df_runtime.pixels.spec import ClipSpec
@@ -82,7 +82,7 @@ class _SmallPicture(Picture):
 
     def keep(self, picture: Picture) -> None:
         if self._drawn and self._colour is None:
-            self._colour = _small(picture.rgb())
+            self._colour = reduced(picture.rgb(), _LONG_SIDE)
 
     def rgb(self) -> NDArray[np.uint8]:
         assert self._colour is not None  # asked of frames that are drawn alone
@@ -107,14 +107,3 @@ class _WatchedPicture(Picture):
         if long_side is not None:  # a whole grey frame is as large as the frame
             self._kept.greys[long_side] = grey
         return grey
-
-
-def _small(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """uint8 [H, W, 3] with a long side of at most 640 pixels."""
-    import cv2
-
-    height, width = frame.shape[:2]
-    if max(height, width) <= _LONG_SIDE:
-        return frame
-    size = reduced_size(width, height, _LONG_SIDE)
-    return cv2.resize(frame, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from m2df_runtime.clips.opening import open_source
-from m2df_runtime.clips.source import fitted, reduced_size
+from m2df_runtime.clips.source import fitted, reduced
 from m2df_runtime.errors import ClipError, InputError, first_line
 from m2df_runtime.match.reading import read_clip
 from m2df_runtime.pixels.spec import ClipSpec
@@ -34,8 +34,8 @@ _SIDE = 640  # pixels of what is kept of a recording: a minute of it in memory i
 _MOST_PIXELS = 1 << 24  # of one frame from a browser; 4K has half of them
 
 
-def jpeg_frame(data: bytes, side: int = _SIDE) -> NDArray[np.uint8]:
-    """A picture from a browser, uint8 [h, w, 3] with a long side of at most `side` pixels.
+def jpeg_frame(data: bytes) -> NDArray[np.uint8]:
+    """A picture from a browser, uint8 [h, w, 3] with a long side of at most 640 pixels.
 
     Raises:
         InputError: It is no JPEG, is damaged, or too large.
@@ -44,18 +44,10 @@ def jpeg_frame(data: bytes, side: int = _SIDE) -> NDArray[np.uint8]:
         with Image.open(io.BytesIO(data), formats=["JPEG"]) as picture:
             if picture.width * picture.height > _MOST_PIXELS:
                 raise InputError(f"a frame has {picture.width}x{picture.height} pixels", "send smaller frames")
-            picture.draft("RGB", (side, side))  # decodes at half or a quarter of the size where that is enough
-            return small(np.asarray(picture.convert("RGB")), side)
+            picture.draft("RGB", (_SIDE, _SIDE))  # decodes at half or a quarter of the size where that is enough
+            return reduced(np.asarray(picture.convert("RGB")), _SIDE)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"a frame is no JPEG picture: {first_line(error)}", "send frames as JPEG") from None
-
-
-def small(frame: NDArray[np.uint8], side: int = _SIDE) -> NDArray[np.uint8]:
-    """A frame with a long side of at most `side` pixels."""
-    height, width = frame.shape[:2]
-    if max(height, width) <= side:
-        return frame
-    return cv2.resize(frame, reduced_size(width, height, side), interpolation=cv2.INTER_AREA).astype(np.uint8)
 
 
 def _read(job: dict[str, Any]) -> tuple[dict[str, Any], list[NDArray[np.uint8]]]:
@@ -115,7 +107,7 @@ def _of_file(path: str, seconds: float) -> list[Timed]:
     if source.duration > seconds:
         raise _too_long(source.duration, seconds)
     pictures = source.pictures(np.arange(source.n_frames))
-    return [(float(time), small(picture.rgb())) for time, picture in zip(source.times, pictures, strict=True)]
+    return [(float(time), reduced(picture.rgb(), _SIDE)) for time, picture in zip(source.times, pictures, strict=True)]
 
 
 def _unpack(job: dict[str, Any]) -> tuple[dict[str, Any], list[NDArray[np.uint8]]]:

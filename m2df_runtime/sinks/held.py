@@ -13,7 +13,7 @@ from contextlib import closing, suppress
 import numpy as np
 from numpy.typing import NDArray
 
-from m2df_runtime.clips.source import DEFAULT_FPS, ArrayPicture, FrameSource, Picture, reduced_size
+from m2df_runtime.clips.source import DEFAULT_FPS, ArrayPicture, FrameSource, Picture, reduced
 from m2df_runtime.errors import ClipError
 from m2df_runtime.stream.events import Event
 from m2df_runtime.stream.sources.timed import TimedFrames
@@ -146,9 +146,6 @@ class _Frames(FrameSource):
 def _compressed(frame: NDArray[np.uint8]) -> Jpeg:
     import cv2
 
-    size = reduced_size(frame.shape[1], frame.shape[0], _LONG_SIDE)
-    if size != (frame.shape[1], frame.shape[0]):
-        frame = cv2.resize(frame, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
-    bgr = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
+    bgr = cv2.cvtColor(reduced(frame, _LONG_SIDE), cv2.COLOR_RGB2BGR)
     made: Jpeg = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])[1]
     return made
