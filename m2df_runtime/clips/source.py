@@ -213,6 +213,12 @@ def grey_of(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.uint8, copy=False)
 
 
+def frame_rate(times: Sequence[float] | NDArray[np.float64], other: float) -> float:
+    """Frames per second of frames at these seconds; `other` where that cannot be told, as of a single one."""
+    span = float(times[-1] - times[0])
+    return (len(times) - 1) / span if span > 0 else other
+
+
 def reduced(frame: NDArray[np.uint8], long_side: int | None) -> NDArray[np.uint8]:
     """uint8 [H, W] or [H, W, 3] with a long side of at most `long_side` pixels; areas are averaged."""
     height, width = frame.shape[:2]

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from m2df_runtime.clips.decoded_frames import Look, VideoPicture, failures, frames_of, pixel_aspect, shown_stream
 from m2df_runtime.clips.limits import check_pixels, max_pixels
-from m2df_runtime.clips.source import DEFAULT_FPS, FrameSource, Picture
+from m2df_runtime.clips.source import DEFAULT_FPS, FrameSource, Picture, frame_rate
 from m2df_runtime.errors import ClipError, first_line
 
 if TYPE_CHECKING:
@@ -71,8 +71,7 @@ class VideoFile(FrameSource):
         timed = tick > 0 and bool((np.diff(self._stamps) > 0).all())
         seconds = (self._stamps - self._stamps[0]) * tick if timed else np.arange(self.n_frames) / rate
         self.times = _without_jumps(path, seconds)
-        span = float(self.times[-1])
-        self.fps = (self.n_frames - 1) / span if span > 0 else rate
+        self.fps = frame_rate(self.times, rate)
 
     def pictures(self, indices: NDArray[np.int64]) -> Iterator[Picture]:
         """See `FrameSource.pictures`."""

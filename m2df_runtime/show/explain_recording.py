@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from m2df_runtime.clips.source import FrameSource, Picture, Rectangle
+from m2df_runtime.clips.source import FrameSource, Picture, Rectangle, frame_rate
 from m2df_runtime.match.matcher import Matcher
 from m2df_runtime.show.alignment_figure import Strip
 from m2df_runtime.show.course import ROWS, Course
@@ -146,8 +146,7 @@ class _Part(FrameSource):
         self._indices = np.flatnonzero(inside)
         self.n_frames = len(self._indices)
         self.times: NDArray[np.float64] = recording.times[self._indices] - start
-        span = float(self.times[-1] - self.times[0])
-        self.fps = (self.n_frames - 1) / span if span > 0 else recording.fps
+        self.fps = frame_rate(self.times, recording.fps)
         self._recording = recording
 
     @property

@@ -13,7 +13,7 @@ from contextlib import closing, suppress
 import numpy as np
 from numpy.typing import NDArray
 
-from m2df_runtime.clips.source import DEFAULT_FPS, ArrayPicture, FrameSource, Picture, reduced
+from m2df_runtime.clips.source import DEFAULT_FPS, ArrayPicture, FrameSource, Picture, frame_rate, reduced
 from m2df_runtime.errors import ClipError
 from m2df_runtime.stream.events import Event
 from m2df_runtime.stream.sources.timed import TimedFrames
@@ -129,8 +129,7 @@ class _Frames(FrameSource):
         self.name = name
         self.n_frames = len(frames)
         self.times = np.asarray([time for time, _ in frames])
-        span = float(self.times[-1] - self.times[0])
-        self.fps = (self.n_frames - 1) / span if span > 0 else DEFAULT_FPS
+        self.fps = frame_rate(self.times, DEFAULT_FPS)
         self._jpegs = [jpeg for _, jpeg in frames]
 
     def pictures(self, indices: NDArray[np.int64]) -> Iterator[Picture]:

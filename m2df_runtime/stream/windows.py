@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2df_runtime.clips.limits import MAX_BYTES
-from m2df_runtime.clips.source import DEFAULT_FPS, FrameSource, Picture
+from m2df_runtime.clips.source import DEFAULT_FPS, FrameSource, Picture, frame_rate
 from m2df_runtime.errors import ClipError
 from m2df_runtime.stream.frames import Frame
 
@@ -38,8 +38,7 @@ class Window(FrameSource):
         self.start, self.end, self.frames = start, end, frames
         self.n_frames = len(frames)
         self.times: NDArray[np.float64] = np.asarray([frame.time for frame in frames]) - start
-        span = float(self.times[-1] - self.times[0])
-        self.fps = (self.n_frames - 1) / span if span > 0 else DEFAULT_FPS
+        self.fps = frame_rate(self.times, DEFAULT_FPS)
 
     @property
     def duration(self) -> float:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from m2df_runtime.clips.limits import check_bytes
 from m2df_runtime.clips.opening import open_source
-from m2df_runtime.clips.source import ArrayPicture
+from m2df_runtime.clips.source import DEFAULT_FPS, ArrayPicture, frame_rate
 from m2df_runtime.errors import ClipError, InputError
 from m2df_runtime.pixels.scene_frame import SCENE_SIDE
 from m2df_runtime.sinks.video import write_video
@@ -70,10 +70,8 @@ def keep(name: str, frames: list[Timed], target: Path, *, trim: bool) -> float:
     """
     if trim:
         frames = _moving(name, frames)
-    span = frames[-1][0] - frames[0][0]
-    fps = (len(frames) - 1) / span if span > 0 else 25.0
-    write_video(target, frames, fps)
-    return span
+    write_video(target, frames, frame_rate([time for time, _ in frames], DEFAULT_FPS))
+    return frames[-1][0] - frames[0][0]
 
 
 def _held(source: Path | str, name: str, seconds: float | None) -> list[Timed]:
