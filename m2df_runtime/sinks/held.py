@@ -73,13 +73,7 @@ class HeldFrames:
             newest = self._frames[-1][0] if self._frames else -np.inf
             ready = [event for event in self._ended if self._over or event.end + self._after <= newest]
             self._ended = [event for event in self._ended if event not in ready]
-            found = [
-                (
-                    event,
-                    [one for one in self._frames if event.start - self._before <= one[0] <= event.end + self._after],
-                )
-                for event in ready
-            ]
+            found = [(event, self._around(event)) for event in ready]
         for event, frames in found:
             if frames:
                 self._give(event, _Frames(event.camera, frames), sum(jpeg.nbytes for _, jpeg in frames))
