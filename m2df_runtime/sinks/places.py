@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import socket
 import ssl
 from collections.abc import Mapping
@@ -10,9 +9,7 @@ from dataclasses import dataclass, field
 from urllib.parse import quote, unquote, urlsplit
 
 from m2df_runtime.errors import InputError
-from m2df_runtime.stream.sources.addresses import filled_in, masked
-
-_UNREACHABLE = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN})
+from m2df_runtime.stream.sources.addresses import UNREACHABLE, filled_in, masked
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,7 @@ def cause_of(error: BaseException) -> str:
         return "not found (no such host)"
     if isinstance(error, ConnectionRefusedError):
         return "refused"
-    if isinstance(error, OSError) and error.errno in _UNREACHABLE:
+    if isinstance(error, OSError) and error.errno in UNREACHABLE:
         return "unreachable"
     reason = error.strerror if isinstance(error, OSError) else None
     return f"closed ({reason or type(error).__name__})"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from pathlib import Path
 from urllib.parse import quote
 
 from m2df_runtime.errors import InputError
+
+UNREACHABLE = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN})
+"""Numbers of errors that say that no way leads to an address."""
 
 SCHEMES = ("rtsp", "http", "https", "udp", "tcp")
 

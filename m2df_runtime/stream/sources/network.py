@@ -17,7 +17,7 @@ from m2df_runtime.clips.decoded_frames import Look, VideoPicture, frames_of, pix
 from m2df_runtime.clips.limits import check_pixels, max_pixels
 from m2df_runtime.clips.source import Picture
 from m2df_runtime.errors import ClipError
-from m2df_runtime.stream.sources.addresses import checked_address, filled_in, masked
+from m2df_runtime.stream.sources.addresses import UNREACHABLE, checked_address, filled_in, masked
 from m2df_runtime.stream.sources.live import Cause, LiveFrames, SourceLost, SourceState
 
 if TYPE_CHECKING:
@@ -52,7 +52,6 @@ _SAID: tuple[tuple[str, Cause], ...] = (
     ("HTTPClientError", "refused"),
     ("HTTPServerError", "refused"),
 )
-_UNREACHABLE = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN})
 
 _log = logging.getLogger(__name__)
 
@@ -149,7 +148,7 @@ class NetworkFrames(LiveFrames):
             return SourceLost("codec", "what comes is no video that can be read")
         if cause is not None:
             return SourceLost(cause, reason)
-        if number in _UNREACHABLE:
+        if number in UNREACHABLE:
             return SourceLost("unreachable", reason)
         if opening and number == errno.EIO:  # FFmpeg says no more of names and of certificates
             if not _known_host(self._address):
