@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Literal
 
 from m2df_runtime.errors import InputError, printable
+from m2df_runtime.stream.zones import zone_name
 
 
 @dataclass(frozen=True)
@@ -132,8 +133,7 @@ class Event:
     def text(self) -> str:
         """The line that `m2df-run --window` prints at its end."""
         when = f"from {clock(self.start)} to {clock(self.end)}"
-        where = self.camera if self.zone is None else f"{self.camera}, {self.zone}"
-        return printable(f"{where}: {self.label} {when}, {100 * self.top_score:.0f} %")
+        return printable(f"{zone_name(self.camera, self.zone)}: {self.label} {when}, {100 * self.top_score:.0f} %")
 
 
 def clock(seconds: float) -> str:

@@ -38,7 +38,7 @@ from m2df_runtime.stream.sources.given import GivenFrames
 from m2df_runtime.stream.sources.network import NetworkFrames
 from m2df_runtime.stream.sources.timed import RisingTimes, TimedFrames
 from m2df_runtime.stream.windows import Window, cut
-from m2df_runtime.stream.zones import Zone, checked_zone
+from m2df_runtime.stream.zones import Zone, checked_zone, zone_name
 
 if TYPE_CHECKING:
     from m2df_runtime.stream.camera_file import Camera
@@ -125,8 +125,7 @@ class WindowAnswer:
 
     def text(self, topk: int | None = None) -> str:
         """The line that `m2df-run --windows` prints."""
-        where = self.camera if self.zone is None else f"{self.camera}, {self.zone}"
-        when = f"{where}, {clock(self.start)} to {clock(self.end)}:"
+        when = f"{zone_name(self.camera, self.zone)}, {clock(self.start)} to {clock(self.end)}:"
         if self.prediction is None:
             return printable(f"{when} nothing moves")
         shown = ", ".join(f"{one.label} {100 * one.probability:.0f} %" for one in self.prediction.classes[:topk])

@@ -16,6 +16,7 @@ from m2df_runtime.clips.limits import MAX_BYTES
 from m2df_runtime.clips.source import DEFAULT_FPS, FrameSource, Picture, frame_rate
 from m2df_runtime.errors import ClipError
 from m2df_runtime.stream.frames import Frame
+from m2df_runtime.stream.zones import zone_name
 
 _SAME = 1e-6  # seconds: sums of rounded times differ by less, frames by more
 
@@ -33,7 +34,7 @@ class Window(FrameSource):
     is_part = True
 
     def __init__(self, name: str, start: float, end: float, frames: tuple[Frame, ...], zone: str | None = None) -> None:
-        self.name = f"{name}{'' if zone is None else f', {zone}'}, {start:.2f} to {end:.2f} s"
+        self.name = f"{zone_name(name, zone)}, {start:.2f} to {end:.2f} s"
         self.zone = zone
         self.start, self.end, self.frames = start, end, frames
         self.n_frames = len(frames)

@@ -31,6 +31,11 @@ def checked_zone(name: str, numbers: Sequence[float]) -> Zone:
     return x, y, width, height
 
 
+def zone_name(camera: str, zone: str | None) -> str:
+    """How messages call a camera, or a part of its picture."""
+    return camera if zone is None else f"{camera}, {zone}"
+
+
 def rectangle(zone: Zone, width: int, height: int) -> Rectangle:
     """The pixels of a zone in a picture of a width and a height; it may lie outside where it is in pixels."""
     if max(zone) > 1:
