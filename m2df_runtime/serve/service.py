@@ -15,7 +15,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -57,12 +56,6 @@ _STRIPS = 512  # that are kept; each takes about 15 kB
 _NO_CLASS = Refused(409, "nothing_taught", "nothing is taught yet", "teach an action: POST /v1/classes/NAME/clips")
 
 
-@dataclass(frozen=True)
-class _Open:
-    matcher: Matcher
-    watch: SupportWatch
-
-
 class Service:
     """A support as a server has it, for any number of threads.
 
@@ -99,8 +92,8 @@ class Service:
         self.metrics = Metrics(support.model)
         self.workers = Workers(min(available_cpus(), 8), limits)
         self._changing = threading.RLock()
-        self._open: _Open | None = None
-        self._matcher: Matcher | None = None  # the same as long as the server lives: cameras hold it
+        self._watch: SupportWatch | None = None  # while something is taught
+        self._matcher: Matcher | None = None  # once something was; the same from then on, since cameras hold it
         self._strips: OrderedDict[str, bytes] = OrderedDict()
         self._linted: tuple[SupportBank, tuple[Finding, ...]] | None = None
         self.ready = False
@@ -117,8 +110,8 @@ class Service:
         spec = self.model.bundle.manifest.clip
         pixels = np.zeros((spec.frames, spec.size, spec.size, 3), np.uint8)
         blank = ReadClip("nothing", pixels, 0.0, 0.0, None, spec.frames / DEFAULT_FPS)
-        if self._open:
-            self._open.matcher.answer([blank])
+        if matcher := self._open_matcher:
+            matcher.answer([blank])
         else:
             self.model.encode_clips(pixels[None], [blank.name])
         self.ready = True
@@ -128,9 +121,7 @@ class Service:
         self.workers.close()
         self.board.close()
         with self._changing:
-            if self._open:
-                self._open.watch.__exit__(None, None, None)
-                self._open = None
+            self._unwatch()
         self._held.close()
 
     def refused(self, error: M2dfError | OSError) -> Refused:
@@ -146,30 +137,37 @@ class Service:
     @property
     def matcher(self) -> Matcher:
         """What answers now. Raises Refused where nothing is taught."""
-        found = self._open
+        found = self._open_matcher
         if found is None:
             self._follow()  # somebody may have put clips into the folder by hand
-            found = self._open
+            found = self._open_matcher
         if found is None:
             raise _NO_CLASS
-        return found.matcher
+        return found
+
+    @property
+    def _open_matcher(self) -> Matcher | None:
+        return self._matcher if self._watch else None
+
+    def _unwatch(self) -> None:
+        if self._watch:
+            self._watch.__exit__(None, None, None)
+            self._watch = None
 
     def _follow(self) -> None:
         """Answer from what the support is now."""
         with self._changing:
-            taught = os.path.exists(self.support.path) and bool(self.support.view().classes)
-            if not taught and self._open:
-                self._open.watch.__exit__(None, None, None)
-                self._open = None
-            elif self._open:
-                self._open.watch.look()
-            elif taught:
+            if not self._view().classes:
+                self._unwatch()
+            elif self._watch:
+                self._watch.look()
+            else:
                 bank = SupportBank.of(self.model, self.support.path)
                 if self._matcher:
                     self._matcher.swap(bank)
                 else:
                     self._matcher = self._matcher_of(bank)
-                self._open = _Open(self._matcher, SupportWatch(self._matcher, self.support.path).__enter__())
+                self._watch = SupportWatch(self._matcher, self.support.path).__enter__()
 
     def _matcher_of(self, bank: SupportBank) -> Matcher:
         return Matcher(self.model, bank, **self._rejection)  # type: ignore[arg-type]
@@ -242,12 +240,12 @@ class Service:
 
     def remove(self, label: str, clip: str | None = None) -> str:
         """Forget a class, or one of its clips by its id. Raises Refused where there is none."""
-        name = self._found(label) if clip is None else self._clip(label, clip)
+        name = _label(self._view(), label) if clip is None else self._clip(label, clip)
         return self._change(lambda: self.support.remove(name))
 
     def rename(self, label: str, new: str, *, join: bool) -> str:
         """Correct a class's name. Raises Refused where there is none, and as `Support.rename`."""
-        name = self._found(label)
+        name = _label(self._view(), label)
         return self._change(lambda: self.support.rename(name, new, join=join))
 
     def undo(self) -> str:
@@ -279,9 +277,7 @@ class Service:
 
     def view(self) -> dict[str, object]:
         """All that is taught, as it is sent to clients."""
-        there = os.path.exists(self.support.path)
-        found = self.support.view() if there else SupportView(self.support.path, (), (), None)
-        matcher = self._open.matcher if self._open else None
+        found, matcher = self._view(), self._open_matcher
         rejection = matcher.rejection if matcher else None
         return {
             "classes": [
@@ -330,21 +326,25 @@ class Service:
                 self._strips.popitem(last=False)
         return kept
 
-    def _found(self, label: str) -> str:
-        labels = [entry.label for entry in self.support.view().classes] if os.path.exists(self.support.path) else []
-        found = next((one for one in labels if class_key(one) == class_key(label)), None)
-        if found is None:
-            raise Refused(404, "no_class", "there is no such class", "GET /v1/classes names them")
-        return found
+    def _view(self) -> SupportView:
+        """All that is taught; nothing where the folder is not there yet."""
+        there = os.path.exists(self.support.path)
+        return self.support.view() if there else SupportView(self.support.path, (), (), None)
 
     def _clip(self, label: str, clip: str) -> str:
-        name = label if label == BACKGROUND else self._found(label)
-        there = os.path.exists(self.support.path)
-        clips = self.support.view().clips_of(name) if there else ()
-        found = next((one.name for one in clips if clip_id(one.name) == clip), None)
+        view = self._view()
+        name = label if label == BACKGROUND else _label(view, label)
+        found = next((one.name for one in view.clips_of(name) if clip_id(one.name) == clip), None)
         if found is None:
             raise Refused(404, "no_clip", "there is no such clip", "GET /v1/classes names them")
         return found
+
+
+def _label(view: SupportView, label: str) -> str:
+    found = next((one.label for one in view.classes if class_key(one.label) == class_key(label)), None)
+    if found is None:
+        raise Refused(404, "no_class", "there is no such class", "GET /v1/classes names them")
+    return found
 
 
 def _answer(matcher: Matcher, read: ReadClip) -> tuple[SupportBank, Prediction]:
