@@ -112,17 +112,13 @@ def put(
         InputError: The same clip stands in another class.
         OSError: The folder cannot be written.
     """
-    kept = folder / KEPT_FOLDER
-    kept.mkdir(parents=True, exist_ok=True)
-    with temporary_folder(kept / "new") as work:
-        copies = [_copied(one, work / f"{number}") for number, one in enumerate(taught)]
-        with changing(folder):
-            support, old = list_support(folder), kept_bank(folder, model)
-            new = _new(support, digests_of(support, old), taught, copies)
-            known = _encoded(new, model, old, progress)
-            if not new:
-                return None
-            words = _place(folder, support, new, work / "ready", did)
+    with _copies(folder, taught) as (copies, work), changing(folder):
+        support, old = list_support(folder), kept_bank(folder, model)
+        new = _new(support, digests_of(support, old), taught, copies)
+        known = _encoded(new, model, old, progress)
+        if not new:
+            return None
+        words = _place(folder, support, new, work / "ready", did)
     try:
         folder_bank(folder, model, rules, calibrated=False, progress=progress, known=known)
     except InputError as error:  # of what was there before
@@ -134,6 +130,15 @@ class _New(NamedTuple):
     taught: Taught
     copy: SupportClip
     digest: str
+
+
+@contextmanager
+def _copies(folder: Path, taught: Sequence[Taught]) -> Iterator[tuple[list[Path], Path]]:
+    """Copies of clips inside a folder where nobody sees them, and the place they lie in, which goes in the end."""
+    kept = folder / KEPT_FOLDER
+    kept.mkdir(parents=True, exist_ok=True)
+    with temporary_folder(kept / "new") as work:
+        yield [_copied(one, work / f"{number}") for number, one in enumerate(taught)], work
 
 
 def _copied(one: Taught, place: Path) -> Path:
@@ -223,21 +228,17 @@ def replace(
         ClipError: A clip would not be found under its name.
         OSError: The folder cannot be written.
     """
-    kept = folder / KEPT_FOLDER
-    kept.mkdir(parents=True, exist_ok=True)
-    with temporary_folder(kept / "new") as work:
-        copies = [_copied(one, work / f"{number}") for number, one in enumerate(taught)]
-        with changing(folder):
-            support = list_support(folder)
-            old = [*support.classes, *([BACKGROUND] if support.background else [])]
-            fresh, gone = out_of_sight(folder), out_of_sight(folder)
-            labels = dict.fromkeys(one.label for one in taught)
-            for label in labels:
-                (fresh / label).mkdir()
-            for one, copy in zip(taught, copies, strict=True):
-                os.rename(copy, fresh / one.label / one.name)
-            moves = [(folder / label, gone / label) for label in old]
-            commit(folder, words, [*moves, *((fresh / label, folder / label) for label in labels)])
+    with _copies(folder, taught) as (copies, _), changing(folder):
+        support = list_support(folder)
+        old = [*support.classes, *([BACKGROUND] if support.background else [])]
+        fresh, gone = out_of_sight(folder), out_of_sight(folder)
+        labels = dict.fromkeys(one.label for one in taught)
+        for label in labels:
+            (fresh / label).mkdir()
+        for one, copy in zip(taught, copies, strict=True):
+            os.rename(copy, fresh / one.label / one.name)
+        moves = [(folder / label, gone / label) for label in old]
+        commit(folder, words, [*moves, *((fresh / label, folder / label) for label in labels)])
     known = {one.digest: one.encoded for one in taught if one.encoded and one.digest}
     try:
         folder_bank(folder, model, rules, calibrated=False, progress=progress, known=known)
