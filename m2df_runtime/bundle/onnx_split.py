@@ -77,10 +77,13 @@ def split_onnx(model: bytes, fixed: Collection[str]) -> OnnxSplit | None:
 
 def _split(graph: bytes, fixed: set[bytes], before: bytes, after: bytes) -> OnnxSplit | None:
     parts = [(number, graph[first:last]) for number, wire, first, last in fields(graph, 0, len(graph)) if wire == BYTES]
-    nodes = [node for number, raw in parts if number == _NODE for node in [_node(raw)]]
-    if any(node is None for node in nodes):
-        return None  # a branch or loop, whose body reads what no node lists
-    order = [node for node in nodes if node is not None]
+    order: list[_Node] = []
+    for number, raw in parts:
+        if number == _NODE:
+            node = _node(raw)
+            if node is None:
+                return None  # a branch or loop, whose body reads what no node lists
+            order.append(node)
     inputs = {_first_text(raw, 1) for number, raw in parts if number == _INPUT}
     outputs = {_first_text(raw, 1) for number, raw in parts if number == _OUTPUT}
     derived = _frontier(order, fixed, inputs - fixed) - outputs
@@ -90,12 +93,12 @@ def _split(graph: bytes, fixed: set[bytes], before: bytes, after: bytes) -> Onnx
     once, always = _needed(order, derived, fixed), _needed(order, outputs, inputs | derived)
     takes = [raw for number, raw in parts if number == _INPUT and _first_text(raw, 1) in fixed]
     first = b"".join(message(_INPUT, raw) for raw in takes) + b"".join(message(_OUTPUT, _value(n)) for n in names)
-    kept = [(number, raw) for number, raw in parts if number in (_INPUT, _OUTPUT)]
+    ends = b"".join(message(number, raw) for number, raw in parts if number in (_INPUT, _OUTPUT))
     return OnnxSplit(
         tuple(name.decode() for name in names),
         before + message(_GRAPH, _body(parts, once) + first) + after,
         before,
-        _body(parts, always) + b"".join(message(number, raw) for number, raw in kept),
+        _body(parts, always) + ends,
         after,
     )
 
