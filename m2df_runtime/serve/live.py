@@ -41,8 +41,8 @@ _FRAME_HINT = "send its seconds as 8 bytes (a little-endian double), then a JPEG
 _HELLO_HINT = 'send {"type": "hello", "token": null}, with the token where there is one'
 _HEAD = struct.Struct("<d")
 # Of the range that is for applications.
-TOKEN, BAD, TEACH, IDLE, SLOW, BUSY = 4401, 4400, 4409, 4408, 4413, 4429
-_GOING_AWAY = 1001
+TOKEN, BAD, TEACH, IDLE, SLOW, UNREADABLE, BUSY = 4401, 4400, 4409, 4408, 4413, 4422, 4429
+_GOING_AWAY, _FAULT = 1001, 1011
 
 _log = logging.getLogger(__name__)
 
@@ -179,11 +179,11 @@ class Session:
                 for step in steps:
                     self._told(step)
         except (M2dfError, OSError) as error:
-            bad = not isinstance(error, ClipError)
-            self._later(self._fail, BAD if bad else 4422, self._service.refused(error))
+            code = UNREADABLE if isinstance(error, ClipError) else BAD
+            self._later(self._fail, code, self._service.refused(error))
         except Exception:
             _log.exception("a live session failed")
-            self._later(self._fail, 1011, Refused(500, "fault", "the server failed", "see its log"))
+            self._later(self._fail, _FAULT, Refused(500, "fault", "the server failed", "see its log"))
 
     def _pairs(self) -> Iterator[_Frame]:
         last = -math.inf
@@ -257,10 +257,7 @@ async def hello(socket: WebSocket, allows: Callable[[str | None], bool], allowed
     except asyncio.TimeoutError:
         code, error = IDLE, Refused(408, "slow", "no first message came", _HELLO_HINT)
     except (ValueError, KeyError, TypeError, RecursionError):
-        code, error = (
-            BAD,
-            Refused(422, "input", "the first message is no hello", _HELLO_HINT),
-        )
+        code, error = BAD, Refused(422, "input", "the first message is no hello", _HELLO_HINT)
     with suppress(RuntimeError, WebSocketDisconnect, OSError):
         await socket.send_json({"type": "error", **error.record()})
         await socket.close(code, _short(error.message))

@@ -33,10 +33,8 @@ _STRUCTURE = 2.0  # grey levels: standard deviation from which a tile shows anyt
 _FEWEST = 4  # tiles that show something, without which places are not told apart
 _ALIKE = 0.5  # correlation from which two tiles show the same
 _SAME, _OTHER = 0.3, 0.1  # share of such tiles from which, and up to which, it is the same or another place
-_VIEW, _PLACE = (
-    5.0,
-    300.0,
-)  # seconds over which is averaged: who moves goes out of the one, daylight goes into the other
+# Seconds over which is averaged: who moves goes out of the one, daylight goes into the other.
+_VIEW, _PLACE = 5.0, 300.0
 
 Grey = NDArray[np.uint8]
 Float = NDArray[np.float32]
