@@ -44,7 +44,7 @@ class ClipError(InputError):
         reason: What is wrong with it, without the clip's name.
         hint: What to do about it, if that is known.
 
-    Example:
+    Examples:
         >>> import m2df_runtime as m2df
         >>> model = m2df.load()
         >>> matcher = m2df.Matcher(model, m2df.SupportBank.of(model, "actions"))

@@ -377,7 +377,7 @@ def load(
         InputError: Not a bundle, or it lacks the precision.
         EnvironmentMissing: The named backend is not on this machine, or has no engine that fits.
 
-    Example:
+    Examples:
         >>> import m2df_runtime as m2df
         >>> model = m2df.load(backend="cpu", threads=2)
         >>> model.backend, model.bundle.manifest.clip.frames

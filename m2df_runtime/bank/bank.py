@@ -49,7 +49,7 @@ class SupportBank(BankContents):
         model: What it was made with.
         rules: Labels to prompts.
 
-    Example:
+    Examples:
         >>> import m2df_runtime as m2df
         >>> bank = m2df.SupportBank.of(m2df.load(), "actions")
         >>> bank.labels
@@ -109,7 +109,7 @@ class SupportBank(BankContents):
             InputError: A name that is not Unicode or is too long, or more clips than a bank holds.
             ClipError: A clip is gone, or was changed since it was encoded.
 
-        Example:
+        Examples:
             >>> import m2df_runtime as m2df
             >>> model = m2df.load()
             >>> m2df.SupportBank.of(model, "actions").save("gate.bank")
@@ -135,7 +135,7 @@ class SupportBank(BankContents):
             InputError: No clip, no label or one that no folder can have, or the same clip in another class.
             CheckFailed: What follows from the clips is not finite.
 
-        Example:
+        Examples:
             >>> import m2df_runtime as m2df
             >>> bank = m2df.SupportBank.of(m2df.load(), "actions")
             >>> taught = bank.add("wave", ["a.mp4", "b.mp4"])
@@ -153,7 +153,7 @@ class SupportBank(BankContents):
     def add_background(self, clips: Path | str | Iterable[Path | str], *, calibrated: bool = True) -> SupportBank:
         """The next bank: these clips too show what belongs to no class. Raises as `add`.
 
-        Example:
+        Examples:
             >>> import m2df_runtime as m2df
             >>> bank = m2df.SupportBank.of(m2df.load(), "actions").add_background("a.mp4")
             >>> [clip.name for clip in bank.background]
@@ -171,7 +171,7 @@ class SupportBank(BankContents):
         Raises:
             InputError: There is no such class or clip, or it is the only class.
 
-        Example:
+        Examples:
             >>> import m2df_runtime as m2df
             >>> bank = m2df.SupportBank.of(m2df.load(), "actions")
             >>> bank.remove("clap").labels
@@ -201,7 +201,7 @@ class SupportBank(BankContents):
         Raises:
             InputError: There is no such class; the new name is taken, or none with `join`.
 
-        Example:
+        Examples:
             >>> import m2df_runtime as m2df
             >>> bank = m2df.SupportBank.of(m2df.load(), "actions").rename("clap", "applaud")
             >>> bank.labels[0], bank.classes[0].prompts

@@ -71,7 +71,7 @@ def lint(bank: SupportBank, progress: Progress = silent) -> tuple[Finding, ...]:
         CheckFailed: Numbers that are not finite.
         ClipError: Those of a clip.
 
-    Example:
+    Examples:
         >>> import m2df_runtime as m2df
         >>> from m2df_runtime.bank.lint import lint
         >>> bank = m2df.SupportBank.of(m2df.load(), "actions")

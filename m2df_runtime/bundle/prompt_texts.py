@@ -136,7 +136,7 @@ class LabelRules:
         texts: Folder name to its text or texts, compared by `class_key`, of equal ones the last; folders not in it
             follow `text_from_folder`.
 
-    Example:
+    Examples:
         >>> import m2df_runtime as m2df
         >>> rules = m2df.LabelRules("a video of {}", {"highfive": ("a high five", "two people clapping hands")})
         >>> rules.prompts("hand_waving"), rules.prompts("highfive")

@@ -57,7 +57,7 @@ class FrameSource(ABC):
         fps: Mean frames per second.
         is_part: Whether it is one of many parts of a recording: what is odd about it is not worth a warning for each.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> import m2df_runtime as m2df
         >>> from m2df_runtime.clips.source import ArrayPicture

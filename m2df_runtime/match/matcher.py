@@ -59,7 +59,7 @@ class Matcher:
     Raises:
         InputError: The bank was made with another bundle, or a number is out of its range.
 
-    Example:
+    Examples:
         >>> import m2df_runtime as m2df
         >>> model = m2df.load()
         >>> matcher = m2df.Matcher(model, m2df.SupportBank.of(model, "actions"))
@@ -96,7 +96,7 @@ class Matcher:
     def rejection(self) -> Rejection | None:
         """When `auto` answers `unknown`, and what that costs; None where nothing is rejected by distance.
 
-        Example:
+        Examples:
             >>> import m2df_runtime as m2df
             >>> model = m2df.load()
             >>> matcher = m2df.Matcher(model, m2df.SupportBank.of(model, "actions"), miss_rate=0.2)
@@ -126,7 +126,7 @@ class Matcher:
         Raises:
             InputError: The bank was made with another bundle.
 
-        Example:
+        Examples:
             >>> import m2df_runtime as m2df
             >>> model = m2df.load()
             >>> matcher = m2df.Matcher(model, m2df.SupportBank.of(model, "actions"))
@@ -195,7 +195,7 @@ class Matcher:
             InputError: Something else than a clip, or an array of another type or shape.
             ClipError: A clip cannot be read, the rectangle lies outside it, or its features are not finite.
 
-        Example:
+        Examples:
             >>> import numpy as np
             >>> import m2df_runtime as m2df
             >>> model = m2df.load()

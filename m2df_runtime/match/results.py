@@ -58,7 +58,7 @@ class Prediction:
         threshold: Distance of the best class beyond which a query is rejected; None where no distance is.
         calibrated: Whether the bank's own clips say how sure a probability may be.
 
-    Example:
+    Examples:
         >>> import m2df_runtime as m2df
         >>> model = m2df.load()
         >>> answer = m2df.Matcher(model, m2df.SupportBank.of(model, "actions")).predict("clip.mp4")
@@ -102,7 +102,7 @@ class Prediction:
     def record(self, topk: int | None = None) -> dict[str, object]:
         """The object that `m2df-run --json` prints, with the best `topk` classes or all of them.
 
-        Example:
+        Examples:
             >>> import m2df_runtime as m2df
             >>> model = m2df.load()
             >>> matcher = m2df.Matcher(model, m2df.SupportBank.of(model, "actions"))

@@ -74,7 +74,7 @@ def explain(prediction: Prediction, matcher: Matcher) -> str:
             has now.
         ClipError: Its scores are not finite.
 
-    Example:
+    Examples:
         >>> import m2df_runtime as m2df
         >>> from m2df_runtime.show.filmstrip import display_spec
         >>> model = m2df.load()

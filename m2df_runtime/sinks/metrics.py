@@ -44,7 +44,7 @@ class Metrics:
     Raises:
         EnvironmentMissing: prometheus-client is not installed.
 
-    Example:
+    Examples:
         >>> import m2df_runtime as m2df
         >>> from m2df_runtime.sinks.metrics import Metrics
         >>> model = m2df.load()

@@ -36,7 +36,7 @@ class Webhook(Sink[Event]):
     Raises:
         InputError: An address of another kind, or a variable that is not there.
 
-    Example:
+    Examples:
         >>> from m2df_runtime.sinks.webhook import Webhook
         >>> with Webhook("https://user:secret@example.org/hooks/123") as webhook:
         ...     webhook.name

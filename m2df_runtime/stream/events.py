@@ -33,7 +33,7 @@ class EventRules:
     Raises:
         InputError: A number that is none of these.
 
-    Example:
+    Examples:
         >>> from m2df_runtime import EventRules
         >>> EventRules(enter=0.8, leave=0.5).merge_gap
         0.5
@@ -102,7 +102,7 @@ class Event:
         start_time: The same as Unix seconds; None where the wall clock is not known, as of a file.
         end_time: The same of the end.
 
-    Example:
+    Examples:
         >>> from m2df_runtime import Event
         >>> event = Event("end", 1, "door", None, "wave", 0.9, 0.95, "clap", -3.2, 7, 12.25, 15.75, None, None)
         >>> print(event.text())

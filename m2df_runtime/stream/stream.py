@@ -198,7 +198,7 @@ class Stream:
             address of another kind.
         ClipError: The file cannot be read.
 
-    Example:
+    Examples:
         >>> import m2df_runtime as m2df
         >>> model = m2df.load()
         >>> matcher = m2df.Matcher(model, m2df.SupportBank.of(model, "actions"))

@@ -46,7 +46,7 @@ class Support:
         model: The opened bundle, or how to open it once it is needed; None opens the newest as `load` does.
         progress: Shows the encoding of clips.
 
-    Example:
+    Examples:
         >>> import m2df_runtime as m2df
         >>> support = m2df.Support("actions", m2df.load())
         >>> support.add("wave", ["a.mp4", "b.mp4"])
@@ -96,7 +96,7 @@ class Support:
         Raises:
             InputError: It is neither a folder nor a bank file, or a damaged one.
 
-        Example:
+        Examples:
             >>> import m2df_runtime as m2df
             >>> view = m2df.Support("actions").view()
             >>> [(entry.label, len(entry.clips)) for entry in view.classes][:2]

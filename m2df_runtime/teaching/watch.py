@@ -36,7 +36,7 @@ class SupportWatch:
         rules: Labels to prompts, as they were given to `SupportBank.of`.
         every: Seconds from one look to the next.
 
-    Example:
+    Examples:
         >>> import m2df_runtime as m2df
         >>> model = m2df.load()
         >>> matcher = m2df.Matcher(model, m2df.SupportBank.of(model, "actions"))
