@@ -46,7 +46,7 @@ def file_bank(path: Path, model: Model, rules: LabelRules | None, progress: Prog
     bank = found.bank.calibrated(model)
     if found.whole and (found.changed or bank is not found.bank):
         _store(path, seen, bank, found.past)
-    return bank if rules is None else _described(bank, rules, model).calibrated(model)
+    return bank if rules is None else described(bank, rules, model).calibrated(model)
 
 
 class Followed(NamedTuple):
@@ -146,7 +146,7 @@ def _reworded_past(past: Past, model: Model, same: bool) -> Past:
     return past if same else past._replace(classes=tuple(_reworded(entry, model) for entry in past.classes))
 
 
-def _described(bank: BankContents, rules: LabelRules, model: Model) -> BankContents:
+def described(bank: BankContents, rules: LabelRules, model: Model) -> BankContents:
     """The bank with prompts by other rules."""
     members = [
         Members(entry.label, rules.descriptions(entry.label), rules.prompts(entry.label), entry.clips)

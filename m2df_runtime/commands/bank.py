@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from m2df_runtime.commands.console import emit, emit_json, progress, report
-from m2df_runtime.commands.options import Command, EngineOptions, engine_options
+from m2df_runtime.commands.options import Command, EngineOptions, TextOptions, engine_options, text_options
 from m2df_runtime.errors import InputError, printable
 
 if TYPE_CHECKING:
@@ -60,6 +60,16 @@ def _support(options: dict[str, Any]) -> Support:
     from m2df_runtime import Support
 
     return Support(options.pop("support"), EngineOptions.taken_from(options).load, progress=progress)
+
+
+def _described(options: dict[str, Any]) -> Support:
+    """What a verb reads, with the texts that were asked for; takes its options out of all."""
+    from m2df_runtime import Support
+
+    texts, model = TextOptions.taken_from(options), EngineOptions.taken_from(options).load()
+    support = Support(options.pop("support"), model, texts.rules(model), progress=progress)
+    texts.warn_unmatched(entry.label for entry in support.view().classes)
+    return support
 
 
 def _say(support: Support, did: str) -> None:
@@ -156,19 +166,14 @@ def purge(**options: Any) -> None:  # noqa: ANN401
 @bank.command()
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="FILE", help="The bank file.")
 @click.option("--without-clips", is_flag=True, help="A smaller file, which cannot follow a new model.")
-@click.option("--prompt", metavar="TEXT", help="Prompt template with one {}. [default: the bundle's]")
-@click.option("--labels", type=click.Path(path_type=Path), metavar="CSV", help="Columns class,text: texts of classes.")
+@text_options
 @_support_option
 @engine_options
-def pack(out: Path, without_clips: bool, prompt: str | None, labels: Path | None, **options: Any) -> None:  # noqa: ANN401
+def pack(out: Path, without_clips: bool, **options: Any) -> None:  # noqa: ANN401
     """Write one file that travels: the bank with its clips."""
-    from m2df_runtime.bundle.prompt_texts import read_labels
-
-    support, rules = _support(options), None
-    if labels or prompt is not None:
-        rules = support.model.bundle.manifest.text.rules.over(read_labels(labels) if labels else {}, prompt)
+    support = _described(options)
     said = "; without its clips it cannot follow a new model or pixel version" if without_clips else ""
-    emit(printable(support.pack(out, clips=not without_clips, rules=rules) + said))
+    emit(printable(support.pack(out, clips=not without_clips) + said))
 
 
 @bank.command()
@@ -224,6 +229,7 @@ def show(name: str, as_json: bool, support: Path) -> None:
 
 @bank.command()
 @_json_option
+@text_options
 @_support_option
 @engine_options
 def lint(as_json: bool, **options: Any) -> None:  # noqa: ANN401
@@ -231,8 +237,8 @@ def lint(as_json: bool, **options: Any) -> None:  # noqa: ANN401
     from m2df_runtime import SupportBank
     from m2df_runtime.bank.lint import lint as findings_in
 
-    support = _support(options)
-    looked_at = SupportBank.of(support.model, support.path, progress=progress)
+    support = _described(options)
+    looked_at = SupportBank.of(support.model, support.path, support.rules, progress=progress)
     findings = findings_in(looked_at, progress)
     for finding in findings:
         if as_json:

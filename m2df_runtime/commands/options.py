@@ -1,9 +1,12 @@
-"""Options that several commands have: which bundle is opened, on which engine, and when an answer is `unknown`."""
+"""Options that several commands have: which bundle is opened, on which engine, what is read of the classes, and when
+an answer is `unknown`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -13,6 +16,7 @@ from m2df_runtime.engine_names import BACKENDS, PRECISIONS, BackendName, Precisi
 
 if TYPE_CHECKING:
     from m2df_runtime import Model
+    from m2df_runtime.bundle.prompt_texts import LabelRules
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Reject = Literal["auto", "off"] | float
@@ -59,6 +63,48 @@ def engine_options(command: Command) -> Command:
             "--precision", type=click.Choice(PRECISIONS), help="[default: fastest that passed its parity check]"
         ),
         click.option("--threads", type=click.IntRange(1, 256), help="CPU threads. [default: the cores it may use]"),
+    )
+    return with_options(command, added)
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """What a model reads of the classes; None takes the bundle's."""
+
+    prompt: str | None
+    labels: Path | None
+
+    @classmethod
+    def taken_from(cls, options: dict[str, Any]) -> TextOptions:
+        """Those out of all options."""
+        return cls(**{name: options.pop(name) for name in ("prompt", "labels")})
+
+    @cached_property
+    def _texts(self) -> dict[str, tuple[str, ...]]:
+        from m2df_runtime.bundle.prompt_texts import read_labels
+
+        return read_labels(self.labels) if self.labels else {}
+
+    def rules(self, model: Model) -> LabelRules | None:
+        """Labels to prompts; None where no option asks for others. Raises InputError."""
+        asked = self.labels is not None or self.prompt is not None
+        return model.bundle.manifest.text.rules.over(self._texts, self.prompt) if asked else None
+
+    def warn_unmatched(self, classes: Iterable[str]) -> None:
+        """Log a warning where no row of the file is of any of the classes."""
+        from m2df_runtime.bundle.prompt_texts import warn_unmatched
+
+        if self.labels:
+            warn_unmatched(self.labels, self._texts, classes)
+
+
+def text_options(command: Command) -> Command:
+    """The options of `TextOptions` on a click command."""
+    added = (
+        click.option("--prompt", metavar="TEXT", help="Prompt template with one {}. [default: the bundle's]"),
+        click.option(
+            "--labels", type=click.Path(path_type=Path), metavar="CSV", help="Columns class,text: texts of classes."
+        ),
     )
     return with_options(command, added)
 

@@ -18,7 +18,7 @@ from click.core import ParameterSource
 from m2df_runtime.commands.bank import bank
 from m2df_runtime.commands.bulk import Asked, BulkOptions, answer_all, bulk_options
 from m2df_runtime.commands.console import M2dfGroup, emit, emit_json, main_entry, progress, report, say
-from m2df_runtime.commands.options import Reject, engine_options, reject_options
+from m2df_runtime.commands.options import Reject, TextOptions, engine_options, reject_options, text_options
 from m2df_runtime.commands.recordings import (
     LONG,
     Output,
@@ -99,8 +99,7 @@ class RunOptions:
     json: bool
     reject: Reject
     miss_rate: float | None
-    prompt: str | None
-    labels: Path | None
+    texts: TextOptions
     roi: Region | None
     picture: Path | None
     explain: Path | None
@@ -151,8 +150,7 @@ class RunOptions:
 @click.option("--topk", type=click.IntRange(1), default=5, show_default=True, help="Classes to list per query.")
 @click.option("--json", is_flag=True, help="One JSON object per query and line.")
 @reject_options
-@click.option("--prompt", metavar="TEXT", help="Prompt template with one {}. [default: the bundle's]")
-@click.option("--labels", type=click.Path(path_type=Path), metavar="CSV", help="Columns class,text: texts of classes.")
+@text_options
 @click.option(
     "--roi",
     metavar="full|motion|X,Y,W,H",
@@ -183,8 +181,9 @@ def cli(**options: Any) -> None:  # noqa: ANN401 - click hands over every option
         if given:
             raise click.UsageError(f"options of {context.invoked_subcommand} stand after its verb")
         return
+    texts = TextOptions.taken_from(options)
     recording, bulk = RecordingOptions.taken_from(options), BulkOptions.taken_from(options)
-    run(RunOptions(**options, recording=recording, bulk=bulk))
+    run(RunOptions(**options, texts=texts, recording=recording, bulk=bulk))
 
 
 cli.add_command(bank)
@@ -199,7 +198,6 @@ def run(options: RunOptions) -> None:
         CheckFailed: Some queries of a batch could not be read.
     """
     from m2df_runtime import Matcher, SupportBank, load
-    from m2df_runtime.bundle.prompt_texts import read_labels, warn_unmatched
     from m2df_runtime.bundle.shipped import demo_bundle, demo_queries, demo_recording, demo_support
     from m2df_runtime.commands.queries import expand_queries
 
@@ -225,12 +223,9 @@ def run(options: RunOptions) -> None:
     # Cameras are answered side by side. Operators that split their work took 1.2 times the processor time on two cores.
     threads = 1 if len(queries) - len(clips) >= available_cpus() else None
     model = load(path, options.backend, options.precision, options.threads or threads, region=region)
-    labels = read_labels(options.labels) if options.labels else {}
-    described = bool(labels) or options.prompt is not None
-    rules = model.bundle.manifest.text.rules.over(labels, options.prompt) if described else None
+    rules = options.texts.rules(model)
     taught = SupportBank.of(model, support, rules, in_cache=demo, progress=progress)
-    if options.labels:
-        warn_unmatched(options.labels, labels, taught.labels)
+    options.texts.warn_unmatched(taught.labels)
     rate = {} if options.miss_rate is None else {"miss_rate": options.miss_rate}
     matcher = Matcher(model, taught, reject=options.reject, **rate)
     cameras = len(clips) < len(queries)

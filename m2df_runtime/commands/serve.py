@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from m2df_runtime.commands.console import emit, say
-from m2df_runtime.commands.options import EngineOptions, Reject, engine_options, reject_options
+from m2df_runtime.commands.options import (
+    EngineOptions,
+    Reject,
+    TextOptions,
+    engine_options,
+    reject_options,
+    text_options,
+)
 from m2df_runtime.commands.until_signal import until_signal
 from m2df_runtime.errors import EnvironmentMissing, InputError
 
@@ -60,11 +67,12 @@ Examples:
     "--cameras", type=click.Path(path_type=Path), metavar="YAML", help="Also watch the cameras that a file describes."
 )
 @reject_options
+@text_options
 @engine_options
 def serve(**options: Any) -> None:  # noqa: ANN401 - click hands over every option by name
     """Serve a page to teach and try actions with a browser's camera, and the same over HTTP."""
-    engine = EngineOptions.taken_from(options)
-    _serve(ServeOptions(**options), engine)
+    engine, texts = EngineOptions.taken_from(options), TextOptions.taken_from(options)
+    _serve(ServeOptions(**options, texts=texts), engine)
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,7 @@ class ServeOptions:
     cameras: Path | None
     reject: Reject
     miss_rate: float | None
+    texts: TextOptions
 
     def __post_init__(self) -> None:
         if (self.tls_cert is None) != (self.tls_key is None):
@@ -114,9 +123,12 @@ def _serve(options: ServeOptions, engine: EngineOptions) -> None:
     limits = Limits(uploads_per_minute=options.uploads_per_minute)
     with ExitStack() as held:
         sock = held.enter_context(listening(options.host, options.port))
-        support = Support(options.support or _demo(held), engine.load())
+        model = engine.load()
+        support = Support(options.support or _demo(held), model, options.texts.rules(model))
         service = Service(support, limits, reject=options.reject, miss_rate=options.miss_rate)
         held.callback(service.close)
+        if taught := service.labels:  # else it is taught later
+            options.texts.warn_unmatched(taught)
         watched = _watched(service, options.cameras, held) if options.cameras else None
         server = Server(App(service, Access(options.token, options.names), watched), limits, options.certificate)
         if not options.support:

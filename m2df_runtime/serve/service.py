@@ -146,6 +146,12 @@ class Service:
         return found
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        """Classes that are taught now."""
+        found = self._open_matcher
+        return found.bank.labels if found else ()
+
+    @property
     def _open_matcher(self) -> Matcher | None:
         return self._matcher if self._watch else None
 
@@ -162,12 +168,12 @@ class Service:
             elif self._watch:
                 self._watch.look()
             else:
-                bank = SupportBank.of(self.model, self.support.path)
+                bank = SupportBank.of(self.model, self.support.path, self.support.rules)
                 if self._matcher:
                     self._matcher.swap(bank)
                 else:
                     self._matcher = self._matcher_of(bank)
-                self._watch = SupportWatch(self._matcher, self.support.path).__enter__()
+                self._watch = SupportWatch(self._matcher, self.support.path, self.support.rules).__enter__()
 
     def _matcher_of(self, bank: SupportBank) -> Matcher:
         return Matcher(self.model, bank, **self._rejection)  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from m2df_runtime.bank.changes import last_change, settled
 from m2df_runtime.bank.contents import BankClass, BankClip, BankContents, read_stored
 from m2df_runtime.bank.folder import BACKGROUND, SupportClip, SupportFolder, found_class, list_support
 from m2df_runtime.bank.update import known_banks
-from m2df_runtime.bundle.prompt_texts import text_from_folder
+from m2df_runtime.bundle.prompt_texts import LabelRules, text_from_folder
 from m2df_runtime.errors import InputError
 
 BANK_SUFFIX = ".bank"
@@ -45,7 +45,7 @@ class ClassView:
 
     Attributes:
         label: Its name.
-        texts: What a model reads of it, by the rules with which it was used last.
+        texts: What a model reads of it; where no rules are known, by those with which it was used last.
         clips: Its clips.
         closest: The class whose clips look most like its own; None where they were not encoded yet.
         similarity: Cosine between the two classes' mean features.
@@ -103,13 +103,21 @@ def is_bank_file(path: Path) -> bool:
     return os.path.isfile(path)
 
 
-def view_of(path: Path) -> SupportView:
+def view_of(path: Path, rules: LabelRules | None = None) -> SupportView:
     """What a support folder or a bank file holds.
+
+    Args:
+        path: It.
+        rules: Labels to texts; None takes those with which it was used last.
 
     Raises:
         InputError: It is neither, or a damaged bank file.
     """
-    return _view_of_file(path) if is_bank_file(path) else _view_of_folder(path)
+    found = _view_of_file(path) if is_bank_file(path) else _view_of_folder(path)
+    if rules is None:
+        return found
+    classes = tuple(replace(entry, texts=rules.descriptions(entry.label)) for entry in found.classes)
+    return replace(found, classes=classes)
 
 
 def _view_of_file(path: Path) -> SupportView:

@@ -14,7 +14,7 @@ from m2df_runtime.bank.bank import SupportBank
 from m2df_runtime.bank.changes import changing, undo, undoing
 from m2df_runtime.bank.contents import BankContents, Past, make_classes, read_stored
 from m2df_runtime.bank.folder import BACKGROUND, checked_label, list_support
-from m2df_runtime.bank.follow import followed
+from m2df_runtime.bank.follow import described, followed
 from m2df_runtime.bank.origin import InBank
 from m2df_runtime.bank.update import bank_name
 from m2df_runtime.bundle.prompt_texts import text_from_folder
@@ -44,6 +44,7 @@ class Support:
     Args:
         path: The folder, which `add` makes where it is not there, or a file that `pack` wrote.
         model: The opened bundle, or how to open it once it is needed; None opens the newest as `load` does.
+        rules: Labels to prompts, also of what it holds already; None as in `SupportBank.of`.
         progress: Shows the encoding of clips.
 
     Examples:
@@ -63,10 +64,11 @@ class Support:
         self,
         path: Path | str,
         model: Model | Callable[[], Model] | None = None,
+        rules: LabelRules | None = None,
         *,
         progress: Progress = silent,
     ) -> None:
-        self.path = Path(path)
+        self.path, self.rules = Path(path), rules
         self._model = model
         self._progress = progress
 
@@ -80,6 +82,10 @@ class Support:
         if callable(self._model):
             self._model = self._model()
         return self._model
+
+    @property
+    def _rules(self) -> LabelRules:
+        return self.rules or self.model.bundle.manifest.text.rules
 
     @property
     def is_file(self) -> bool:
@@ -102,7 +108,7 @@ class Support:
             >>> [(entry.label, len(entry.clips)) for entry in view.classes][:2]
             [('clap', 2), ('golf_swing', 2)]
         """
-        return view_of(self.path)
+        return view_of(self.path, self.rules)
 
     def add(self, label: str, clips: Clips) -> str:
         """Teach an action: these clips show it, too. A folder gets copies of them; only they are encoded.
@@ -193,7 +199,7 @@ class Support:
         is_file = self.is_file
         if self.path.exists() and os.path.exists(other) and os.path.samefile(self.path, other):
             raise InputError(f"{other}: is merged with itself", "name another folder or bank file")
-        found = SupportBank.of(self.model, other, progress=self._progress)
+        found = self._bank_of(other)
         if is_file:
 
             def merged(bank: SupportBank) -> tuple[SupportBank, str]:
@@ -212,12 +218,12 @@ class Support:
             OSError: The place cannot be written.
         """
         is_file = self.is_file
-        found = SupportBank.of(self.model, other, progress=self._progress)
+        found = self._bank_of(other)
         did = f"replaced everything by {_size(found)}"
         if is_file:
             return self._changed(lambda bank: (found, did))
-        rules = self.model.bundle.manifest.text.rules
-        folder_verbs.replace(self.path, folder_verbs.taught_from_bank(found), self.model, rules, self._progress, did)
+        taught = folder_verbs.taught_from_bank(found)
+        folder_verbs.replace(self.path, taught, self.model, self._rules, self._progress, did)
         return did
 
     def undo(self) -> str:
@@ -240,7 +246,7 @@ class Support:
                 bank.keys,
                 background=past.background,
                 model=self.model,
-                rules=self.model.bundle.manifest.text.rules,
+                rules=self._rules,
             )
             did = undoing(past.did)
             before.write(self.path, _past(did, bank), keep="clips")
@@ -261,13 +267,12 @@ class Support:
             gone = size - self.path.stat().st_size
         return f"purged what was removed, {gone / 1e6:.1f} MB" if past else "purged nothing"
 
-    def pack(self, out: Path | str, *, clips: bool = True, rules: LabelRules | None = None) -> str:
+    def pack(self, out: Path | str, *, clips: bool = True) -> str:
         """Write one file that travels: the bank with its clips.
 
         Args:
             out: The file; a bank that is there is replaced.
             clips: Without them the file is smaller, and cannot follow a new bundle or pixel version.
-            rules: Labels to prompts; None as in `SupportBank.of`.
 
         Raises:
             InputError: The support cannot be used, or another file stands there.
@@ -277,7 +282,7 @@ class Support:
         out = Path(out)
         if out.exists():
             read_stored(out)  # raises where it is no bank
-        bank = SupportBank.of(self.model, self.path, rules, progress=self._progress)
+        bank = self._bank_of(self.path)
         bank.save(out, clips=clips)
         return f"packed {_size(bank)} into {out}"
 
@@ -346,20 +351,22 @@ class Support:
         return self._changed(added)
 
     def _put(self, taught: list[folder_verbs.Taught], did: Callable[[list[tuple[str, str]], list[str]], str]) -> str:
-        rules = self.model.bundle.manifest.text.rules
-        return folder_verbs.put(self.path, taught, self.model, rules, self._progress, did) or _NOTHING
+        return folder_verbs.put(self.path, taught, self.model, self._rules, self._progress, did) or _NOTHING
+
+    def _bank_of(self, path: Path | str) -> SupportBank:
+        return SupportBank.of(self.model, path, self.rules, progress=self._progress)
 
     def _changed(self, verb: Callable[[SupportBank], tuple[SupportBank, str]]) -> str:
         """Let a verb make the next bank of a file, and write it."""
         with locked(self.path):
             found = followed(self.path, self.model, self._progress)
-            rules = self.model.bundle.manifest.text.rules
-            bank = SupportBank(**vars(found.bank), model=self.model, rules=rules)
+            worded = described(found.bank, self.rules, self.model) if self.rules else found.bank
+            bank = SupportBank(**vars(worded), model=self.model, rules=self._rules)
             new, did = verb(bank)
             if new is bank:
                 return _NOTHING
             whole = all(clip.origin and clip.origin.has_clip for clip in bank.clips.values())
-            new.write(self.path, _past(did, bank), keep="clips" if whole else "strips")
+            new.write(self.path, _past(did, found.bank), keep="clips" if whole else "strips")
         return did
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from tiny_bundle import COLOURS
 from websockets.sync.client import ClientConnection, connect
 
-from m2df_runtime import Model, Support
+from m2df_runtime import LabelRules, Model, Support
 from m2df_runtime.serve.access import Access
 from m2df_runtime.serve.app import App
 from m2df_runtime.serve.cameras import WatchedCameras
@@ -50,10 +50,11 @@ def serving(
     token: str | None = None,
     names: Sequence[str] = (),
     cameras: Path | None = None,
+    rules: LabelRules | None = None,
     **limits,
 ) -> Iterator[Served]:
     bounds = Limits(**limits)
-    service = Service(Support(support, model), bounds)
+    service = Service(Support(support, model, rules), bounds)
     watched = WatchedCameras(service, read_cameras(cameras)) if cameras else None
     server = Server(App(service, Access(token, names), watched), bounds)
     with listening("127.0.0.1", 0) as sock:

@@ -171,6 +171,43 @@ def test_what_is_taught_is_corrected_forgotten_and_brought_back(kind: str, model
     assert dict.fromkeys(SupportBank.of(model, support).labels) == dict.fromkeys(("crimson", "green"))
 
 
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_texts_of_ones_own_are_matched_with_shown_and_kept(kind: str, model: Model, master: Path, tmp_path: Path):
+    support = Path(shutil.copytree(master, tmp_path / "actions"))
+    if kind == "file":
+        SupportBank.of(model, support).save(tmp_path / "gate.bank")
+        support = tmp_path / "gate.bank"
+    own = {"red": ("something red", "a red square"), "blue": "something blue"}
+    rules = model.bundle.manifest.text.rules.over(own, "see {}!")
+    clip = write_clip(tmp_path / "clip.mp4", "green", seed=7)
+    with serving(model, support, rules=rules) as served:
+
+        def texts() -> dict[str, list[str]]:
+            return {entry["label"]: entry["texts"] for entry in served.client.get("/v1/classes").json()["classes"]}
+
+        def predictions() -> list[dict[str, object]]:
+            return served.client.post("/v1/predict", files=sent(clip, "clip")).json()["predictions"]
+
+        assert texts() == {"green": ["green"], "red": ["something red", "a red square"]}
+        plain, described = (SupportBank.of(model, support, one) for one in (None, rules))
+        assert predictions() == Matcher(model, described).predict(clip).record()["predictions"]
+        assert predictions() != Matcher(model, plain).predict(clip).record()["predictions"]
+        told(served.client.post("/v1/classes/blue/clips", **recording("blue", 30)))
+        told(served.client.patch("/v1/classes/red", json={"label": "crimson"}))
+        assert texts() == {"blue": ["something blue"], "crimson": ["crimson"], "green": ["green"]}
+        found = SupportBank.of(model, support, rules)
+        assert predictions() == Matcher(model, found).predict(clip).record()["predictions"]
+        told(served.client.post("/v1/undo"))
+        assert texts()["red"] == ["something red", "a red square"]
+        exported = served.client.get("/v1/export").content
+        told(served.client.post("/v1/import", files=[("file", exported)]))
+        assert texts() == {"blue": ["something blue"], "green": ["green"], "red": ["something red", "a red square"]}
+    if kind == "file":  # it carries what it was taught with
+        assert [entry.prompts for entry in SupportBank.of(model, support).classes] == [
+            ("see something blue!",), ("see green!",), ("see something red!", "see a red square!")
+        ]  # fmt: skip
+
+
 def test_a_zip_carries_everything_and_is_taken_as_one_change(served: Served, model: Model, tmp_path: Path):
     told(served.client.post("/v1/background", files=sent(write_clip(tmp_path / "n.mp4", "white"))))
     exported = served.client.get("/v1/export")
@@ -303,12 +340,16 @@ TLS = ("--tls-cert", str(CERTIFICATE), "--tls-key", str(CERTIFICATE), "--host", 
 def test_the_command_serves_and_ends_whatever_goes_on(
     number: signal.Signals, code: int, options: tuple[str, ...], tiny_bundle: Path, tmp_path: Path
 ):
+    texts = tmp_path / "labels.csv"
+    texts.write_text("class,text\nred,something red\n")
+    options = (*options, "--labels", str(texts))
     process, address = started(tmp_path / "actions", tiny_bundle, *options, M2DF_TOKEN=TOKEN)
-    trusted = ssl.create_default_context(cafile=CERTIFICATE) if options else False
+    trusted = ssl.create_default_context(cafile=CERTIFICATE) if TLS[0] in options else False
     try:
         headers = {"Authorization": f"Bearer {TOKEN}"}
         with httpx2.Client(base_url=address, headers=headers, trust_env=False, timeout=60, verify=trusted) as client:
             told(client.post("/v1/classes/red/clips", files=sent(write_clip(tmp_path / "secret name.mp4"))))
+            assert client.get("/v1/classes").json()["classes"][0]["texts"] == ["something red"]
             with client.stream("GET", "/v1/events") as events:
                 lines = events.iter_lines()
                 assert next(lines) == "retry: 2000"

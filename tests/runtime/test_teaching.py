@@ -613,6 +613,9 @@ def test_the_commands_say_what_they_did(command, tiny_bundle: Path, support_dir:
     labels = tmp_path / "labels.csv"
     labels.write_text("class,text\nred,one\nred,two\n")
     bank("pack", "--out", gate, "--labels", labels, *on)
+    labels.write_text("class,text\nreed,one\n")
+    for verb in (("pack", "--out", tmp_path / "other.bank"), ("lint",)):
+        assert "labels.csv: no row is of a class" in bank(*verb, "--labels", labels, *on).stderr
     assert [row["texts"] for row in map(json.loads, bank("list", "--support", gate, "--json").stdout.splitlines())] == [
         ["blue"], ["green"], ["greet"], ["one", "two"]
     ]  # fmt: skip
