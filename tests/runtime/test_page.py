@@ -61,7 +61,8 @@ def recorded(page: Page, least: int) -> None:
 
 
 def record(page: Page, seconds: int = 3) -> None:
-    """Hold the button for a while, as the page counts it."""
+    """Hold the button for a while, as the page counts it, from when there is a camera to record from."""
+    expect(page.locator("#record")).to_be_enabled()
     page.locator("#record").hover()
     page.mouse.down()
     recorded(page, seconds)
