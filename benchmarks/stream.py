@@ -37,11 +37,12 @@ from m2df_runtime.clips.source import ArraySource, FrameSource
 from m2df_runtime.commands.console import main_entry, progress
 from m2df_runtime.errors import InputError
 from m2df_runtime.pixels.load import load_clip
+from m2df_runtime.stream.default_window import default_window
 from m2df_runtime.stream.events import EventTracker, WindowScores
 from m2df_runtime.stream.frames import kept_frames
 from m2df_runtime.stream.sources.file import FileFrames
 from m2df_runtime.stream.sources.timed import RisingTimes
-from m2df_runtime.stream.stream import Stream, default_window, scores_of
+from m2df_runtime.stream.stream import Stream, scores_of
 from m2df_runtime.stream.windows import cut
 from m2df_train.evaluation.event_measures import TrueAction
 from m2df_train.evaluation.event_tables import MeasuredEvents, record

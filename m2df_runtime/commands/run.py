@@ -279,7 +279,7 @@ def _classify(queries: Sequence[Path], matcher: Matcher, options: RunOptions) ->
         OSError: The only picture or page cannot be written.
         CheckFailed: Some of several.
     """
-    from m2df_runtime.stream.stream import default_window
+    from m2df_runtime.stream.default_window import default_window
 
     failed = undrawn = 0
     length, said = default_window(matcher.bank), False

@@ -44,7 +44,7 @@ from m2df_runtime.serve.workers import Workers
 from m2df_runtime.show.explain import explain
 from m2df_runtime.show.filmstrip import display_spec
 from m2df_runtime.sinks.metrics import Metrics
-from m2df_runtime.stream.stream import default_window
+from m2df_runtime.stream.default_window import default_window
 from m2df_runtime.teaching.overview import ClipView, SupportView
 from m2df_runtime.teaching.support import Support
 from m2df_runtime.teaching.watch import SupportWatch

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from m2df_runtime.bank.contents import BankContents
 from m2df_runtime.clips.source import ArraySource, FrameSource, Picture, Rectangle
 from m2df_runtime.cpus import available_cpus
 from m2df_runtime.errors import ClipError, InputError, printable
@@ -28,6 +27,7 @@ from m2df_runtime.match.results import Prediction
 from m2df_runtime.pixels.load import chosen_frames
 from m2df_runtime.pixels.resize_and_crop import fit
 from m2df_runtime.pixels.spec import ClipSpec
+from m2df_runtime.stream.default_window import default_window
 from m2df_runtime.stream.events import Event, EventRules, EventTracker, WindowScores, clock
 from m2df_runtime.stream.frames import kept_frames
 from m2df_runtime.stream.read_ahead import read_ahead, read_freshest
@@ -56,7 +56,6 @@ Recording = (
 """A path, the address or number of a camera, something to read frames from, all frames, or an iterator of times in
 seconds and frames."""
 
-WINDOW_SECONDS = (1.0, 6.0)  # shortest and longest that is chosen: below, a window holds no action; above, several
 _STRIDES = 4  # of a window, where nothing else is said
 _AT_ONCE = 4  # windows of a file that are answered: each holds its frames
 _SAID = 0.01  # of a step of the grid, by which a stride may be rounded without a word
@@ -65,12 +64,6 @@ _SHORTEST = 0.01  # seconds of a stride: a recording has no frame in less
 _log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
-
-
-def default_window(bank: BankContents) -> float:
-    """Seconds of a window: the median length of the support clips, between 1 and 6 s."""
-    median = float(np.median([clip.seconds for entry in bank.classes for clip in entry.clips]))
-    return float(np.clip(round(median, 1), *WINDOW_SECONDS))
 
 
 def scores_of(prediction: Prediction) -> dict[str, float]:

@@ -19,8 +19,8 @@ from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.clips.opening import open_source
 from m2df_runtime.clips.sampling import sample_indices
 from m2df_runtime.errors import ClipError, InputError
+from m2df_runtime.stream.default_window import default_window
 from m2df_runtime.stream.sources.given import HeldPicture
-from m2df_runtime.stream.stream import default_window
 
 FPS = 25
 
