@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,16 +20,17 @@ from numpy.typing import NDArray
 from m2df_runtime.backends import Backend, Graph, Tensor, Tensors
 from m2df_runtime.backends.arrays import checked, finite_rows, refuse_infinite
 from m2df_runtime.backends.onnxruntime import OnnxRuntimeBackend, import_onnxruntime
-from m2df_runtime.backends.split import SplitGraph
 from m2df_runtime.backends.tensorrt.engine_files import EngineUnusable
 from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.manifest import GRAPHS, GraphName
 from m2df_runtime.bundle.onnx_file import graph_model
-from m2df_runtime.bundle.onnx_split import split_onnx
 from m2df_runtime.bundle.shipped import newest_bundle
 from m2df_runtime.bundle.tokenizer import Tokenizer
 from m2df_runtime.engine_names import BackendName, Precision
 from m2df_runtime.errors import CheckFailed, ClipError, EnvironmentMissing, InputError, M2dfError, first_line
+
+if TYPE_CHECKING:
+    from m2df_runtime.backends.split import SplitGraph
 
 Float = NDArray[np.float32]
 
@@ -242,6 +243,9 @@ class Model:
         return self._guarded("query", derive)
 
     def _split_query(self) -> SplitGraph | None:
+        from m2df_runtime.backends.split import SplitGraph
+        from m2df_runtime.bundle.onnx_split import split_onnx
+
         model, label = graph_model(self.bundle, "query", self.precision)
         split = split_onnx(model if isinstance(model, bytes) else model.read_bytes(), ("prompts", "prototypes"))
         load: Callable[[bytes, str], Graph] = self._backend.load  # type: ignore[attr-defined]  # of these backends
