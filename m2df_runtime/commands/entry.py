@@ -41,6 +41,8 @@ def doctor() -> NoReturn:
 def prepare() -> None:
     """Replace closed streams and take over Ctrl-C, unless it is ignored (a job in the background). Idempotent."""
     _open_streams()
+    # Else pydantic reads what every installed package says of itself, to find plugins that a command has no use for.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
         sys.unraisablehook = _unraisable
