@@ -5,7 +5,7 @@ const KEY = "m2df-token";
 /** Tells the page that the server asks for a token, does not answer, or answers again. */
 export const link = new EventTarget();
 
-export class ApiError extends Error {
+class ApiError extends Error {
   constructor(status, { code = "error", message = "The server gave no reason", hint = "" } = {}) {
     super(message);
     this.name = status === 401 ? "NeedsToken" : "ApiError";

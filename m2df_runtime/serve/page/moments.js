@@ -21,12 +21,7 @@ let numbers = 0;
  */
 export function moment({ words, detail, picture, teach, nothing, more = [], done, folded = false }) {
   const line = make("li", { class: "moment" });
-  const finish = async (pressed, work) => {
-    const told = await busy(pressed, work);
-    if (!told) return;
-    done(line);
-    await store.changed(told.did);
-  };
+  const finish = (pressed, work) => store.change(pressed, work, () => done(line));
   const choices = () => {
     const id = `as-${(numbers += 1)}`;
     const typed = { type: "text", list: "labels", maxlength: 80, required: true };

@@ -1,7 +1,7 @@
 /* Recording an action: hold the button, or press it once for a countdown; then correct both ends and give it a name. */
 
 import * as api from "./api.js";
-import { busy, counted, find, seconds, toast } from "./dom.js";
+import { counted, find, seconds, toast } from "./dom.js";
 import { movingPart } from "./motion.js";
 import { store } from "./store.js";
 
@@ -14,6 +14,8 @@ const PICTURES = 10; // of the filmstrip
 const REPLAYED = 320; // pixels of the width of what is shown again
 const AWAY = 5; // seconds to leave the picture before a minute of nothing
 const NOTHING = 59; // seconds of it: a server takes clips of up to a minute
+
+const RUNNING = ["held", "recording", "nothing"]; // phases in which frames are taken
 
 const now = () => performance.now() / 1000;
 
@@ -54,10 +56,8 @@ export class Recorder extends EventTarget {
     const button = this.#button;
     let pressed = 0;
     const down = () => {
-      if (this.#phase === "counting" || this.#phase === "recording" || this.#phase === "nothing") {
-        this.#phase === "counting" ? this.#cancel() : this.#finish();
-        return;
-      }
+      if (this.#phase === "counting") return this.#cancel();
+      if (this.#phase === "recording" || this.#phase === "nothing") return this.#finish();
       if (this.#phase !== "idle" || !this.#camera.running) return;
       pressed = now();
       this.#record("held", LONGEST);
@@ -96,7 +96,7 @@ export class Recorder extends EventTarget {
 
   #became(phase) {
     this.#phase = phase;
-    const running = phase === "held" || phase === "recording" || phase === "nothing";
+    const running = RUNNING.includes(phase);
     find("#recording").hidden = !running;
     find("#count").hidden = phase !== "counting";
     this.#button.classList.toggle("on", running);
@@ -141,7 +141,7 @@ export class Recorder extends EventTarget {
   }
 
   #took(frame) {
-    if (this.#phase !== "held" && this.#phase !== "recording" && this.#phase !== "nothing") return;
+    if (!RUNNING.includes(this.#phase)) return;
     this.#frames.push(frame);
     const taken = frame.time - this.#frames[0].time;
     find("#recorded").textContent =
@@ -150,7 +150,7 @@ export class Recorder extends EventTarget {
   }
 
   #cancel() {
-    if (!["held", "counting", "recording", "nothing"].includes(this.#phase)) return;
+    if (this.#phase !== "counting" && !RUNNING.includes(this.#phase)) return;
     this.#timers.forEach(clearTimeout);
     this.#timers = [];
     this.#frames = [];
@@ -293,13 +293,12 @@ export class Recorder extends EventTarget {
     const label = find("#name").value.trim();
     if (!label) return;
     const clip = this.#files ?? this.#frames.slice(this.#first, this.#last + 1);
-    const told = await busy(find("#teach"), () =>
-      this.#files ? api.teachFiles(label, clip) : api.teachFrames(label, clip),
-    );
-    if (!told) return; // it can be tried again, under another name
-    store.lastLabel = label;
-    this.#done();
-    store.changed(told.did);
+    const teach = this.#files ? api.teachFiles : api.teachFrames;
+    // Where it fails it can be tried again, under another name.
+    await store.change(find("#teach"), () => teach(label, clip), () => {
+      store.lastLabel = label;
+      this.#done();
+    });
   }
 
   #done() {
@@ -337,17 +336,15 @@ export class Recorder extends EventTarget {
     this.#became("idle");
     this.#frames = [];
     if (frames.length < 2) return;
-    const told = await busy(find("#minute"), () => api.teachNothing(frames, store.window));
-    if (told) store.changed(told.did);
-    this.#became("idle");
+    await store.change(find("#minute"), () => api.teachNothing(frames, store.window));
+    this.refresh();
   }
 
   async #nothingFrom(input) {
     const files = [...input.files];
     input.value = "";
     if (files.length === 0) return;
-    const told = await busy(find("#minute"), () => api.teachNothingFiles(files));
-    if (told) store.changed(told.did);
+    await store.change(find("#minute"), () => api.teachNothingFiles(files));
     this.refresh();
   }
 }

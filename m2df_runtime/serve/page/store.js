@@ -1,7 +1,7 @@
 /* What the server has been taught, as this page knows it, and the one way to say that it has changed. */
 
 import * as api from "./api.js";
-import { said, sentence, toast } from "./dom.js";
+import { busy, said, sentence, toast } from "./dom.js";
 
 class Store extends EventTarget {
   classes = [];
@@ -39,10 +39,18 @@ class Store extends EventTarget {
     }, 1000);
   }
 
-  /** Something was changed by this page: say so, and offer to take it back. */
-  async changed(did) {
-    toast(sentence(did), { offer: "Undo", action: () => this.undo() });
+  /**
+   * Change what is taught, as `pressed` is to do: say what was done, and offer to take it back.
+   *
+   * `then` runs before that. Whether it was done is given.
+   */
+  async change(pressed, work, then = () => undefined) {
+    const told = await busy(pressed, work);
+    if (!told) return false;
+    then();
+    toast(sentence(told.did), { offer: "Undo", action: () => this.undo() });
     await this.refresh();
+    return true;
   }
 
   async undo() {

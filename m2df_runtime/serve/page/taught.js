@@ -44,7 +44,7 @@ function card(entry) {
       "div",
       { class: "row" },
       iconButton("pencil", `Rename ${entry.label}`, () => renaming(entry, head)),
-      iconButton("bin", `Delete ${entry.label}`, (pressed) => change(pressed, () => api.removeClass(entry.label))),
+      iconButton("bin", `Delete ${entry.label}`, (pressed) => store.change(pressed, () => api.removeClass(entry.label))),
     ),
   );
   const clips = entry.clips.map((clip) =>
@@ -69,7 +69,7 @@ function clipOf(clip, label, load, remove) {
     { class: "clip" },
     strip(`${label}/${clip.id}`, load, `A clip of ${label}${length && `, ${length}`}`),
     length && make("span", { class: "length", "aria-hidden": "true" }, length),
-    iconButton("close", `Delete this clip of ${label} (${clip.name})`, (pressed) => change(pressed, remove), "delete"),
+    iconButton("close", `Delete this clip of ${label} (${clip.name})`, (pressed) => store.change(pressed, remove), "delete"),
   );
 }
 
@@ -92,17 +92,11 @@ function renaming(entry, head) {
   const submit = async () => {
     const name = field.value.trim();
     if (!name || name === entry.label) return back();
-    const told = await busy(form.querySelector("button"), () => api.rename(entry.label, name));
-    if (told) await store.changed(told.did);
+    await store.change(form.querySelector("button"), () => api.rename(entry.label, name));
   };
   head.replaceWith(form);
   field.focus();
   field.select();
-}
-
-async function change(pressed, work) {
-  const told = await busy(pressed, work);
-  if (told) await store.changed(told.did);
 }
 
 async function carryAway() {
@@ -116,6 +110,5 @@ async function takeOver(input) {
   input.value = "";
   if (!file) return;
   toast(`Taking over ${file.name} …`);
-  const told = await busy(find("#import"), () => api.imported(file));
-  if (told) await store.changed(told.did);
+  await store.change(find("#import"), () => api.imported(file));
 }
