@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from m2df_export.check.compare import drift, worst
 from m2df_export.tensorrt.build import DEFAULT_RANGES
 from m2df_export.tensorrt.network import Build, build_plan, cublas_works
 from m2df_runtime.backends.tensorrt.backend import TensorRTBackend, open_tensorrt
 from m2df_runtime.backends.tensorrt.graph import TensorRTGraph
 from m2df_runtime.errors import M2dfError
+from m2df_runtime.parity import drift, worst
 
 CLIPS = (1, 1, 64)
 ROUNDS, WARMUP = 300, 50

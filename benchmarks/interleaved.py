@@ -13,8 +13,8 @@ from benchmarks.chain import STAGES, Chain, Encode, EpisodeTurn, Outputs, Prepar
 from benchmarks.engines import EAGER, EngineSpec, Float
 from benchmarks.record import percentiles
 from benchmarks.workers import JobFailed, Worker, settle, started, turns
-from m2df_export.check.compare import drift, worst
 from m2df_runtime.commands.console import progress
+from m2df_runtime.parity import drift, worst
 
 OFFICIAL = "official way"
 COMPARED = ("visual", "support", "query", "total", "cpu")

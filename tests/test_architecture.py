@@ -80,7 +80,7 @@ def test_imports_run_downwards_only(package):
 ROOMS = {
     "m2df_runtime": (
         "errors", "engine_names", "regular_files", "files", "user_cache", "cpus", "progress",
-        "bounds", "clips", "pixels", "bundle", "backends", "bank", "match", "stream", "show", "sinks",
+        "bounds", "parity", "clips", "pixels", "bundle", "backends", "bank", "match", "stream", "show", "sinks",
         "bulk", "teaching", "serve", "commands",
     ),
     "m2df_train": (

@@ -10,8 +10,8 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from m2df_export.check.compare import ROUNDING, Gates
 from m2df_runtime.errors import InputError
+from m2df_runtime.parity import ROUNDING, Gates
 from m2df_train.data.clips import LabelledClip, folder_clips, generated_clips
 from m2df_train.evaluation.accuracy import summary
 from m2df_train.evaluation.compare import compare

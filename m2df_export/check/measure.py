@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 from numpy.typing import NDArray
 
-from m2df_export.check.compare import Drift, Gates, drift, gates_of, worst
 from m2df_export.check.episodes import EpisodeResult, compare_answers
 from m2df_export.check.process import Ended, run_module
 from m2df_export.check.stages import (
@@ -30,6 +29,7 @@ from m2df_export.check.stages import (
 from m2df_export.check.walk import INFO, Request, read_answers, read_results
 from m2df_runtime.bundle.manifest import GRAPHS, GraphName, PrecisionParity
 from m2df_runtime.engine_names import BackendName, Precision
+from m2df_runtime.parity import Drift, Gates, drift, gates_of, worst
 
 _ENVIRONMENT = 3  # exit status of a process whose engine is not on this machine
 

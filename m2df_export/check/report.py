@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from m2df_export.check.compare import GATES, Drift
 from m2df_export.check.episodes import SHOT
 from m2df_export.check.measure import EngineResult, Reference
 from m2df_export.check.stages import STAGES, StageResult
 from m2df_export.check.verify import Verification
 from m2df_runtime.engine_names import Precision
+from m2df_runtime.parity import GATES, Drift
 
 FLIPS_SHOWN = 5
 

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from m2df_export.check.compare import Drift, Gates, drift
 from m2df_runtime.bundle.manifest import GraphName
+from m2df_runtime.parity import Drift, Gates, drift
 
 Stage = Literal["decode", "pixels", "features", "prompts", "prototypes", "selection", "distances", "scores"]
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from m2df_export.check.compare import drift
 from m2df_export.tensorrt.build import DEFAULT_RANGES
 from m2df_runtime.backends.model import Model
 from m2df_runtime.backends.tensorrt.engine_files import Range
 from m2df_runtime.errors import CheckFailed
+from m2df_runtime.parity import drift
 
 Float = NDArray[np.float32]
 

@@ -9,7 +9,6 @@ import onnx
 import pytest
 from tiny_bundle import FRAMES, SIZE, write_bundle
 
-from m2df_export.check.compare import GATES
 from m2df_export.check.verify import engines
 from m2df_export.pipeline import ExportOptions, export_bundle
 from m2df_export.tensorrt.build import check_fp8
@@ -19,6 +18,7 @@ from m2df_runtime.backends.tensorrt.engine_files import Machine
 from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.manifest import PrecisionParity
 from m2df_runtime.errors import EnvironmentMissing, InputError
+from m2df_runtime.parity import GATES
 
 needs_modelopt = pytest.mark.skipif(
     find_spec("modelopt") is None, reason="needs modelopt, in an environment of its own: pip install m2df[fp8]"

@@ -12,13 +12,13 @@ import pytest
 
 from m2df_export import pipeline
 from m2df_export.check import episodes
-from m2df_export.check.compare import GATES, Gates
 from m2df_export.check.parity import Parity
 from m2df_export.check.report import parity_markdown, parity_record
 from m2df_export.pipeline import ExportOptions, ExportResult, export_bundle
 from m2df_runtime.bundle.manifest import SourceInfo
 from m2df_runtime.errors import InputError
 from m2df_runtime.files import sha256_file
+from m2df_runtime.parity import GATES, Gates
 
 
 @pytest.fixture(scope="module")

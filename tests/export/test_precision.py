@@ -6,11 +6,11 @@ import numpy as np
 import onnx
 import pytest
 
-from m2df_export.check.compare import drift, worst
 from m2df_export.graphs.onnx import example_inputs, signature
 from m2df_export.precision.convert import write_precision
 from m2df_export.precision.files import file_name
 from m2df_runtime.backends.onnxruntime import OnnxRuntimeBackend
+from m2df_runtime.parity import drift, worst
 
 GRAPHS = ("visual", "text", "support", "query")
 HALF = onnx.TensorProto.FLOAT16

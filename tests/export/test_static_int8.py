@@ -11,7 +11,6 @@ import onnx
 import pytest
 from exports import take_graphs
 
-from m2df_export.check.compare import GATES, Gates
 from m2df_export.check.single_graphs import smooth_pictures
 from m2df_export.pipeline import ExportOptions, export_bundle
 from m2df_export.precision.calibration import CLIPS, PICTURES, calibration_frames
@@ -20,6 +19,7 @@ from m2df_export.precision.static_int8 import LEADING, Calibration
 from m2df_runtime.backends.onnxruntime import OnnxRuntimeBackend
 from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.errors import CheckFailed, EnvironmentMissing, InputError
+from m2df_runtime.parity import GATES, Gates
 from m2df_runtime.pixels.spec import ClipSpec
 
 needs_nncf = pytest.mark.skipif(find_spec("nncf") is None, reason="needs NNCF: pip install m2df[int8]")

@@ -13,13 +13,13 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from m2df_export.check.compare import GATES, drift, gates_of
 from m2df_export.check.measure import EngineResult, measure
 from m2df_export.check.stages import STAGES, compare_numbers
 from m2df_export.check.verify import VerifyOptions, run_reference
 from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.shipped import demo_bundle, demo_support
 from m2df_runtime.files import sha256_bytes
+from m2df_runtime.parity import GATES, drift, gates_of
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from m2df_runtime.bundle.manifest import PRECISIONS
-from m2df_runtime.engine_names import Precision
+from m2df_runtime.engine_names import PRECISIONS, Precision
 
 ROUNDING = 1e-9  # of a difference between two shares of episodes that is at its bound
 
