@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import resource
 import statistics
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
@@ -18,6 +17,7 @@ from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.manifest import MANIFEST_NAME
 from m2df_runtime.cpus import available_cpus
 from m2df_runtime.files import atomic_write, sha256_bytes, sha256_file
+from m2df_runtime.measure.others import Others
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = (
@@ -45,8 +45,7 @@ class Machine:
     def __init__(self) -> None:
         self._time = datetime.now(timezone.utc)
         self._load = _load()
-        self._ticks = _ticks()
-        self._own = _own_seconds()
+        self._others = Others()
 
     def environment(self) -> dict[str, object]:
         """Versions, hardware and load of the run so far; child processes count once they have ended."""
@@ -60,37 +59,12 @@ class Machine:
             "memory_gib": _memory_gib(),
             "load_before": self._load,
             "load_after": _load(),
-            "others_used": self._others(),
+            "others_used": self._others.share(),
         }
-
-    def _others(self) -> float | None:
-        """Share of the machine's processor time that went to other processes, or to the host's other guests."""
-        now = _ticks()
-        if self._ticks is None or now is None:
-            return None
-        busy, total = (after - before for after, before in zip(now, self._ticks, strict=True))
-        others = busy - (_own_seconds() - self._own)
-        return round(max(others, 0.0) / max(total, 1e-9), 3)
 
 
 def _load() -> float | None:
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
-
-
-def _ticks() -> tuple[float, float] | None:
-    """Busy and total processor seconds of all cores since the system started; stolen time counts as busy."""
-    stat = Path("/proc/stat")
-    if not stat.is_file():
-        return None
-    user, nice, system, idle, wait, *rest = (int(v) for v in stat.read_text().split("\n", 1)[0].split()[1:9])
-    hertz = os.sysconf("SC_CLK_TCK")
-    busy = user + nice + system + sum(rest)
-    return busy / hertz, (busy + idle + wait) / hertz
-
-
-def _own_seconds() -> float:
-    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def write(name: str, record: Mapping[str, object], out: Path | None) -> Path:

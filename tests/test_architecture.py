@@ -80,8 +80,8 @@ def test_imports_run_downwards_only(package):
 ROOMS = {
     "m2df_runtime": (
         "errors", "engine_names", "regular_files", "files", "user_cache", "cpus", "progress",
-        "bounds", "parity", "clips", "pixels", "bundle", "backends", "bank", "match", "stream", "show", "sinks",
-        "bulk", "teaching", "serve", "commands",
+        "bounds", "parity", "clips", "pixels", "bundle", "backends", "bank", "match", "measure", "stream", "show",
+        "sinks", "bulk", "teaching", "serve", "commands",
     ),
     "m2df_train": (
         "public_benchmarks", "interrupt", "model", "synthetic", "recipe", "data", "cache", "evaluation", "training",

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from m2df_runtime.backends import Backend, Graph, Tensor, Tensors
 from m2df_runtime.backends.arrays import checked, finite_rows, refuse_infinite
+from m2df_runtime.backends.choice import Choice, choose, default_precision
 from m2df_runtime.backends.onnxruntime import OnnxRuntimeBackend, import_onnxruntime
 from m2df_runtime.backends.tensorrt.engine_files import EngineUnusable
 from m2df_runtime.bundle.bundle import Bundle
@@ -68,11 +69,17 @@ class Model:
 
     Args:
         bundle: The opened bundle.
-        backend: `auto` takes TensorRT where engines of this bundle fit the GPU, else CUDA where this ONNX
-            Runtime can use it, else ONNX Runtime on the CPU; a backend that is named is used or refused.
-        precision: None takes fp16 on a GPU and on a CPU the fastest precision that passed parity.
+        backend: `auto` takes what `m2df-doctor --measure` found fastest on this machine. Where it was not run: TensorRT
+            where engines of this bundle fit the GPU, else CUDA where this ONNX Runtime can use it, else ONNX Runtime
+            on the CPU. A backend that is named is used or refused.
+        precision: None takes what was measured fastest, else fp16 on a GPU and on a CPU the fastest precision at
+            export, of those that passed parity.
         threads: Threads per operator on the CPU, 1 to 256; None takes the cores this process may use. Clips are
             decoded on the caller's thread, in turns with inference.
+
+    Attributes:
+        precision: What it computes in.
+        about_engine: Which engine was taken and why, in one line; None where it was named, or nothing was measured.
 
     Raises:
         EnvironmentMissing: The named backend is not on this machine, or has no engine that fits.
@@ -93,6 +100,21 @@ class Model:
         self._loading = {name: threading.Lock() for name in (*GRAPHS, "tokenizer")}
         self._tokenizer: Tokenizer | None = None
         self._backend: Backend
+        self.precision: Precision
+        choice = choose(bundle, backend, precision)
+        try:
+            self._take(choice.backend, choice.precision, threads)
+        except EnvironmentMissing as error:
+            if not choice.measured:
+                raise
+            _log.warning("%s %s, the fastest here, cannot be used: %s", choice.backend, choice.precision, error)
+            choice = Choice(backend, precision)
+            self._take(backend, precision, threads)
+        self.about_engine = f"{self.backend} {self.precision}, {choice.why}" if choice.why else None
+
+    def _take(self, backend: BackendName, precision: Precision | None, threads: int | None) -> None:
+        """Take this backend in this precision, and by the fixed rule what is left open."""
+        self._graphs.clear()
         if backend == "tensorrt" or (backend == "auto" and importlib.util.find_spec("tensorrt")):
             try:
                 self._use_tensorrt(precision)
@@ -104,14 +126,14 @@ class Model:
                 _log.log(level, "not on TensorRT: %s", error)
                 self._graphs.clear()
         self._backend = _other_backend(backend, threads)
-        self.precision = precision or default_precision(bundle, self._backend.name)
+        self.precision = precision or default_precision(self.bundle, self._backend.name)
         if self.precision == "fp8" and backend != "cpu":
             raise InputError(
                 "the fp8 graphs are for TensorRT",
-                f"build their engines: m2df-export engines --bundle {bundle.path} --precision fp8; "
+                f"build their engines: m2df-export engines --bundle {self.bundle.path} --precision fp8; "
                 "--backend cpu imitates them, slowly",
             )
-        bundle.graph_file("visual", self.precision)
+        self.bundle.graph_file("visual", self.precision)
 
     def _use_tensorrt(self, precision: Precision | None) -> None:
         """Take TensorRT if all engines fit and the two that every use needs load: the last chance to take another."""
@@ -439,23 +461,3 @@ _IDENTITY_GRAPH = bytes.fromhex(
     "080812003a370a100a017812017922084964656e746974791201705a0f0a0178120a0a08080112040a02080162"
     "0f0a0179120a0a08080112040a02080142040a001012"
 )
-
-
-def default_precision(bundle: Bundle, backend: str) -> Precision:
-    """The fastest precision of a bundle for a backend, of those that passed parity; else the best reference.
-
-    GPUs take fp16, and fp8 only where it is asked for. ONNX Runtime on a CPU takes the fastest, by the times
-    measured with it at export. OpenVINO takes calibrated int8, else the best reference: it computes in fp32 whatever
-    a float file holds, and multiplies the graphs of dynamic int8, which are made for ONNX Runtime, no faster than
-    those of fp32.
-    """
-    manifest = bundle.manifest
-    passed = [p for p in manifest.precisions if p != "fp8" and p in manifest.parity and manifest.parity[p].passed]
-    if backend == "openvino":
-        return "int8-static" if "int8-static" in passed else next(iter(passed), manifest.precisions[0])
-    if backend != "cpu":
-        return "fp16" if "fp16" in passed else manifest.precisions[0]
-    timed = {p: ms for p in passed if (ms := manifest.parity[p].cpu_ms) is not None}
-    if timed:
-        return min(timed, key=lambda p: timed[p])
-    return manifest.precisions[0]

@@ -21,6 +21,7 @@ import click
 
 from m2df_runtime import __version__
 from m2df_runtime.commands.console import M2dfGroup, emit, emit_json, main_entry
+from m2df_runtime.commands.measure import ROUNDS, measure_engines
 from m2df_runtime.cpus import available_cpus
 from m2df_runtime.errors import EnvironmentMissing, M2dfError
 from m2df_runtime.user_cache import cache_dir, user_cache
@@ -48,6 +49,7 @@ TRAINING_PACKAGES = ("torch", "open_clip_torch", "safetensors", "onnx", "onnxscr
 EVENT_PACKAGES = {"paho-mqtt": ("mqtt", "--mqtt"), "prometheus_client": ("metrics", "--metrics-port")}
 REPLACED_BY = {"opencv-python-headless": "opencv-python"}  # either one provides cv2
 PROBE_SECONDS = 10.0
+_NEWEST = ""  # what --measure without a bundle stands for
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ def examine() -> list[Check]:
         _attempt("backend cuda", lambda: _backend("cuda")),
         _attempt("backend tensorrt", lambda: _backend("tensorrt")),
         _attempt("backend openvino", lambda: _backend("openvino")),
+        _attempt("auto", _auto),
         _attempt("decode", _decode, needed=True),
         _gpu(),
         *events,
@@ -127,6 +130,15 @@ def _backend(name: Literal["tensorrt", "cuda", "openvino", "cpu"]) -> str:
     from m2df_runtime.backends.model import probe_backend
 
     return probe_backend(name)
+
+
+def _auto() -> str:
+    """What is taken for the newest bundle, and why."""
+    from m2df_runtime import load
+
+    model = load()
+    fixed = f"{model.backend} {model.precision}, by the fixed rule: nothing was measured here (m2df-doctor --measure)"
+    return f"{model.bundle.path.name}: {model.about_engine or fixed}"
 
 
 def _decode() -> str:
@@ -178,7 +190,7 @@ def _own_cache() -> Check:
     return _folder(
         "m2df cache",
         cache_dir(),
-        "support banks of read-only folders and TensorRT engines of read-only bundles go here",
+        "support banks of read-only folders, TensorRT engines of read-only bundles and what --measure found go here",
     )
 
 
@@ -199,15 +211,33 @@ EXAMPLES = """
 Examples:
   m2df-doctor           what works here, and what to do about what does not
   m2df-doctor --json    the same, one object per check
+  m2df-doctor --measure                time the newest bundle on every engine; --backend auto takes the fastest then
+  m2df-doctor --measure bundles/mine   the same for another one
 
-Exit codes: 0 m2df-run works on the CPU, 3 it does not.
+Exit codes: 0 m2df-run works on the CPU, 3 it does not. With --measure: 1 no engine could be taken.
 """
 
 
 @click.command("m2df-doctor", cls=M2dfGroup, epilog=EXAMPLES, subcommand_metavar="")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per check and line.")
-def cli(as_json: bool) -> None:
-    """Show what works on this machine: engines, decoding, GPU, packages, caches."""
+@click.option(
+    "--measure",
+    metavar="[BUNDLE]",
+    is_flag=False,
+    flag_value=_NEWEST,
+    help="Time a bundle (by default the newest in bundles/, else the demo's) on every engine and in every precision "
+    "here, and take the fastest from now on.",
+)
+@click.option(
+    "--rounds", type=click.IntRange(1, 10_000), help=f"Queries that --measure times on each. [default: {ROUNDS}]"
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per check, or per engine, and line.")
+def cli(measure: str | None, rounds: int | None, as_json: bool) -> None:
+    """Show what works on this machine: engines, decoding, GPU, packages, caches; or find its fastest engine."""
+    if measure is not None:
+        measure_engines(None if measure == _NEWEST else Path(measure), rounds or ROUNDS, as_json=as_json)
+        return
+    if rounds is not None:
+        raise click.UsageError("--rounds is of --measure")
     checks = examine()
     for check in checks:
         if as_json:

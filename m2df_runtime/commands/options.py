@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
+from m2df_runtime.commands.console import say
 from m2df_runtime.engine_names import BACKENDS, PRECISIONS, BackendName, Precision
 
 if TYPE_CHECKING:
@@ -107,6 +108,12 @@ def text_options(command: Command) -> Command:
         ),
     )
     return with_options(command, added)
+
+
+def say_engine(model: Model) -> None:
+    """Say which engine was taken and why, where that was measured."""
+    if model.about_engine:
+        say(f"engine: {model.about_engine}")
 
 
 def parse_reject(ctx: click.Context, param: click.Parameter, value: str) -> Reject:

@@ -18,7 +18,7 @@ from click.core import ParameterSource
 from m2df_runtime.commands.bank import bank
 from m2df_runtime.commands.bulk import Asked, BulkOptions, answer_all, bulk_options
 from m2df_runtime.commands.console import M2dfGroup, emit, emit_json, main_entry, progress, report, say
-from m2df_runtime.commands.options import Reject, TextOptions, engine_options, reject_options, text_options
+from m2df_runtime.commands.options import Reject, TextOptions, engine_options, reject_options, say_engine, text_options
 from m2df_runtime.commands.recordings import (
     LONG,
     Output,
@@ -223,6 +223,7 @@ def run(options: RunOptions) -> None:
     # Cameras are answered side by side. Operators that split their work took 1.2 times the processor time on two cores.
     threads = 1 if len(queries) - len(clips) >= available_cpus() else None
     model = load(path, options.backend, options.precision, options.threads or threads, region=region)
+    say_engine(model)
     rules = options.texts.rules(model)
     taught = SupportBank.of(model, support, rules, in_cache=demo, progress=progress)
     options.texts.warn_unmatched(taught.labels)

@@ -18,6 +18,7 @@ from m2df_runtime.commands.options import (
     TextOptions,
     engine_options,
     reject_options,
+    say_engine,
     text_options,
 )
 from m2df_runtime.commands.until_signal import until_signal
@@ -124,6 +125,7 @@ def _serve(options: ServeOptions, engine: EngineOptions) -> None:
     with ExitStack() as held:
         sock = held.enter_context(listening(options.host, options.port))
         model = engine.load()
+        say_engine(model)
         support = Support(options.support or _demo(held), model, options.texts.rules(model))
         service = Service(support, limits, reject=options.reject, miss_rate=options.miss_rate)
         held.callback(service.close)

@@ -1,0 +1,172 @@
+"""What `m2df-doctor --measure` found on this machine, kept in the user's cache folder: a file for bundle and machine.
+
+It counts while the processor, its cores and the versions of the engines are those it was measured with. A bundle is
+known by the hashes of its graphs, whatever its place and name.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+from collections.abc import Iterator, Sequence
+from datetime import date
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from m2df_runtime.cpus import thread_count
+from m2df_runtime.engine_names import Precision
+from m2df_runtime.errors import first_line
+from m2df_runtime.files import atomic_write, sha256_bytes
+from m2df_runtime.pixels.spec import PIXELS_VERSION
+from m2df_runtime.regular_files import open_regular
+from m2df_runtime.user_cache import cache_dir, user_cache
+
+if TYPE_CHECKING:
+    from m2df_runtime.bundle.bundle import Bundle
+
+_FOLDER = "measured"
+_MAX_BYTES = 1 << 16
+_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt")
+_CPUINFO = Path("/proc/cpuinfo")
+
+Word = Annotated[str, Field(max_length=200)]
+Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+_log = logging.getLogger(__name__)
+
+
+class _Schema(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Machine(_Schema):
+    """What a measurement depends on: the processor, the cores that may be used, the engines' versions by package."""
+
+    processor: Word
+    cores: Annotated[int, Field(ge=1)]
+    engines: dict[Word, Word]
+
+    @classmethod
+    def here(cls) -> Machine:
+        """This machine, as this process may use it."""
+        return cls(processor=_processor()[:200], cores=thread_count(None), engines=dict(_installed()))
+
+    def text(self) -> str:
+        """For people."""
+        cores = "1 core" if self.cores == 1 else f"{self.cores} cores"
+        return ", ".join([self.processor, cores, *(f"{name} {version}" for name, version in self.engines.items())])
+
+    def unlike(self, now: Machine) -> str:
+        """In what it differs from what is there now, for people."""
+        before, after = self.text().split(", "), now.text().split(", ")
+        gone = ", ".join(word for word in before if word not in after)
+        new = ", ".join(word for word in after if word not in before)
+        if not gone:
+            return f"without {new}"
+        return f"with {gone}, now {new}" if new else f"with {gone}, which is gone"
+
+
+class Timed(_Schema):
+    """An engine and a precision with the right answers, and the milliseconds of a whole query (median)."""
+
+    backend: Literal["tensorrt", "cuda", "openvino", "cpu"]
+    precision: Precision
+    ms: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.backend} {self.precision}"
+
+
+class Measured(_Schema):
+    """What was measured of one bundle on one machine; `timed` is what `auto` may take, the fastest first."""
+
+    version: Literal[1] = 1
+    date: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\d$")]
+    machine: Machine
+    bundle: Hash
+    timed: Annotated[tuple[Timed, ...], Field(min_length=1, max_length=100)]
+
+
+def keep(bundle: Bundle, timed: Sequence[Timed]) -> Path:
+    """Keep what was measured here and now, in place of what was measured here before; returns the file.
+
+    Raises:
+        OSError: The cache folder cannot be written.
+    """
+    machine, key = Machine.here(), _key(bundle)
+    found = Measured(date=date.today().isoformat(), machine=machine, bundle=key, timed=tuple(timed))
+    path = cache_dir(_FOLDER) / _name(key, machine)
+    atomic_write(path, (found.model_dump_json(indent=2) + "\n").encode())
+    return path
+
+
+def lasts(path: Path) -> bool:
+    """Whether a file that was kept is there for the next run too, and not in a folder of this run alone."""
+    base = user_cache()
+    return base is not None and path.is_relative_to(base)
+
+
+def measured(bundle: Bundle) -> tuple[Measured, Machine] | None:
+    """What was measured of a bundle on this machine, and this machine; None where nothing was.
+
+    Where only a machine was measured that differs from this one as it is now, that: its `machine` is then another.
+    """
+    base = user_cache()
+    if base is None or not (base / "m2df" / _FOLDER).is_dir():
+        return None  # and no folder is made for that
+    folder, key = cache_dir(_FOLDER), _key(bundle)
+    paths = sorted(folder.glob(f"{key[:16]}-*.json"))
+    if not paths:
+        return None
+    here = Machine.here()
+    own = folder / _name(key, here)
+    read = [found for path in ([own] if own in paths else paths) if (found := _read(path)) and found.bundle == key]
+    return (max(read, key=lambda found: found.date), here) if read else None
+
+
+def _name(key: str, machine: Machine) -> str:
+    return f"{key[:16]}-{sha256_bytes(machine.model_dump_json().encode())[:16]}.json"
+
+
+def _key(bundle: Bundle) -> str:
+    graphs = bundle.manifest.graphs.items()
+    files = {name: {precision: file.sha256 for precision, file in info.files.items()} for name, info in graphs}
+    return sha256_bytes(json.dumps([files, PIXELS_VERSION], sort_keys=True).encode())
+
+
+def _read(path: Path) -> Measured | None:
+    """A file; one that cannot be used is named."""
+    try:
+        with open_regular(path) as file:
+            return Measured.model_validate_json(file.read(_MAX_BYTES))
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+    except OSError as error:
+        reason = error.strerror or first_line(error)
+    _log.warning("%s: not used: %s (m2df-doctor --measure writes it anew)", path, reason)
+    return None
+
+
+def _processor() -> str:
+    try:
+        with _CPUINFO.open(encoding="utf-8", errors="replace") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine()
+
+
+def _installed() -> Iterator[tuple[str, str]]:
+    for package in _PACKAGES:
+        try:
+            yield package, metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue

@@ -1,0 +1,204 @@
+"""One engine in a process of its own: what it answers to the shipped clips, and how long a query takes it.
+
+In one process the thread pools of two engines compete: an image tower took 122 ms in turns with another engine on the
+same two cores, and 6 ms alone. A process is started anew (spawned), so it holds only what its own engine loads.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2df_runtime.backends.model import Model
+from m2df_runtime.bank.folder import read_support
+from m2df_runtime.bundle.bundle import Bundle
+from m2df_runtime.bundle.prompt_texts import prompt_embeddings
+from m2df_runtime.bundle.shipped import demo_queries, demo_support
+from m2df_runtime.clips.listing import list_clips
+from m2df_runtime.engine_names import BackendName, Precision
+from m2df_runtime.errors import InputError, M2dfError, first_line
+from m2df_runtime.match.reading import read_clip
+
+Float = NDArray[np.float32]
+
+_EPISODES, _SEED = 40, 0  # with the shipped clips 400 answers, of which a gate of 99.5 % lets two differ
+_AWAKE = (
+    0.5  # seconds; a shorter query begins with one that does not count, which wakes the process' threads and caches
+)
+
+
+class EngineFailed(Exception):
+    """An engine could not start, or did not answer; the text says why."""
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """A bundle on a backend in a precision."""
+
+    bundle: Path
+    backend: BackendName
+    precision: Precision
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What an engine makes of the shipped clips.
+
+    Attributes:
+        features: Of all M clips [M, T, D].
+        prototypes: Of each clip as the only one of its class [M, V, T, D].
+        chosen: Column of the best class of each query of each 1-shot episode [E, Q].
+    """
+
+    features: Float
+    prototypes: Float
+    chosen: NDArray[np.int64]
+
+
+class EngineProcess:
+    """The process of an engine.
+
+    Args:
+        spec: What it opens.
+
+    Raises:
+        EngineFailed: The engine does not start.
+    """
+
+    def __init__(self, spec: EngineSpec) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, spec), daemon=True)
+        with _interrupts_waiting():  # processes inherit it: Ctrl-C is for the first one alone to hear
+            self._process.start()
+        theirs.close()  # or its end would not be seen
+        try:
+            self._received()
+        except EngineFailed:
+            self.close()
+            raise
+
+    def answers(self) -> Answers:
+        """What it answers to the shipped clips. Raises EngineFailed."""
+        found = self._asked("answers")
+        assert isinstance(found, Answers)
+        return found
+
+    def query(self) -> float:
+        """Milliseconds of a whole query, from the file to the scores. Raises EngineFailed."""
+        return float(self._asked("query"))
+
+    def close(self) -> None:
+        """End the process, which holds nothing that could be lost."""
+        self._connection.close()
+        self._process.kill()
+        self._process.join()
+
+    def _asked(self, what: str) -> Any:  # noqa: ANN401 - what that gives
+        with suppress(OSError):  # it has ended, which is seen where it is waited for
+            self._connection.send(what)
+        return self._received()
+
+    def _received(self) -> Any:  # noqa: ANN401
+        try:
+            done, value = self._connection.recv()
+        except (EOFError, OSError):
+            self._process.join()
+            raise EngineFailed(f"its process ended with code {self._process.exitcode}") from None
+        if not done:
+            raise EngineFailed(value)
+        return value
+
+
+@contextmanager
+def _interrupts_waiting() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _serve(connection: Connection, spec: EngineSpec) -> None:
+    """Answer what is asked for until nobody asks any more, or something fails."""
+    logging.disable(logging.WARNING)  # what there is to warn of the first process has said
+    with suppress(EOFError, OSError):
+        opened = _replied(connection, lambda: _Opened(spec), sent=False)
+        while opened:
+            if _replied(connection, getattr(opened, connection.recv())) is None:
+                return
+
+
+def _replied(connection: Connection, call: Callable[[], Any], *, sent: bool = True) -> Any:  # noqa: ANN401
+    """What a call returns, which is also sent, or only that it is done; None where it fails, and why is sent."""
+    try:
+        value = call()
+    except M2dfError as error:
+        connection.send((False, str(error)))
+    except Exception as error:  # an engine may raise anything
+        connection.send((False, f"{type(error).__name__}: {first_line(error)}"))
+    else:
+        connection.send((True, value if sent else None))
+        return value
+    return None
+
+
+class _Opened:
+    """The engine with the shipped clips before it."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self._model = Model(Bundle.open(spec.bundle), backend=spec.backend, precision=spec.precision)
+        self._model.prepare("visual", "text", "support", "query")
+        self._clip = self._model.bundle.manifest.clip
+        classes, queries = read_support(demo_support()).classes, list_clips(demo_queries()).clips
+        if not queries:
+            raise InputError("this installation has no demo clips", "install m2df again")
+        labels = list(classes)
+        self._clips = [(labels.index(label), clip.path) for label, own in classes.items() for clip in own]
+        self._clips += [(labels.index(path.stem), path) for path in queries]
+        self._query = queries[0]
+        rules = self._model.bundle.manifest.text.rules
+        prompts = prompt_embeddings((rules.prompts(label) for label in labels), self._model.encode_texts)
+        self._prompts = prompts
+        self._seconds = 0.0
+
+    def answers(self) -> Answers:
+        """See `EngineProcess.answers`; clips are encoded one by one, as queries are."""
+        features = np.concatenate([self._model.encode_clips(self._read(path)[None]) for _, path in self._clips])
+        of = np.array([label for label, _ in self._clips])
+        pairs = zip(features, of, strict=True)
+        prototypes = np.stack([self._model.prototypes(own[None], self._prompts[c : c + 1]) for own, c in pairs])
+        rng, chosen = np.random.default_rng(_SEED), []
+        for _ in range(_EPISODES):
+            support = np.array([rng.choice(np.flatnonzero(of == label)) for label in range(len(self._prompts))])
+            queries = np.delete(features, support, axis=0)
+            chosen.append(self._model.match(queries, self._prompts, prototypes[support]).logits.argmax(axis=1))
+        self._kept = self._model.resident(self._prompts), self._model.resident(prototypes[support])
+        return Answers(features, prototypes, np.stack(chosen))
+
+    def query(self) -> float:
+        """See `EngineProcess.query`; after `answers`, whose last episode it is asked against."""
+        if self._seconds < _AWAKE:
+            self._one_query()
+        self._seconds = self._one_query()
+        return 1000 * self._seconds
+
+    def _one_query(self) -> float:
+        start = perf_counter()
+        features = self._model.encode_resident(self._read(self._query)[None])
+        self._model.match(features, *self._kept)
+        return perf_counter() - start
+
+    def _read(self, path: Path) -> NDArray[np.uint8]:
+        return read_clip(path, self._clip).pixels

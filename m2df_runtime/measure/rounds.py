@@ -1,0 +1,163 @@
+"""Engines in turns: which give the model's answers, and how long a query takes each of them."""
+
+from __future__ import annotations
+
+import random
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Literal
+
+from m2df_runtime.backends.choice import takeable
+from m2df_runtime.backends.measured import Timed
+from m2df_runtime.backends.model import probe_backend
+from m2df_runtime.bundle.bundle import Bundle
+from m2df_runtime.engine_names import Precision
+from m2df_runtime.errors import EnvironmentMissing
+from m2df_runtime.measure.engine import Answers, EngineFailed, EngineProcess, EngineSpec
+from m2df_runtime.parity import drift, gates_of, worst
+from m2df_runtime.progress import Progress, silent
+
+_BACKENDS: tuple[Literal["tensorrt", "cuda", "openvino", "cpu"], ...] = ("cpu", "openvino", "cuda", "tensorrt")
+_FIRST = 2  # queries of each engine before the rounds
+_SLOW = 2.0  # an engine that takes so many times as long as another is not waited for any further, and its memory freed
+_SETTLE = 0.02  # seconds between turns: threads of the last engine stop spinning within a few ms
+
+
+@dataclass
+class Contender:
+    """A backend and a precision of a bundle, and what was found of them.
+
+    Attributes:
+        backend: The backend.
+        precision: None where the backend as a whole is missing.
+        samples: Milliseconds of its queries.
+        cosine: The smallest of its features and prototypes with those of the reference.
+        agreement: Share of answers that are the reference's; None where the weights are random, and answers noise.
+        behind: Whether it was so slow at first that it took no part in the rounds.
+        problem: Why it is not measured, or not to be taken.
+    """
+
+    backend: Literal["tensorrt", "cuda", "openvino", "cpu"]
+    precision: Precision | None
+    samples: list[float] = field(default_factory=list)
+    cosine: float | None = None
+    agreement: float | None = None
+    behind: bool = False
+    problem: str | None = None
+
+    @property
+    def ms(self) -> float | None:
+        """Median of its queries; None where it is not to be taken."""
+        return median(self.samples) if self.samples and not self.problem else None
+
+    @property
+    def timed(self) -> Timed | None:
+        """As it is kept; None where it is not to be taken."""
+        if self.ms is None or self.precision is None:
+            return None
+        return Timed(backend=self.backend, precision=self.precision, ms=round(self.ms, 3))
+
+
+def measure(bundle: Bundle, rounds: int, progress: Progress = silent) -> list[Contender]:
+    """Measure a bundle on every backend of this machine, in every precision that may be taken unasked.
+
+    They are held to the best precision in the first engine that works: ONNX Runtime on the CPU, where it is installed.
+    Engines take turns in a new random order each round, so that a machine that slows down slows all of them.
+
+    Args:
+        bundle: The bundle.
+        rounds: How often each is asked that is not far behind.
+        progress: Shown how far it is.
+
+    Returns:
+        The fastest of the rounds first, then those that were behind, then those that are not to be taken.
+    """
+    contenders = _contenders(bundle)
+    asked = [one for one in contenders if not one.problem]
+    with ExitStack() as held:
+        running = _started(bundle, asked, held, progress)
+        shuffled = random.Random(0)
+        with progress("rounds", rounds) as advance:
+            for _ in range(rounds):
+                shuffled.shuffle(running)
+                for one, process in running:
+                    _time(one, process)
+                running = [(one, process) for one, process in running if not one.problem]
+                advance(1)
+    return sorted(contenders, key=lambda one: (one.ms is None, one.behind, one.ms or 0.0))
+
+
+def _contenders(bundle: Bundle) -> list[Contender]:
+    found: list[Contender] = []
+    for backend in _BACKENDS:
+        try:
+            probe_backend(backend)
+        except EnvironmentMissing as error:
+            found.append(Contender(backend, None, problem=str(error)))
+        else:
+            found += [Contender(backend, precision) for precision in takeable(bundle, backend)]
+    return found
+
+
+def _started(
+    bundle: Bundle, asked: list[Contender], held: ExitStack, progress: Progress
+) -> list[tuple[Contender, EngineProcess]]:
+    """The engines that give the right answers and are not far behind, which have answered their first queries."""
+    running: list[tuple[Contender, EngineProcess]] = []
+    reference: tuple[Precision, Answers] | None = None
+    with progress("engines", len(asked)) as advance:
+        for one in asked:
+            assert one.precision is not None  # of a backend that is here
+            try:
+                process = EngineProcess(EngineSpec(bundle.path, one.backend, one.precision))
+                held.callback(process.close)
+                answers = process.answers()
+            except EngineFailed as error:
+                one.problem = str(error)
+            else:
+                reference = reference or (one.precision, answers)
+                _compare(one, answers, *reference, random=bundle.manifest.source.random_weights)
+                for _ in range(0 if one.problem else _FIRST):
+                    _time(one, process)
+                running.append((one, process))
+            best = min((other.ms for other, _ in running if other.ms), default=0.0)
+            for other, its in running:
+                other.behind = other.ms is None or other.ms > _SLOW * best
+                if other.behind:
+                    its.close()
+            running = [(other, its) for other, its in running if not other.behind]
+            advance(1)
+    for one, _ in running:
+        one.samples.clear()  # what follows is measured in turns
+    return running
+
+
+def _compare(one: Contender, answers: Answers, precision: Precision, reference: Answers, *, random: bool) -> None:
+    """Hold an engine's answers to the reference's."""
+    assert one.precision is not None
+    gates = gates_of(one.backend, one.precision, precision)
+    found = worst(
+        drift(actual, expected)
+        for actual, expected in (
+            (answers.features, reference.features),
+            (answers.prototypes, reference.prototypes),
+        )
+    )
+    one.cosine = found.cosine
+    problem = found.problem(gates)
+    if not random:
+        one.agreement = float((answers.chosen == reference.chosen).mean())
+        if gates.agreement is not None and one.agreement < gates.agreement:
+            problem = problem or f"top-1 agreement {one.agreement:.1%}, needed {gates.agreement:.1%}"
+    if problem:
+        one.problem = f"not the model's answers: {problem}"
+
+
+def _time(one: Contender, process: EngineProcess) -> None:
+    try:
+        one.samples.append(process.query())
+    except EngineFailed as error:
+        one.problem = str(error)
+    time.sleep(_SETTLE)

@@ -1,0 +1,196 @@
+"""What is fastest on this machine: measured among those with the right answers, kept, and taken as long as it holds."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from tiny_bundle import graph_bytes, write_bundle
+
+from m2df_runtime import user_cache
+from m2df_runtime.backends.measured import Timed, keep, lasts
+from m2df_runtime.backends.model import Model
+from m2df_runtime.bundle.bundle import Bundle
+from m2df_runtime.commands.doctor import cli
+from m2df_runtime.files import sha256_bytes
+
+ROOT = Path(__file__).parents[2]
+if find_spec("openvino") is None:
+    pytest.skip("needs OpenVINO: pip install 'm2df[openvino]'", allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that holds fp16 graphs, too, which are said to have passed, and give other prototypes."""
+    folder = write_bundle(tmp_path_factory.mktemp("measured") / "bundle")
+    other = graph_bytes("support", support_weight=50.0)
+    (folder / "other.onnx").write_bytes(other)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for name, graph in manifest["graphs"].items():
+        graph["files"]["fp16"] = graph["files"]["fp32"]
+        if name == "support":
+            graph["files"]["fp16"] = {"path": "other.onnx", "sha256": sha256_bytes(other), "bytes": len(other)}
+    manifest["parity"] = {precision: {"passed": True, "cpu_ms": 1.0} for precision in ("fp32", "fp16")}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run_once(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    """The cache folder after `m2df-doctor --measure`, and the lines that it printed."""
+    cache = tmp_path_factory.mktemp("cache")
+    done = subprocess.run(
+        [sys.executable, "-m", "m2df_runtime.commands.doctor", "--measure", bundle, "--rounds", "3", "--json"],
+        cwd=ROOT, env={**os.environ, "XDG_CACHE_HOME": str(cache)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"(other programs had \d+% of the processors: .*\n)?", done.stderr)
+    return cache, [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture
+def kept(run_once: tuple[Path, list[dict[str, Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file that was written, in a cache folder that is this test's."""
+    user_cache._private.cache_clear()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(shutil.copytree(run_once[0], tmp_path / "cache")))
+    (file,) = (tmp_path / "cache" / "m2df" / "measured").iterdir()
+    return file
+
+
+def changed(file: Path, **fields: object) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+
+
+def timed(*fastest_first: str) -> list[dict[str, object]]:
+    return [
+        {"backend": name.split()[0], "precision": name.split()[1], "ms": float(place)}
+        for place, name in enumerate(fastest_first, 1)
+    ]
+
+
+def test_every_engine_is_timed_that_gives_the_models_answers(run_once: tuple[Path, list[dict[str, Any]]]) -> None:
+    cache, lines = run_once
+    found = {(line["backend"], line["precision"]): line for line in lines}
+    right = [line for line in lines if line["problem"] is None]
+    assert {(line["backend"], line["precision"]) for line in right} == {
+        ("cpu", "fp32"),
+        ("openvino", "fp32"),
+    }
+    assert [line["ms"] for line in right] == sorted(line["ms"] for line in right)
+    assert [line["auto"] for line in lines] == [line is right[0] for line in lines]
+    assert right[0]["rounds"] == 3 and right[0]["times_fastest"] == 1.0
+    for backend in ("cpu", "openvino"):  # the other prototypes are seen, whatever the manifest says
+        assert found[backend, "fp16"]["problem"].startswith("not the model's answers: cosine ")
+        assert found[backend, "fp16"]["ms"] is None
+    assert "CUDAExecutionProvider" in found["cuda", None]["problem"]
+    (file,) = (cache / "m2df" / "measured").iterdir()
+    kept = json.loads(file.read_text())["timed"]
+    assert kept == [{"backend": one["backend"], "precision": one["precision"], "ms": one["ms"]} for one in right]
+
+
+def test_auto_takes_the_fastest_of_the_file(bundle: Path, kept: Path, command, support_dir: Path) -> None:
+    opened = Bundle.open(bundle)
+    for fastest, other in (("openvino fp32", "cpu fp32"), ("cpu fp32", "openvino fp32")):
+        changed(kept, timed=timed(fastest, other), date="2026-03-01")
+        model = Model(opened)
+        assert f"{model.backend} {model.precision}" == fastest
+        assert model.about_engine == f"{fastest}, measured here on 2026-03-01: 2.0 times as fast as {other}"
+        done = command("--bundle", bundle, "--support", support_dir, "--query", support_dir / "red", "--json")
+        assert done.stderr.startswith(f"engine: {model.about_engine}\n")
+        assert {json.loads(line)["backend"] for line in done.stdout.splitlines()} == {fastest.split()[0]}
+    # What is named stays, and the rest is what was fastest with it.
+    changed(kept, timed=timed("openvino fp16", "cpu fp16", "cpu fp32"))
+    assert [Model(opened, backend=name).precision for name in ("cpu", "openvino")] == ["fp16", "fp16"]
+    assert Model(opened, precision="fp32").backend == "cpu"
+    named = Model(opened, backend="openvino", precision="fp32")
+    assert (named.backend, named.precision, named.about_engine) == ("openvino", "fp32", None)
+
+
+def test_what_a_bundle_does_not_vouch_for_is_not_taken(bundle: Path, kept: Path, tmp_path: Path) -> None:
+    """The same graphs, of which fp16 failed at export; int8 is not in them."""
+    copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["parity"]["fp16"]["passed"] = False
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    changed(kept, timed=timed("cpu int8", "openvino fp16", "openvino fp32", "cpu fp32"))
+    model = Model(Bundle.open(copy))
+    assert (model.backend, model.precision) == ("openvino", "fp32")
+    changed(kept, timed=timed("cpu int8", "cpu fp8"))
+    assert Model(Bundle.open(copy)).about_engine is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("cores", 4096, r"with 4096 cores, now \d+ cores?"),
+        ("processor", "Z80", "with Z80, now .+"),
+        ("engines", {"openvino": "1.0"}, r"with openvino 1\.0, now onnxruntime .+, openvino .+"),
+        ("engines", {}, r"without onnxruntime .+, openvino .+"),
+    ],
+)
+def test_another_machine_or_version_does_not_count_and_is_named(
+    bundle: Path, kept: Path, field: str, value: object, said: str
+) -> None:
+    machine = json.loads(kept.read_text())["machine"]
+    changed(kept, timed=timed("openvino fp32", "cpu fp32"), date="2026-03-01", machine=machine | {field: value})
+    for place in (kept, kept.with_name(kept.name[:17] + 16 * "0" + ".json")):  # as this machine's, and as another's
+        kept.rename(place)
+        model = Model(Bundle.open(bundle))
+        assert (model.backend, model.precision) == ("cpu", "fp32")
+        assert model.about_engine is not None
+        pattern = rf"cpu fp32, by the fixed rule: measured on 2026-03-01 {said} \(m2df-doctor --measure\)"
+        assert re.fullmatch(pattern, model.about_engine), model.about_engine
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"version": 2}', "[" * 5000, '{"timed": []}'])
+def test_a_file_that_cannot_be_used_is_named(
+    bundle: Path, kept: Path, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept.write_text(content)
+    model = Model(Bundle.open(bundle))
+    assert (model.backend, model.precision, model.about_engine) == ("cpu", "fp32", None)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert record.getMessage().startswith(f"{kept}: not used: ") and "\n" not in record.getMessage()
+
+
+@pytest.mark.parametrize("whose", ["another user's", "anybody's"])
+def test_a_folder_that_others_can_fill_is_not_believed(
+    bundle: Path, kept: Path, whose: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    changed(kept, timed=timed("openvino fp32", "cpu fp32"))
+    if whose == "another user's":
+        monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    else:
+        kept.parent.chmod(0o777)
+    opened = Bundle.open(bundle)
+    assert (Model(opened).backend, Model(opened).about_engine) == ("cpu", None)
+    assert "so nothing in it is believed" in caplog.text
+    assert not lasts(keep(opened, [Timed(backend="cpu", precision="fp32", ms=1.0)]))
+
+
+def test_an_engine_that_no_longer_works_is_replaced_by_the_rule(
+    bundle: Path, kept: Path, command, support_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed(kept, timed=timed("openvino fp32", "cpu fp32"))
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    done = command("--bundle", bundle, "--support", support_dir, "--query", support_dir / "red/0.mp4", "--json")
+    assert done.returncode == 0, done.stderr
+    warning = "warning: openvino fp32, the fastest here, cannot be used: OpenVINO cannot be used: "
+    assert done.stderr.startswith(warning) and "engine: " not in done.stderr
+    assert json.loads(done.stdout)["backend"] == "cpu"
+
+
+def test_rounds_are_of_measuring() -> None:
+    done = CliRunner().invoke(cli, ["--rounds", "3"])
+    assert (done.exit_code, "--rounds is of --measure" in done.output) == (2, True)
