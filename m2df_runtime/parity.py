@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from m2df_runtime.engine_names import PRECISIONS, Precision
+from m2df_runtime.engine_names import RUN_PRECISIONS, RunPrecision
 
 ROUNDING = 1e-9  # of a difference between two shares of episodes that is at its bound
 
@@ -25,9 +25,11 @@ class Gates:
 
 
 _EIGHT_BITS = Gates(cosine=0.995, agreement=0.98, accuracy_drop=0.01)
-GATES: dict[Precision, Gates] = {
+_SIXTEEN_BITS = Gates(cosine=0.9995, agreement=0.995)
+GATES: dict[RunPrecision, Gates] = {
     "fp32": Gates(max_rel=1e-4),
-    "fp16": Gates(cosine=0.9995, agreement=0.995),
+    "fp16": _SIXTEEN_BITS,
+    "bf16": _SIXTEEN_BITS,
     "int8": _EIGHT_BITS,
     "int8-static": _EIGHT_BITS,
     "fp8": _EIGHT_BITS,
@@ -36,9 +38,9 @@ GATES: dict[Precision, Gates] = {
 _GPU_FP32 = Gates(cosine=0.99999, agreement=0.995)
 
 
-def gates_of(backend: str, precision: Precision, reference: Precision) -> Gates:
+def gates_of(backend: str, precision: RunPrecision, reference: RunPrecision) -> Gates:
     """Bounds of an engine against a reference: those of the coarser of their precisions."""
-    coarser = max(precision, reference, key=PRECISIONS.index)
+    coarser = max(precision, reference, key=RUN_PRECISIONS.index)
     return _GPU_FP32 if coarser == "fp32" and backend in ("cuda", "tensorrt") else GATES[coarser]
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from m2df_runtime.backends.measured import Timed, measured
-from m2df_runtime.engine_names import ON_CPU, BackendName, Precision
+from m2df_runtime.engine_names import ON_CPU, BackendName, Precision, RunPrecision
 
 if TYPE_CHECKING:
     from m2df_runtime.bundle.bundle import Bundle
@@ -24,12 +24,12 @@ class Choice:
     """
 
     backend: BackendName
-    precision: Precision | None
+    precision: RunPrecision | None
     measured: bool = False
     why: str | None = None
 
 
-def choose(bundle: Bundle, backend: BackendName, precision: Precision | None) -> Choice:
+def choose(bundle: Bundle, backend: BackendName, precision: RunPrecision | None) -> Choice:
     """What to open where this is asked for; `auto` and None are filled with what was measured fastest on this machine.
 
     A backend or a precision that is named stays, and the other is the one that was fastest with it.
@@ -65,15 +65,18 @@ def _ahead(bundle: Bundle, fitting: list[Timed]) -> str:
     return f": {other.ms / best.ms:.1f} times as fast as {other.name}" if other else ""
 
 
-def takeable(bundle: Bundle, backend: str) -> tuple[Precision, ...]:
+def takeable(bundle: Bundle, backend: str) -> tuple[RunPrecision, ...]:
     """The precisions that a backend may be given unasked, best reference first.
 
     Those that passed parity, where it is known, without fp8. A GPU takes float graphs alone. int8 counts as any other:
-    its gate at export bounds what it may cost, one point of accuracy.
+    its gate at export bounds what it may cost, one point of accuracy. What OpenVINO computes in bf16 is held to its
+    gate where it is measured.
     """
-    found: list[Precision] = [*(_passed(bundle) or bundle.manifest.precisions[:1])]
+    found: list[RunPrecision] = [*(_passed(bundle) or bundle.manifest.precisions[:1])]
     if backend not in ON_CPU:
         return tuple(precision for precision in found if precision in ("fp32", "fp16"))
+    if backend == "openvino" and found[0] in ("fp32", "fp16"):
+        found.append("bf16")
     return tuple(found)
 
 

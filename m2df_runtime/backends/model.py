@@ -27,7 +27,7 @@ from m2df_runtime.bundle.manifest import GRAPHS, GraphName
 from m2df_runtime.bundle.onnx_file import graph_model
 from m2df_runtime.bundle.shipped import newest_bundle
 from m2df_runtime.bundle.tokenizer import Tokenizer
-from m2df_runtime.engine_names import BackendName, Precision
+from m2df_runtime.engine_names import BackendName, Precision, RunPrecision
 from m2df_runtime.errors import CheckFailed, ClipError, EnvironmentMissing, InputError, M2dfError, first_line
 
 if TYPE_CHECKING:
@@ -73,16 +73,17 @@ class Model:
             where engines of this bundle fit the GPU, else CUDA where this ONNX Runtime can use it, else ONNX Runtime
             on the CPU. A backend that is named is used or refused.
         precision: None takes what was measured fastest, else fp16 on a GPU and on a CPU the fastest precision at
-            export, of those that passed parity.
+            export, of those that passed parity. `bf16` is OpenVINO's, of float graphs.
         threads: Threads per operator on the CPU, 1 to 256; None takes the cores this process may use. Clips are
             decoded on the caller's thread, in turns with inference.
 
     Attributes:
         precision: What it computes in.
+        files: The precision of the graphs in use, which differs where they are computed in bf16.
         about_engine: Which engine was taken and why, in one line; None where it was named, or nothing was measured.
 
     Raises:
-        EnvironmentMissing: The named backend is not on this machine, or has no engine that fits.
+        EnvironmentMissing: The named backend is not on this machine, has no engine that fits, or no bf16.
         InputError: The bundle lacks the precision, or it is fp8 and neither TensorRT runs it nor `cpu` was named.
     """
 
@@ -91,7 +92,7 @@ class Model:
         bundle: Bundle,
         *,
         backend: BackendName = "auto",
-        precision: Precision | None = None,
+        precision: RunPrecision | None = None,
         threads: int | None = None,
     ) -> None:
         self.bundle = bundle
@@ -100,7 +101,8 @@ class Model:
         self._loading = {name: threading.Lock() for name in (*GRAPHS, "tokenizer")}
         self._tokenizer: Tokenizer | None = None
         self._backend: Backend
-        self.precision: Precision
+        self.precision: RunPrecision
+        self.files: Precision
         choice = choose(bundle, backend, precision)
         try:
             self._take(choice.backend, choice.precision, threads)
@@ -112,9 +114,12 @@ class Model:
             self._take(backend, precision, threads)
         self.about_engine = f"{self.backend} {self.precision}, {choice.why}" if choice.why else None
 
-    def _take(self, backend: BackendName, precision: Precision | None, threads: int | None) -> None:
+    def _take(self, backend: BackendName, precision: RunPrecision | None, threads: int | None) -> None:
         """Take this backend in this precision, and by the fixed rule what is left open."""
         self._graphs.clear()
+        if precision == "bf16":
+            self._use_bfloat16(backend, threads)
+            return
         if backend == "tensorrt" or (backend == "auto" and importlib.util.find_spec("tensorrt")):
             try:
                 self._use_tensorrt(precision)
@@ -126,14 +131,26 @@ class Model:
                 _log.log(level, "not on TensorRT: %s", error)
                 self._graphs.clear()
         self._backend = _other_backend(backend, threads)
-        self.precision = precision or default_precision(self.bundle, self._backend.name)
+        self.precision = self.files = precision or default_precision(self.bundle, self._backend.name)
         if self.precision == "fp8" and backend != "cpu":
             raise InputError(
                 "the fp8 graphs are for TensorRT",
                 f"build their engines: m2df-export engines --bundle {self.bundle.path} --precision fp8; "
                 "--backend cpu imitates them, slowly",
             )
-        self.bundle.graph_file("visual", self.precision)
+        self.bundle.graph_file("visual", self.files)
+
+    def _use_bfloat16(self, backend: BackendName, threads: int | None) -> None:
+        """Compute the bundle's best float graphs in bf16."""
+        from m2df_runtime.backends.openvino import OpenVINOBackend
+
+        if backend not in ("auto", "openvino"):
+            raise InputError(f"{backend} does not compute in bf16", "take --backend openvino, or another --precision")
+        best = self.bundle.manifest.precisions[0]
+        if best not in ("fp32", "fp16"):
+            raise InputError(f"{self.bundle.path}: no float graphs to compute in bf16", "export it with --fp16")
+        self._backend = OpenVINOBackend(threads, bfloat16=True)
+        self.precision, self.files = "bf16", best
 
     def _use_tensorrt(self, precision: Precision | None) -> None:
         """Take TensorRT if all engines fit and the two that every use needs load: the last chance to take another."""
@@ -141,8 +158,8 @@ class Model:
 
         backend = TensorRTBackend()
         self._backend = backend
-        self.precision = precision or default_precision(self.bundle, backend.name)
-        backend.check(self.bundle, self.precision)
+        self.precision = self.files = precision or default_precision(self.bundle, backend.name)
+        backend.check(self.bundle, self.files)
         self.prepare("visual", "query")
 
     @property
@@ -268,7 +285,7 @@ class Model:
         from m2df_runtime.backends.split import SplitGraph
         from m2df_runtime.bundle.onnx_split import split_onnx
 
-        model, label = graph_model(self.bundle, "query", self.precision)
+        model, label = graph_model(self.bundle, "query", self.files)
         split = split_onnx(model if isinstance(model, bytes) else model.read_bytes(), ("prompts", "prototypes"))
         load: Callable[[bytes, str], Graph] = self._backend.load  # type: ignore[attr-defined]  # of these backends
         return SplitGraph(split, lambda part: load(part, label)) if split else None
@@ -339,7 +356,7 @@ class Model:
         for name in graphs:
             with self._loading[name]:  # threads that need the same graph load it once
                 if name not in self._graphs:
-                    self._graphs[name] = self._backend.open(self.bundle, name, self.precision)
+                    self._graphs[name] = self._backend.open(self.bundle, name, self.files)
 
     @property
     def _dim(self) -> int:
@@ -385,7 +402,7 @@ class Model:
 def load(
     path: Path | str | None = None,
     backend: BackendName = "auto",
-    precision: Precision | None = None,
+    precision: RunPrecision | None = None,
     threads: int | None = None,
     *,
     region: Literal["full", "motion"] | None = None,

@@ -1,8 +1,8 @@
 """OpenVINO on the CPU.
 
 It computes in fp32 whatever a float file holds: left to itself it takes bfloat16 where the processor knows it,
-which is further from the model than any precision a bundle was checked in. The products of calibrated int8
-graphs run on int8 kernels all the same.
+which is further from the model than any precision a bundle was checked in. Where that is asked for, the towers are
+computed so, and matching in fp32. The products of calibrated int8 graphs run on int8 kernels all the same.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 DEVICE = "CPU"
 INSTALL = "pip install 'm2df[openvino]'"
+_TOWERS = ("visual", "text")
 _TELEMETRY = "openvino_telemetry"
 
 
@@ -93,13 +94,14 @@ class OpenVINOBackend:
 
     Args:
         threads: Threads it computes on, 1 to 256; None takes the cores this process may use.
+        bfloat16: Compute the towers of float graphs in it.
 
     Raises:
         InputError: That many threads cannot be asked for.
-        EnvironmentMissing: OpenVINO is not installed, or has no CPU device here.
+        EnvironmentMissing: OpenVINO is not installed, has no CPU device here, or computes no bfloat16 on this one.
     """
 
-    def __init__(self, threads: int | None = None) -> None:
+    def __init__(self, threads: int | None = None, *, bfloat16: bool = False) -> None:
         module = import_openvino()
         self.name = "openvino"
         self._core = module.Core()
@@ -107,6 +109,10 @@ class OpenVINOBackend:
             processor = str(self._core.get_property(DEVICE, "FULL_DEVICE_NAME")).strip()
         except RuntimeError as error:
             raise EnvironmentMissing(f"OpenVINO has no CPU device here: {first_line(error)}", INSTALL) from None
+        # Asked for all the same, it would compute in fp32 and say nothing.
+        if bfloat16 and "BF16" not in self._core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"):
+            raise EnvironmentMissing(f"OpenVINO computes no bf16 on this processor ({processor})", "take fp32 or fp16")
+        self._bfloat16 = bfloat16
         version = module.__version__.partition("-")[0]
         self.description = f"OpenVINO {version} {DEVICE} ({processor})"
         self._options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
@@ -118,7 +124,8 @@ class OpenVINOBackend:
         Raises:
             InputError: The file is not the one that was exported, or OpenVINO refuses it.
         """
-        return self.load(*graph_model(bundle, graph, precision))
+        hint = {"INFERENCE_PRECISION_HINT": "bf16"} if self._bfloat16 and graph in _TOWERS else {}
+        return self._compiled(*graph_model(bundle, graph, precision), self._options | hint)
 
     def resident(self, array: NDArray[Any]) -> Tensor:
         """See `Backend.resident`."""
@@ -130,9 +137,12 @@ class OpenVINOBackend:
         Raises:
             InputError: OpenVINO refuses the graph.
         """
+        return self._compiled(model, label, self._options)
+
+    def _compiled(self, model: bytes | Path, label: str, options: dict[str, Any]) -> Graph:
         try:
             read = self._core.read_model(model if isinstance(model, bytes) else os.fspath(model))
-            compiled = self._core.compile_model(read, DEVICE, self._options)
+            compiled = self._core.compile_model(read, DEVICE, options)
         except Exception as error:  # its errors are RuntimeError mostly, and not by contract
             raise InputError(f"{label}: OpenVINO cannot load the graph: {first_line(error)}") from None
         return OpenVINOGraph(compiled)

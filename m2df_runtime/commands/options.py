@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import click
 
 from m2df_runtime.commands.console import say
-from m2df_runtime.engine_names import BACKENDS, PRECISIONS, BackendName, Precision
+from m2df_runtime.engine_names import BACKENDS, RUN_PRECISIONS, BackendName, RunPrecision
 
 if TYPE_CHECKING:
     from m2df_runtime import Model
@@ -36,7 +36,7 @@ class EngineOptions:
 
     bundle: Path | None
     backend: BackendName
-    precision: Precision | None
+    precision: RunPrecision | None
     threads: int | None
 
     @classmethod
@@ -61,7 +61,7 @@ def engine_options(command: Command) -> Command:
         ),
         click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True),
         click.option(
-            "--precision", type=click.Choice(PRECISIONS), help="[default: fastest that passed its parity check]"
+            "--precision", type=click.Choice(RUN_PRECISIONS), help="[default: fastest that passed its parity check]"
         ),
         click.option("--threads", type=click.IntRange(1, 256), help="CPU threads. [default: the cores it may use]"),
     )

@@ -30,7 +30,7 @@ from m2df_runtime.commands.recordings import (
 )
 from m2df_runtime.commands.serve import serve
 from m2df_runtime.cpus import available_cpus
-from m2df_runtime.engine_names import BackendName, Precision
+from m2df_runtime.engine_names import BackendName, RunPrecision
 from m2df_runtime.errors import CheckFailed, ClipError, InputError
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class RunOptions:
     cameras: Path | None
     bundle: Path | None
     backend: BackendName
-    precision: Precision | None
+    precision: RunPrecision | None
     topk: int
     json: bool
     reject: Reject

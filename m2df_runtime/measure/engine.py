@@ -26,7 +26,7 @@ from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.prompt_texts import prompt_embeddings
 from m2df_runtime.bundle.shipped import demo_queries, demo_support
 from m2df_runtime.clips.listing import list_clips
-from m2df_runtime.engine_names import BackendName, Precision
+from m2df_runtime.engine_names import BackendName, RunPrecision
 from m2df_runtime.errors import InputError, M2dfError, first_line
 from m2df_runtime.match.reading import read_clip
 
@@ -48,7 +48,7 @@ class EngineSpec:
 
     bundle: Path
     backend: BackendName
-    precision: Precision
+    precision: RunPrecision
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from typing import Literal
 from m2df_runtime.backends.choice import takeable
 from m2df_runtime.backends.measured import Timed
 from m2df_runtime.backends.model import probe_backend
+from m2df_runtime.backends.openvino import OpenVINOBackend
 from m2df_runtime.bundle.bundle import Bundle
-from m2df_runtime.engine_names import Precision
+from m2df_runtime.engine_names import RunPrecision
 from m2df_runtime.errors import EnvironmentMissing
 from m2df_runtime.measure.engine import Answers, EngineFailed, EngineProcess, EngineSpec
 from m2df_runtime.parity import drift, gates_of, worst
@@ -40,7 +41,7 @@ class Contender:
     """
 
     backend: Literal["tensorrt", "cuda", "openvino", "cpu"]
-    precision: Precision | None
+    precision: RunPrecision | None
     samples: list[float] = field(default_factory=list)
     cosine: float | None = None
     agreement: float | None = None
@@ -97,8 +98,18 @@ def _contenders(bundle: Bundle) -> list[Contender]:
         except EnvironmentMissing as error:
             found.append(Contender(backend, None, problem=str(error)))
         else:
-            found += [Contender(backend, precision) for precision in takeable(bundle, backend)]
+            found += [Contender(backend, p, problem=_missing(p)) for p in takeable(bundle, backend)]
     return found
+
+
+def _missing(precision: RunPrecision) -> str | None:
+    """Why this machine does not compute in a precision; asked here, where it costs no process."""
+    if precision == "bf16":
+        try:
+            OpenVINOBackend(bfloat16=True)
+        except EnvironmentMissing as error:
+            return str(error)
+    return None
 
 
 def _started(
@@ -106,7 +117,7 @@ def _started(
 ) -> list[tuple[Contender, EngineProcess]]:
     """The engines that give the right answers and are not far behind, which have answered their first queries."""
     running: list[tuple[Contender, EngineProcess]] = []
-    reference: tuple[Precision, Answers] | None = None
+    reference: tuple[RunPrecision, Answers] | None = None
     with progress("engines", len(asked)) as advance:
         for one in asked:
             assert one.precision is not None  # of a backend that is here
@@ -134,7 +145,7 @@ def _started(
     return running
 
 
-def _compare(one: Contender, answers: Answers, precision: Precision, reference: Answers, *, random: bool) -> None:
+def _compare(one: Contender, answers: Answers, precision: RunPrecision, reference: Answers, *, random: bool) -> None:
     """Hold an engine's answers to the reference's."""
     assert one.precision is not None
     gates = gates_of(one.backend, one.precision, precision)

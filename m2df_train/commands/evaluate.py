@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from m2df_runtime.commands.console import M2dfGroup, emit, emit_json, main_entry, progress
-from m2df_runtime.engine_names import BACKENDS, PRECISIONS, BackendName, Precision
+from m2df_runtime.engine_names import BACKENDS, RUN_PRECISIONS, BackendName, RunPrecision
 from m2df_train.commands.recordings import Models, RecordingOptions, evaluate_recordings, recording_options
 from m2df_train.public_benchmarks import BENCHMARKS, BenchmarkName
 
@@ -116,7 +116,7 @@ def _splits(_ctx: click.Context, _parameter: click.Parameter, value: Sequence[st
 @click.option("--backend", type=click.Choice(BACKENDS), default="auto", help="Inference engine of a bundle.")
 @click.option(
     "--precision",
-    type=click.Choice(PRECISIONS),
+    type=click.Choice(RUN_PRECISIONS),
     help="[fastest that passed its parity check]",
 )
 @click.option("--cache", type=click.Path(path_type=Path), help="Folder that keeps features [in the user's cache].")
@@ -167,7 +167,7 @@ class Options:
     groups: str | None
     open_set: int | None
     backend: BackendName
-    precision: Precision | None
+    precision: RunPrecision | None
     cache: Path | None
     no_cache: bool
     per_class: bool

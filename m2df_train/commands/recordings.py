@@ -14,7 +14,7 @@ from click.core import ParameterSource
 from m2df_runtime.commands.console import emit, emit_json, progress, report
 from m2df_runtime.commands.options import Command, Reject, parse_reject, with_options
 from m2df_runtime.commands.recordings import EVENT_OPTIONS, SECONDS, event_rules, parse_window
-from m2df_runtime.engine_names import BackendName, Precision
+from m2df_runtime.engine_names import BackendName, RunPrecision
 from m2df_runtime.errors import CheckFailed, ClipError, InputError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Models:
     compare: tuple[Path, Path] | None
     labels: Path | None
     backend: BackendName
-    precision: Precision | None
+    precision: RunPrecision | None
 
 
 def recording_options(command: Command) -> Command:

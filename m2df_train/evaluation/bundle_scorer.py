@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from m2df_runtime.backends.model import Model, QueryScores
 from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.cpus import available_cpus
-from m2df_runtime.engine_names import ON_CPU, BackendName, Precision
+from m2df_runtime.engine_names import ON_CPU, BackendName, RunPrecision
 
 Float = NDArray[np.float32]
 
@@ -34,11 +34,11 @@ class BundleScorer:
 
     parts = 1
 
-    def __init__(self, bundle: Bundle, backend: BackendName = "auto", precision: Precision | None = None) -> None:
+    def __init__(self, bundle: Bundle, backend: BackendName = "auto", precision: RunPrecision | None = None) -> None:
         self.bundle = bundle
         self._towers = Model(bundle, backend=backend, precision=precision)
         self.backend = self._towers.backend
-        self.precision = self._towers.precision
+        self.precision, self.files = self._towers.precision, self._towers.files
         self.merges_after = bundle.manifest.merges_after
         on_cpu = self.backend in ON_CPU
         self._workers = available_cpus() if on_cpu else 1

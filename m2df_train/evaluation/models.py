@@ -14,7 +14,7 @@ from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.manifest import MANIFEST_NAME
 from m2df_runtime.bundle.prompt_texts import ClassTexts, LabelRules, prompt_embeddings
 from m2df_runtime.bundle.shipped import newest_bundle
-from m2df_runtime.engine_names import BackendName, Precision
+from m2df_runtime.engine_names import BackendName, RunPrecision
 from m2df_runtime.errors import InputError
 from m2df_runtime.pixels.spec import ClipSpec
 from m2df_runtime.progress import Progress, silent
@@ -74,7 +74,7 @@ class Encoded:
         return EncodedClips(features.values, features.labels, self.prompts, options.groups_of(features.names))
 
 
-def open_bundle(path: Path | None, backend: BackendName, precision: Precision | None, texts: ClassTexts) -> Subject:
+def open_bundle(path: Path | None, backend: BackendName, precision: RunPrecision | None, texts: ClassTexts) -> Subject:
     """A bundle; None for the newest, else the shipped one.
 
     Args:
@@ -93,8 +93,9 @@ def open_bundle(path: Path | None, backend: BackendName, precision: Precision | 
 
     def identity() -> str:
         # The file in use: another one of its precision may stand beside the same reference.
-        file = bundle.graph_file("visual", scorer.precision)
-        return identity_of("bundle", file.sha256, bundle.manifest.clip.model_dump_json(), scorer.backend)
+        file = bundle.graph_file("visual", scorer.files)
+        engine = scorer.backend if scorer.files == scorer.precision else f"{scorer.backend} {scorer.precision}"
+        return identity_of("bundle", file.sha256, bundle.manifest.clip.model_dump_json(), engine)
 
     return Subject(bundle.path, scorer, bundle.manifest.clip, rules, scorer.backend, scorer.precision, identity)
 

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from tiny_bundle import graph_bytes, write_bundle
@@ -21,8 +22,13 @@ from m2df_runtime import user_cache
 from m2df_runtime.backends.measured import Timed, keep, lasts
 from m2df_runtime.backends.model import Model
 from m2df_runtime.bundle.bundle import Bundle
+from m2df_runtime.bundle.shipped import demo_bundle, demo_queries
+from m2df_runtime.clips.opening import open_source
 from m2df_runtime.commands.doctor import cli
+from m2df_runtime.errors import EnvironmentMissing
 from m2df_runtime.files import sha256_bytes
+from m2df_runtime.parity import GATES, drift
+from m2df_runtime.pixels.load import load_clip
 
 ROOT = Path(__file__).parents[2]
 if find_spec("openvino") is None:
@@ -82,7 +88,7 @@ def test_every_engine_is_timed_that_gives_the_models_answers(run_once: tuple[Pat
     cache, lines = run_once
     found = {(line["backend"], line["precision"]): line for line in lines}
     right = [line for line in lines if line["problem"] is None]
-    assert {(line["backend"], line["precision"]) for line in right} == {
+    assert {(line["backend"], line["precision"]) for line in right if line["precision"] != "bf16"} == {
         ("cpu", "fp32"),
         ("openvino", "fp32"),
     }
@@ -194,3 +200,23 @@ def test_an_engine_that_no_longer_works_is_replaced_by_the_rule(
 def test_rounds_are_of_measuring() -> None:
     done = CliRunner().invoke(cli, ["--rounds", "3"])
     assert (done.exit_code, "--rounds is of --measure" in done.output) == (2, True)
+
+
+def test_bf16_is_computed_where_the_processor_has_it_and_refused_elsewhere(command) -> None:
+    bundle = Bundle.open(demo_bundle())
+    clip = load_clip(open_source(next(iter(sorted(demo_queries().iterdir())))), bundle.manifest.clip)[None]
+    try:
+        model = Model(bundle, precision="bf16", threads=1)
+    except EnvironmentMissing as error:
+        assert "OpenVINO computes no bf16 on this processor" in error.message
+        done = command("--precision", "bf16")
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (3, "", 1)
+    else:
+        found = drift(model.encode_clips(clip), Model(bundle, backend="openvino", threads=1).encode_clips(clip))
+        assert (model.backend, model.precision, model.files) == ("openvino", "bf16", "fp16")
+        assert found.problem(GATES["bf16"]) is None and found.max_abs > np.finfo(np.float32).eps
+    done = command("--precision", "bf16", "--backend", "cpu")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: cpu does not compute in bf16 (take --backend openvino, or another --precision)\n",
+    )
