@@ -14,6 +14,8 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+MEASURED = "measured"  # folder in it of which engines were found fastest
+
 _log = logging.getLogger(__name__)
 
 

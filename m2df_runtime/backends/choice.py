@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from m2df_runtime.backends.measured import Timed, measured
 from m2df_runtime.engine_names import ON_CPU, BackendName, Precision, RunPrecision
+from m2df_runtime.user_cache import MEASURED, user_cache
 
 if TYPE_CHECKING:
+    from m2df_runtime.backends.measured import Machine, Measured, Timed
     from m2df_runtime.bundle.bundle import Bundle
 
 
@@ -36,7 +37,7 @@ def choose(bundle: Bundle, backend: BackendName, precision: RunPrecision | None)
     """
     if backend != "auto" and precision is not None:
         return Choice(backend, precision)
-    found = measured(bundle)
+    found = _measured(bundle)
     if found is None:
         return Choice(backend, precision)
     known, here = found
@@ -55,6 +56,16 @@ def choose(bundle: Bundle, backend: BackendName, precision: RunPrecision | None)
     return Choice(
         fitting[0].backend, fitting[0].precision, True, f"measured here on {known.date}{_ahead(bundle, fitting)}"
     )
+
+
+def _measured(bundle: Bundle) -> tuple[Measured, Machine] | None:
+    """See `measured.measured`; where nothing was ever measured, nothing is loaded and no folder made for that."""
+    base = user_cache()
+    if base is None or not (base / "m2df" / MEASURED).is_dir():
+        return None
+    from m2df_runtime.backends.measured import measured
+
+    return measured(bundle)
 
 
 def _ahead(bundle: Bundle, fitting: list[Timed]) -> str:

@@ -11,7 +11,6 @@ import logging
 import platform
 from collections.abc import Iterator, Sequence
 from datetime import date
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -23,12 +22,11 @@ from m2df_runtime.errors import first_line
 from m2df_runtime.files import atomic_write, sha256_bytes
 from m2df_runtime.pixels.spec import PIXELS_VERSION
 from m2df_runtime.regular_files import open_regular
-from m2df_runtime.user_cache import cache_dir, user_cache
+from m2df_runtime.user_cache import MEASURED, cache_dir, user_cache
 
 if TYPE_CHECKING:
     from m2df_runtime.bundle.bundle import Bundle
 
-_FOLDER = "measured"
 _MAX_BYTES = 1 << 16
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt")
 _CPUINFO = Path("/proc/cpuinfo")
@@ -101,7 +99,7 @@ def keep(bundle: Bundle, timed: Sequence[Timed]) -> Path:
     """
     machine, key = Machine.here(), _key(bundle)
     found = Measured(date=date.today().isoformat(), machine=machine, bundle=key, timed=tuple(timed))
-    path = cache_dir(_FOLDER) / _name(key, machine)
+    path = cache_dir(MEASURED) / _name(key, machine)
     atomic_write(path, (found.model_dump_json(indent=2) + "\n").encode())
     return path
 
@@ -117,10 +115,7 @@ def measured(bundle: Bundle) -> tuple[Measured, Machine] | None:
 
     Where only a machine was measured that differs from this one as it is now, that: its `machine` is then another.
     """
-    base = user_cache()
-    if base is None or not (base / "m2df" / _FOLDER).is_dir():
-        return None  # and no folder is made for that
-    folder, key = cache_dir(_FOLDER), _key(bundle)
+    folder, key = cache_dir(MEASURED), _key(bundle)
     paths = sorted(folder.glob(f"{key[:16]}-*.json"))
     if not paths:
         return None
@@ -165,6 +160,8 @@ def _processor() -> str:
 
 
 def _installed() -> Iterator[tuple[str, str]]:
+    from importlib import metadata
+
     for package in _PACKAGES:
         try:
             yield package, metadata.version(package)
