@@ -276,3 +276,37 @@ def test_still_ends_are_cut_off_as_the_server_does(browser: Browser):
     still = {"first": 0, "last": 59, "moved": False}
     assert kept(lambda number: [100.0 + 3.9 * (number > 30)] * 6 + [100.0] * 6) == still  # a codec's breath
     assert kept(lambda number: [100.0 + 2.0 * number] * 12) == still  # the camera's exposure
+
+
+def test_nothing_is_recorded_for_as_long_as_one_likes_and_forgotten(browser: Browser, camera: Camera, tmp_path: Path):
+    support = tmp_path / "actions"
+    for label in (FIRST, SECOND):
+        shutil.copytree(demo_support() / label, support / label)
+    with serving(support) as server, opened(browser, permissions=["camera"]) as context:
+        page = context.new_page()
+        shows_at(page, camera, server.address, clip_of(THIRD))
+        expect(page.locator(".card")).to_have_count(2)
+        button, minute = page.locator("#record"), page.get_by_role("button", name="Record a minute of nothing")
+        clips, rejection = page.locator("#nothing-clips .clip"), page.locator("#rejection")
+        minute.click()
+        expect(page.locator("#count")).to_be_visible()
+        page.keyboard.press("Escape")
+        expect(page.locator("#count")).to_be_hidden()
+
+        minute.click()
+        expect(button).to_be_focused()
+        expect(button).to_have_text("Stop")
+        expect(page.locator("#recorded")).to_have_text(re.compile(r"^([1-4]?\d|5[0-5]) s left"))  # of 59
+        page.keyboard.press("Enter")
+        expect(button).to_have_text("Hold to record")
+        expect(clips).not_to_have_count(0)
+        expect(rejection).to_contain_text("background")
+        expect(minute).to_be_enabled()
+        expect(clips.first.locator("img")).not_to_have_js_property("naturalWidth", 0)
+
+        count = clips.count()
+        clips.first.hover()
+        clips.first.get_by_role("button").click()
+        expect(clips).to_have_count(count - 1)
+        page.locator("#undo").click()
+        expect(clips).to_have_count(count)
