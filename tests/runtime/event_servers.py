@@ -16,9 +16,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from live_servers import CERTIFICATE, closed_port
+from live_servers import CERTIFICATE, LONGEST, closed_port, encrypted
 
-LONGEST = 60.0  # seconds that something is waited for; what is late fails, whatever the machine
 _MOSQUITTO = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 
 
@@ -146,9 +145,7 @@ class Hook(ThreadingHTTPServer):
         self.got: list[tuple[str, dict[str, str], object]] = []
         super().__init__(("127.0.0.1", port), _HookSession)
         if secure:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(CERTIFICATE)
-            self.socket = context.wrap_socket(self.socket, server_side=True)
+            self.socket = encrypted(self.socket)
         self._secure = secure
 
     def url(self, path: str = "/", login: str = "") -> str:

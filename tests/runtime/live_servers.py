@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 FPS = 25
+LONGEST = 60.0  # seconds that something is waited for; what is late fails, whatever the machine
 LOGIN = "user:open sesame"
 CERTIFICATE = Path(__file__).with_name("localhost.pem")  # of localhost, signed by itself, with its key
 _ENCODERS = {"h264": "libx264", "hevc": "libx265", "mpegts": "libx264"}
@@ -225,6 +226,13 @@ def _fail(connection: socket.socket, how: Fault, half: bytes, over: threading.Ev
         connection.close()
 
 
+def encrypted(listening: socket.socket) -> ssl.SSLSocket:
+    """A server's socket, with TLS and the tests' certificate from now on."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERTIFICATE)
+    return context.wrap_socket(listening, server_side=True)
+
+
 class Http(ThreadingHTTPServer):
     """Serves `/live.ts`, `/live.mjpeg`, `/film.mp4` and `/locked.ts`, which asks for user and password."""
 
@@ -238,9 +246,7 @@ class Http(ThreadingHTTPServer):
         super().__init__((host, 0), _HttpSession)
         self.scheme = "https" if secure else "http"
         if secure:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(CERTIFICATE)
-            self.socket = context.wrap_socket(self.socket, server_side=True)
+            self.socket = encrypted(self.socket)
 
     def url(self, path: str, login: str = "") -> str:
         return f"{self.scheme}://{login}{'@' if login else ''}127.0.0.1:{self.server_address[1]}{path}"

@@ -17,10 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from live_servers import FPS, LOGIN, Play, Rtsp, closed_port, film, serving, silent
+from live_servers import FPS, LOGIN, LONGEST, Play, Rtsp, closed_port, film, serving, silent
 from made_videos import write_video
 from numpy.typing import NDArray
-from test_live_sources import LONGEST
 from test_stream import scene
 from tiny_bundle import write_clip
 

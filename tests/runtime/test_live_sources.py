@@ -13,7 +13,20 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from live_servers import CERTIFICATE, LOGIN, Http, Play, Rtsp, closed_port, film, jpegs, sending, serving, silent
+from live_servers import (
+    CERTIFICATE,
+    LOGIN,
+    LONGEST,
+    Http,
+    Play,
+    Rtsp,
+    closed_port,
+    film,
+    jpegs,
+    sending,
+    serving,
+    silent,
+)
 from made_videos import number_of, numbered, write_video
 
 from m2df_runtime.clips.source import ArrayPicture, Picture
@@ -24,8 +37,6 @@ from m2df_runtime.stream.sources import live
 from m2df_runtime.stream.sources.device import DeviceFrames
 from m2df_runtime.stream.sources.live import LiveFrames, SourceLost, SourceState, pauses
 from m2df_runtime.stream.sources.network import NetworkFrames
-
-LONGEST = 60.0  # seconds that a state is waited for; what is late fails, whatever the machine
 
 
 class States:

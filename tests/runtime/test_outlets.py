@@ -14,10 +14,9 @@ from urllib.request import urlopen
 import av
 import pytest
 from event_servers import Broker, Hook, until
-from live_servers import LOGIN, Play, Rtsp, closed_port, film, serving, silent
+from live_servers import LOGIN, LONGEST, Play, Rtsp, closed_port, film, serving, silent
 from made_videos import write_video
 from test_cameras import PATIENT, WATCH, Watching, acted
-from test_live_sources import LONGEST
 from test_metrics import samples
 from test_stream import scene
 
