@@ -1,5 +1,6 @@
 # make demo         recognise the shipped clips with the shipped model, on a CPU
 # make test         lint, types and the test suite, on all cores
+# make docs         the documentation as a site, to site/
 # make soak         dozens of kills at any moment, thousands of queries: what takes minutes
 # make bench        CPU benchmarks, tables and plots, to benchmarks/results/ (leave the machine alone meanwhile)
 # make demo-bundle  train and export the shipped model again
@@ -14,7 +15,7 @@ RUN := runs/demo-bundle
 BUNDLE := m2df_runtime/demo/demo.bundle.zip
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak lint bench demo-bundle clean
+.PHONY: help demo test docs soak lint bench demo-bundle clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
@@ -34,7 +35,11 @@ $(VENV)/.installed-cpu: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[dev]' --constraint constraints.txt
-	@touch $@ $(VENV)/.installed-cpu
+	@touch $@ $(VENV)/.installed-cpu $(VENV)/.installed-docs
+
+$(VENV)/.installed-docs: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[docs]' --constraint constraints.txt
+	@touch $@
 
 demo: $(VENV)/.installed-cpu
 	$(BIN)/m2df-run --picture demo.png
@@ -60,6 +65,10 @@ test: $(VENV)/.installed-dev
 	echo "mypy:"; cat $(VENV)/mypy.log; \
 	exit $$((tests ? tests : types))
 
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	@echo "open site/index.html"
+
 soak: $(VENV)/.installed-dev
 	$(PYTEST) -m soak
 
@@ -81,5 +90,5 @@ demo-bundle: $(VENV)/.installed-dev
 	cp $(RUN)/demo.bundle.zip $(BUNDLE)
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis demo*.png
+	rm -rf $(VENV) build site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis demo*.png
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
