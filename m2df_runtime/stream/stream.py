@@ -149,8 +149,8 @@ class Counts:
         events: Events told.
         skipped: Windows of a camera that were not looked at, because answers took too long.
         failed: Windows of a camera that could not be answered; of a recording that is an error.
-        dropped: Frames of a camera that were not looked at, by cause: `stale` and `full` waited too long or were too
-            many, `repeated` and `late` came twice or in the wrong order.
+        dropped: Frames of a camera that were not looked at, by cause: `stale` and `full` were too old or too many,
+            `undecoded` too old to be decoded, `repeated` and `late` came twice or in the wrong order.
         last_frame: When the newest of the frames was read, in Unix seconds; None before the first.
     """
 

@@ -112,11 +112,11 @@ def _of_camera(camera: LiveFrames) -> Generator[Timed]:
     times.connected()
     try:
         with camera.connected() as frames:
-            for stamp, picture in frames:
-                at = times.place(stamp, time.monotonic() - began)
+            for shown in frames:
+                at = times.place(shown.stamp, time.monotonic() - began)
                 if at is not None:
                     first = at if first is None else first
-                    yield at - first, picture.rgb()
+                    yield at - first, shown.picture.rgb()
     except SourceLost as error:
         if first is None:
             raise ClipError(camera.name, f"{error.cause}: {error.detail}", "check the camera and its address") from None

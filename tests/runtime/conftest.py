@@ -32,3 +32,15 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
 def run(command, tiny_bundle: Path, support_dir: Path):
     """`command` on the tiny bundle and the support folder of three colours."""
     return partial(command, "--bundle", tiny_bundle, "--support", support_dir)
+
+
+@pytest.fixture
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No frame of a camera is dropped because the machine is busy."""
+    from live_servers import LONGEST
+
+    from m2df_runtime.stream.policy import Freshest, FreshestEncoded
+    from m2df_runtime.stream.sources import live, packets
+
+    monkeypatch.setattr(live, "Freshest", partial(Freshest, budget=LONGEST))
+    monkeypatch.setattr(packets, "FreshestEncoded", partial(FreshestEncoded, budget=LONGEST))

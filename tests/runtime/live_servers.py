@@ -234,7 +234,11 @@ def encrypted(listening: socket.socket) -> ssl.SSLSocket:
 
 
 class Http(ThreadingHTTPServer):
-    """Serves `/live.ts`, `/live.mjpeg`, `/film.mp4` and `/locked.ts`, which asks for user and password."""
+    """Serves `/live.ts`, `/live.mjpeg`, `/film.mp4` and `/locked.ts`, which asks for user and password.
+
+    Attributes:
+        sent: Frames so far.
+    """
 
     daemon_threads = True
 
@@ -243,6 +247,7 @@ class Http(ThreadingHTTPServer):
     ) -> None:
         self.play, self.pictures, self.file = play, pictures, file
         self.over = threading.Event()
+        self.sent = 0
         super().__init__((host, 0), _HttpSession)
         self.scheme = "https" if secure else "http"
         if secure:
@@ -300,6 +305,7 @@ class _HttpSession(BaseHTTPRequestHandler):
     def _play(self, play: Play) -> None:
         for _, group in _endless(play.film, play.frames, play.fps, self.server.over):
             self.wfile.write(b"".join(group))
+            self.server.sent += 1
         _fail(self.connection, play.then, b"G" + bytes(50), self.server.over)
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache, partial
@@ -26,10 +27,10 @@ from tiny_bundle import write_clip
 import m2df_runtime as m2df
 from m2df_runtime.backends.model import Model
 from m2df_runtime.bundle.bundle import Bundle
-from m2df_runtime.clips.source import ArrayPicture, Picture, grey_of
+from m2df_runtime.clips.source import ArrayPicture, grey_of
 from m2df_runtime.errors import ClipError
 from m2df_runtime.stream import read_ahead
-from m2df_runtime.stream.policy import Freshest
+from m2df_runtime.stream.policy import Dropped, Freshest
 from m2df_runtime.stream.sources import live
 
 WATCH = ("--window", 0.8, "--stride", 0.2)
@@ -253,10 +254,8 @@ def test_what_makes_no_sense_is_refused(run, options: list[object], message: str
     assert "hunter2" not in done.stderr
 
 
-def test_slow_answers_skip_windows_and_lose_no_frame(
-    tiny_bundle: Path, support_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(live, "Freshest", partial(Freshest, budget=LONGEST))  # of frames, on a busy machine
+@pytest.mark.usefixtures("_patience")
+def test_slow_answers_skip_windows_and_lose_no_frame(tiny_bundle: Path, support_dir: Path) -> None:
     model = m2df.load(tiny_bundle)
     matcher = m2df.Matcher(model, m2df.SupportBank.of(model, support_dir))
     pause = threading.Event()
@@ -286,11 +285,11 @@ def test_a_stream_watches_an_address(tiny_bundle: Path, support_dir: Path) -> No
     assert labels[:2] == ["blue", "red"] and stream.counts.events >= 2
 
 
+@pytest.mark.usefixtures("_patience")
 def test_a_zone_that_no_longer_fits_is_said_and_goes_on_when_it_does(
     tiny_bundle: Path, support_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for module in (live, read_ahead):  # on a busy machine
-        monkeypatch.setattr(module, "Freshest", partial(Freshest, budget=LONGEST))
+    monkeypatch.setattr(read_ahead, "Freshest", partial(Freshest, budget=LONGEST))
     monkeypatch.setattr(live, "_PAUSES", (0.01, 0.01))
     model = m2df.load(tiny_bundle)
     matcher = m2df.Matcher(model, m2df.SupportBank.of(model, support_dir))
@@ -309,11 +308,11 @@ def test_a_zone_that_no_longer_fits_is_said_and_goes_on_when_it_does(
     assert alone.startswith("nf") and "nnn" in alone, "the other zone goes on"
 
 
+@pytest.mark.usefixtures("_patience")
 def test_a_window_that_cannot_be_answered_is_said_and_the_next_ones_are(
     tiny_bundle: Path, support_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for module in (live, read_ahead):
-        monkeypatch.setattr(module, "Freshest", partial(Freshest, budget=LONGEST))
+    monkeypatch.setattr(read_ahead, "Freshest", partial(Freshest, budget=LONGEST))
 
     class Odd(ArrayPicture):
         def rgb(self) -> NDArray[np.uint8]:
@@ -324,9 +323,9 @@ def test_a_window_that_cannot_be_answered_is_said_and_the_next_ones_are(
 
     class Camera(live.LiveFrames):
         @contextmanager
-        def connected(self) -> Iterator[Iterator[tuple[float | None, Picture]]]:
+        def connected(self, dropped: Counter[Dropped] | None = None) -> Iterator[Iterator[live.Shown]]:
             frames = enumerate(scene(("red", 60 / FPS)))
-            yield ((number / FPS, (Odd if number < 20 else ArrayPicture)(frame)) for number, frame in frames)
+            yield (live.Shown(number / FPS, (Odd if number < 20 else ArrayPicture)(frame)) for number, frame in frames)
 
     opened = Bundle.open(tiny_bundle)
     model = Model(opened.with_clip(opened.manifest.clip.model_copy(update={"region": "motion"})))

@@ -1,14 +1,20 @@
-"""What live sources are made of, by itself: which frames are kept, their times, pauses, names without passwords."""
+"""What live sources are made of, by itself: which frames are kept, their times, lateness, names without passwords."""
 
 from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable
+from itertools import accumulate, pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from m2df_runtime.errors import InputError
-from m2df_runtime.stream.policy import Freshest
+from m2df_runtime.stream.policy import BUDGET, Dropped, Encoded, Freshest, FreshestEncoded
 from m2df_runtime.stream.sources.addresses import checked_address, device_number, is_address, masked
+from m2df_runtime.stream.sources.lateness import Lateness
 from m2df_runtime.stream.sources.live_times import LiveTimes
 
 
@@ -52,6 +58,172 @@ def test_frames_that_wait_are_bounded_in_number_and_bytes() -> None:
     assert (held, newest) == (10, 99)
     frames.put(7, 1 << 40)  # one alone is held whatever its size
     assert frames.take() == 7
+
+
+def test_a_frame_that_is_old_already_waits_for_the_rest() -> None:
+    clock = Clock()
+    frames: Freshest[int] = Freshest(clock)
+    for age in (0.6, 0.3, 0.1):
+        frames.put(round(10 * age), 1, age)
+    clock.now = 0.3
+    assert (frames.take(), frames.take(), dict(frames.dropped)) == (1, None, {"stale": 2})
+
+
+class Decoder:
+    """Takes numbered frames, of which every so-manieth is a keyframe."""
+
+    def __init__(self, keyframes: int) -> None:
+        self.clock, self.dropped = Clock(), Counter[Dropped]()
+        self._frames: FreshestEncoded[int] = FreshestEncoded(self.clock, self.dropped)
+        self._keyframes = keyframes
+        self.count = 0
+        self.taken: list[Encoded[int]] = []
+        self.ages: list[float] = []
+
+    def arrive(self, nbytes: int = 1, late: float = 0.0) -> None:
+        self._frames.put(self.count, nbytes, keyframe=self.count % self._keyframes == 0, late=late)
+        self.count += 1
+
+    def take(self) -> bool:
+        one = self._frames.take()
+        if one is not None:
+            self.taken.append(one)
+            self.ages.append(self.clock.now - one.since)
+        return one is not None
+
+    @property
+    def numbers(self) -> list[int]:
+        return [one.item for one in self.taken]
+
+    @property
+    def begins(self) -> list[int]:
+        return [one.item for one in self.taken if one.begins]
+
+    def held_up(self, frames: int, each: float) -> None:
+        """Frames come at 25 a second while none is taken; then all are, each of which takes so long."""
+        for number in range(frames):
+            self.clock.now = number / 25
+            self.arrive()
+        while self.take():
+            self.clock.now += each
+
+
+def test_a_decoder_that_was_held_up_catches_up_where_no_keyframe_came() -> None:
+    decoder = Decoder(keyframes=1000)
+    decoder.held_up(100, each=0.004)  # ten times as fast as they came
+    assert decoder.numbers == [*range(100)] and not decoder.dropped
+    assert decoder.ages[0] == pytest.approx(3.96) and decoder.ages[-1] < BUDGET
+
+
+@pytest.mark.parametrize(("keyframes", "begin"), [(10, 70), (40, 40), (1, 62)], ids=["fresh", "newest", "all"])
+def test_a_decoder_that_was_held_up_goes_on_from_a_keyframe(keyframes: int, begin: int) -> None:
+    """From the first one of the last half second, at 2.96 s; where there is none, from the newest."""
+    decoder = Decoder(keyframes)
+    decoder.held_up(75, each=0.001)
+    assert decoder.numbers == [*range(begin, 75)] and decoder.begins == [begin]
+    assert dict(decoder.dropped) == {"undecoded": begin}
+
+
+@pytest.mark.parametrize("keyframes", [1, 20, 250])
+def test_a_decoder_that_is_too_slow_begins_at_keyframes_and_is_never_far_behind(keyframes: int) -> None:
+    """It decodes 20 of 25 frames a second, for two minutes."""
+    decoder = Decoder(keyframes)
+    for moment in range(120 * 100):
+        decoder.clock.now = moment / 100
+        if moment % 4 == 0:
+            decoder.arrive()
+        if moment % 5 == 0:
+            decoder.take()
+    assert max(decoder.ages) <= 2 * BUDGET + 0.05, "old, and tried for as long"
+    assert decoder.begins and all(number % keyframes == 0 for number in decoder.begins)
+    gaps = [later for before, later in pairwise(decoder.numbers) if later != before + 1]
+    assert gaps == decoder.begins, "nothing is decoded without what it needs"
+    while decoder.take():
+        pass
+    assert len(decoder.taken) + decoder.dropped["undecoded"] == decoder.count
+
+
+def test_without_keyframes_it_is_tried_without_after_half_a_minute() -> None:
+    decoder = Decoder(keyframes=10**6)
+    decoder.held_up(50, each=0.4)  # far too slow
+    left, begun = len(decoder.taken), decoder.clock.now
+    while decoder.clock.now - begun < 40:
+        decoder.clock.now += 0.04
+        decoder.arrive()
+        decoder.take()
+    (begin,) = decoder.begins
+    assert decoder.taken[left].item == begin and decoder.taken[left].since - begun == pytest.approx(30, abs=0.5)
+
+
+def test_what_arrives_late_waits_for_less_and_all_that_waits_is_bounded() -> None:
+    decoder = Decoder(keyframes=300)
+    for _ in range(2000):
+        decoder.arrive()
+    while decoder.take():
+        pass
+    assert decoder.numbers[0] % 300 == 0 and decoder.numbers[-1] == 1999 and len(decoder.numbers) <= 1024
+    assert decoder.dropped["undecoded"] == 2000 - len(decoder.numbers)
+    large = Decoder(keyframes=1000)
+    for _ in range(100):
+        large.arrive(nbytes=1 << 20)
+    assert not large.take() and large.dropped["undecoded"] == 100, "there is no keyframe to go on from"
+    late = Decoder(keyframes=2)
+    for number in range(4):
+        late.arrive(late=1.0 - 0.2 * number)
+    assert late.take() and late.numbers == [2] and late.ages == [pytest.approx(0.6)], "none is fresh: the newest"
+
+
+def late_by(pairs: Iterable[tuple[float | None, float]]) -> list[float]:
+    """Lateness of frames by their stamps and arrivals."""
+    clock = Clock()
+    lateness, found = Lateness(clock), []
+    for stamp, clock.now in pairs:
+        found.append(lateness.of(stamp))
+    return found
+
+
+@pytest.mark.parametrize("rate", [1 - 1e-4, 1, 1 + 1e-4])
+@pytest.mark.parametrize("jitter", [0.0, 0.4])
+def test_neither_drift_nor_jitter_is_lateness(rate: float, jitter: float) -> None:
+    """A clock that is 100 ppm wrong, over three hours in which it loses or gains more than a second."""
+    chance = random.Random(3)
+    arrivals = accumulate((k / 5 + jitter * chance.random() for k in range(3 * 3600 * 5)), max)
+    found = late_by((rate * k / 5, arrived) for k, arrived in enumerate(arrivals))
+    assert max(found) <= (0.25 if jitter else 0), "the least late of 15 frames"
+
+
+def test_bursts_and_clocks_that_jump_are_not_late() -> None:
+    """Two seconds of video at once, for ten minutes; then the stamps go an hour ahead, back, wrap, and say nothing."""
+    burst = [(k / 25, 2.0 * (k // 50 + 1)) for k in range(600 * 25)]
+    jumps = [(k / 25 + stamp, 602.0 + k / 25) for stamp in (4000, 50, 95443.7, 0) for k in range(100)]
+    jumps = [(stamp, 602.0 + k / 25) for k, (stamp, _) in enumerate(jumps)]
+    assert max(late_by([*burst, *jumps, (None, 700.0), (float("nan"), 700.0)])) < 0.01
+
+
+def test_what_was_held_up_is_late_by_as_much_until_it_is_read() -> None:
+    """Six seconds: nothing is read, then all at once, then as it comes."""
+    arrivals = [k / 25 if k < 250 else max(16.0, k / 25) for k in range(750)]
+    found = late_by((1000 + k / 25, at) for k, at in enumerate(arrivals))
+    assert found[:250] == [0.0] * 250
+    assert found[250:401] == pytest.approx([6.0 - k / 25 for k in range(151)], abs=0.02)
+    assert max(found[401:]) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("arrival", "since"),
+    [(lambda stamp: stamp + 2 * (stamp >= 60), 63), (lambda stamp: 1.25 * stamp, 5.5)],
+    ids=["slower", "frames counted"],
+)
+def test_lateness_that_stays_is_the_streams_own(arrival: Callable[[float], float], since: float) -> None:
+    """Two seconds more from the first minute on; stamps of 25 frames a second that come at 20.
+
+    The least late of three seconds is late by half a second from the second `since` on, for five seconds.
+    """
+    stamps = [k / 25 for k in range(3000)]
+    found = late_by((stamp, arrival(stamp)) for stamp in stamps)
+    late = [arrival(stamp) for stamp, one in zip(stamps, found, strict=True) if one > BUDGET]
+    assert (late[0], late[-1]) == (pytest.approx(since, abs=0.1), pytest.approx(since + 5, abs=0.1))
+    assert set(found[stamps.index(40.0 if since < 60 else 80.0) :]) == {0.0}
 
 
 def placed(*pairs: tuple[float | None, float]) -> tuple[LiveTimes, list[float | None]]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from functools import cache, partial
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,10 +33,10 @@ from made_videos import number_of, numbered, write_video
 from m2df_runtime.clips.source import ArrayPicture, Picture
 from m2df_runtime.errors import ClipError, InputError
 from m2df_runtime.stream import picture_states
-from m2df_runtime.stream.policy import Freshest
+from m2df_runtime.stream.policy import Dropped
 from m2df_runtime.stream.sources import live
 from m2df_runtime.stream.sources.device import DeviceFrames
-from m2df_runtime.stream.sources.live import LiveFrames, SourceLost, SourceState, pauses
+from m2df_runtime.stream.sources.live import LiveFrames, Shown, SourceLost, SourceState, pauses
 from m2df_runtime.stream.sources.network import NetworkFrames
 
 
@@ -70,12 +71,6 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drop nothing because the machine is busy, where a test counts frames."""
-    monkeypatch.setattr(live, "Freshest", partial(Freshest, budget=LONGEST))
-
-
-@pytest.fixture
 def states() -> States:
     return States()
 
@@ -102,6 +97,13 @@ def read(source: LiveFrames) -> Iterator[list[tuple[float, Picture]]]:
         source.stop()
         thread.join(LONGEST)
         assert not thread.is_alive()
+
+
+def wait_until(done: Callable[[], bool]) -> None:
+    until = time.monotonic() + LONGEST
+    while not done():
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 def first(source: LiveFrames, count: int) -> list[tuple[float, Picture]]:
@@ -246,6 +248,7 @@ def test_a_stall_ends_a_part_before_the_connection_ends(states: States, monkeypa
 
 
 @pytest.mark.usefixtures("_patience")
+@pytest.mark.usefixtures("_patience")
 @pytest.mark.parametrize(
     ("stamps", "jumps"),
     [
@@ -277,6 +280,33 @@ def test_who_takes_frames_slowly_gets_fresh_ones(states: States) -> None:
             (later, _), *_ = islice(frames, 1)
             assert source.dropped.get("stale", 0) > 5
     assert later > 0.5
+
+
+@pytest.mark.parametrize("path", ["/live.ts", "/live.mjpeg"])
+def test_who_is_held_up_in_decoding_goes_on_with_what_is_fresh(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames come meanwhile; of 150 none is lost without being counted."""
+    monkeypatch.setattr(live, "_PAUSES", (1000.0, 1000.0))
+    states, go_on = States(), threading.Event()
+
+    def tell(state: SourceState) -> None:
+        states(state)
+        if state.state == "running":  # told by who decodes
+            go_on.wait(LONGEST)
+
+    play, pictures = Play(numbers(150, kind="mpegts"), frames=150, fps=100), numbered(150)
+    with serving(Http(play, jpegs(pictures.tobytes(), pictures.shape), b"")) as server:
+        source = NetworkFrames(server.url(path), tell)
+        with read(source) as frames:
+            wait_until(lambda: server.sent >= 100)
+            assert threading.Event().wait(0.6) is False  # all of these are too old then
+            go_on.set()
+            states.wait_for("restarting", "closed")
+            wait_until(lambda: len(frames) + sum(source.dropped.values()) == 150)
+    found = [number_of(picture.rgb()) for _, picture in frames]
+    assert min(number for number in found if number > 0) >= 90, (
+        "the newest keyframe of those that waited, or a later one"
+    )
+    assert source.dropped["undecoded"] >= 89
 
 
 @pytest.mark.parametrize("state", ["connecting", "running", "stalled", "restarting"])
@@ -359,12 +389,12 @@ class Scripted(LiveFrames):
         self._script = iter(script)
 
     @contextmanager
-    def connected(self) -> Iterator[Iterator[tuple[float | None, Picture]]]:
+    def connected(self, dropped: Counter[Dropped] | None = None) -> Iterator[Iterator[Shown]]:
         count, error = next(self._script)
 
-        def frames() -> Iterator[tuple[float | None, Picture]]:
+        def frames() -> Iterator[Shown]:
             for _ in range(count):
-                yield None, ArrayPicture(np.zeros((8, 8, 3), np.uint8))
+                yield Shown(None, ArrayPicture(np.zeros((8, 8, 3), np.uint8)))
             raise error
 
         yield frames()

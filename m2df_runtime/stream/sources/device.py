@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,13 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from m2df_runtime.clips.source import Picture, fitted
+from m2df_runtime.clips.source import fitted
+from m2df_runtime.stream.policy import Dropped
 from m2df_runtime.stream.sources.given import HeldPicture
-from m2df_runtime.stream.sources.live import LiveFrames, SourceLost, SourceState
+from m2df_runtime.stream.sources.live import LiveFrames, Shown, SourceLost, SourceState
 
 
 class DeviceFrames(LiveFrames):
     """A camera of this machine by its number. Its frames have no stamps: they are of when they come.
+
+    Nobody asks how old they are: no more wait than the one that the driver is told to hold, or the few it has room for.
 
     Args:
         number: 0 for the first.
@@ -36,7 +40,7 @@ class DeviceFrames(LiveFrames):
         super().__init__(name or f"camera {number}", on_state)
 
     @contextmanager
-    def connected(self) -> Iterator[Iterator[tuple[float | None, Picture]]]:
+    def connected(self, dropped: Counter[Dropped] | None = None) -> Iterator[Iterator[Shown]]:
         """See `LiveFrames.connected`."""
         capture = self._capture(self._number)
         try:
@@ -47,7 +51,7 @@ class DeviceFrames(LiveFrames):
             capture.release()
 
 
-def _frames(capture: Any) -> Generator[tuple[float | None, Picture]]:  # noqa: ANN401 - cv2 has no types
+def _frames(capture: Any) -> Generator[Shown]:  # noqa: ANN401 - cv2 has no types
     """Frames as they come, all in the size of the first."""
     size: tuple[int, int] | None = None
     while True:
@@ -56,7 +60,7 @@ def _frames(capture: Any) -> Generator[tuple[float | None, Picture]]:  # noqa: A
             raise SourceLost("closed", "it gives no frame")
         colour: NDArray[np.uint8] = frame if frame.ndim == 3 else np.repeat(frame[..., None], 3, axis=2)
         size = size or (colour.shape[1], colour.shape[0])
-        yield None, HeldPicture(fitted(np.ascontiguousarray(colour[..., ::-1]), size))
+        yield Shown(None, HeldPicture(fitted(np.ascontiguousarray(colour[..., ::-1]), size)))
 
 
 def _opened(number: int) -> Any:  # noqa: ANN401

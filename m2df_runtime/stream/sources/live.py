@@ -11,6 +11,7 @@ import random
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing import Literal, NamedTuple
 from m2df_runtime.clips.source import Picture
 from m2df_runtime.errors import ClipError, printable
 from m2df_runtime.stream.picture_states import PictureState, PictureWatch
-from m2df_runtime.stream.policy import Freshest
+from m2df_runtime.stream.policy import Dropped, Freshest
 from m2df_runtime.stream.sources.live_times import LiveTimes
 from m2df_runtime.stream.sources.timed import TimedFrames
 
@@ -81,6 +82,20 @@ class SourceState:
         return printable(f"{self.name}: {self.state}{why}{f' ({self.detail})' if self.detail else ''}")
 
 
+class Shown(NamedTuple):
+    """A frame of a source as it comes.
+
+    Attributes:
+        stamp: What the source says of its time, in seconds from any moment on; None where it says nothing.
+        picture: What it shows.
+        age: Seconds since it was due: it came late, or waited to be decoded.
+    """
+
+    stamp: float | None
+    picture: Picture
+    age: float = 0.0
+
+
 class _Taken(NamedTuple):
     connection: int
     seconds: float
@@ -114,8 +129,11 @@ class LiveFrames(TimedFrames, ABC):
         self._stopped = threading.Event()
 
     @abstractmethod
-    def connected(self) -> AbstractContextManager[Iterator[tuple[float | None, Picture]]]:
-        """The source, opened: an iterator of stamps in seconds, None where there are none, and pictures.
+    def connected(self, dropped: Counter[Dropped] | None = None) -> AbstractContextManager[Iterator[Shown]]:
+        """The source, opened: an iterator of its frames.
+
+        Args:
+            dropped: Where frames are counted that are left out because they are too old. None leaves none out.
 
         Raises:
             SourceLost: It cannot be opened, or, from the iterator, gives nothing more.
@@ -195,7 +213,7 @@ class _Reading:
     def dropped(self) -> dict[str, int]:
         """Frames by why nobody looked at them."""
         with self._ready:
-            found: dict[str, int] = dict(self._frames.dropped.items())
+            found: dict[str, int] = dict(self._frames.dropped.copy().items())
             found |= {"repeated": self._times.repeated, "late": self._times.late}
         return {cause: count for cause, count in found.items() if count}
 
@@ -266,24 +284,25 @@ class _Reading:
     def _lost(self) -> SourceLost:
         """Read what one connection gives, and tell how it was lost."""
         try:
-            with self._source.connected() as frames:
+            with self._source.connected(self._frames.dropped) as frames:
                 self._times.connected()
-                for stamp, picture in frames:
+                for shown in frames:
                     if self._end.is_set():
                         break
-                    self._put(stamp, picture)
+                    self._put(shown)
         except SourceLost as lost:
             return lost
         except ClipError as error:  # pictures that are too large; another stream may come
             return SourceLost("codec", error.reason)
         return SourceLost("closed", "the stream ended")
 
-    def _put(self, stamp: float | None, picture: Picture) -> None:
+    def _put(self, shown: Shown) -> None:
         with self._ready:
             self._newest = time.monotonic()
-            seconds = self._times.place(stamp, self._newest - self._started)
+            seconds = self._times.place(shown.stamp, self._newest - shown.age - self._started)
             if seconds is not None:
-                self._frames.put(_Taken(self._connection, seconds, picture), picture.nbytes)
+                taken = _Taken(self._connection, seconds, shown.picture)
+                self._frames.put(taken, shown.picture.nbytes, shown.age)
                 self._ready.notify_all()
         if self._state[0] != "running":
             self._tell("running")

@@ -8,20 +8,22 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from m2df_runtime.clips.decoded_frames import Look, VideoPicture, frames_of, pixel_aspect, shown_stream
 from m2df_runtime.clips.limits import check_pixels, max_pixels
-from m2df_runtime.clips.source import Picture
 from m2df_runtime.errors import ClipError
+from m2df_runtime.stream.policy import Dropped, Encoded
 from m2df_runtime.stream.sources.addresses import UNREACHABLE, checked_address, filled_in, masked
-from m2df_runtime.stream.sources.live import Cause, LiveFrames, SourceLost, SourceState
+from m2df_runtime.stream.sources.live import Cause, LiveFrames, Shown, SourceLost, SourceState
+from m2df_runtime.stream.sources.packets import all_packets, fresh_packets
 
 if TYPE_CHECKING:
-    from av.container import InputContainer
+    from av.packet import Packet
     from av.video.stream import VideoStream
 
 TIMEOUT = 10.0  # seconds for opening, and without anything that arrives
@@ -86,7 +88,7 @@ class NetworkFrames(LiveFrames):
         super().__init__(name or masked(address), on_state)
 
     @contextmanager
-    def connected(self) -> Iterator[Iterator[tuple[float | None, Picture]]]:
+    def connected(self, dropped: Counter[Dropped] | None = None) -> Iterator[Iterator[Shown]]:
         """See `LiveFrames.connected`."""
         import av
 
@@ -117,24 +119,42 @@ class NetworkFrames(LiveFrames):
             stream.thread_type = "NONE"
             stream.codec_context.thread_count = 1
             stream.codec_context.options = {"max_pixels": str(max_pixels())}
+            stamped = stream.time_base is not None and container.format.name not in _WITHOUT_STAMPS
+            tick = float(stream.time_base or 0) if stamped else 0.0
+            reading = (
+                nullcontext(all_packets(container, stream))
+                if dropped is None
+                else fresh_packets(container, stream, tick, dropped)
+            )
             try:
-                yield self._frames(container, stream)
+                with reading as packets:
+                    yield self._frames(packets, stream, tick)
             except (av.error.FFmpegError, OSError) as error:
                 raise self._lost(error) from None
 
-    def _frames(self, container: InputContainer, stream: VideoStream) -> Generator[tuple[float | None, Picture]]:
+    def _frames(self, packets: Iterable[Encoded[Packet[Any]]], stream: VideoStream, tick: float) -> Generator[Shown]:
         """What the stream shows. Raises FFmpeg's errors, and SourceLost where data comes and no picture."""
-        tick = float(stream.time_base) if stream.time_base else 0.0
-        stamped = tick > 0 and container.format.name not in _WITHOUT_STAMPS
         look: Look | None = None
-        shown = time.monotonic()
-        for packet in container.demux(stream):
+        since = shown = time.monotonic()
+
+        def decoded(packet: Packet[Any] | None) -> Iterator[Shown]:
+            nonlocal look, shown
             for frame in frames_of(stream, packet):
                 shown = time.monotonic()
                 look = look or Look(self.name, frame, pixel_aspect(stream))
-                yield frame.pts * tick if stamped and frame.pts is not None else None, VideoPicture(frame, look)
+                stamp = frame.pts * tick if tick and frame.pts is not None else None
+                yield Shown(stamp, VideoPicture(frame, look), shown - since)
+
+        for packet in packets:
+            if packet.begins:
+                yield from decoded(None)
+                stream.codec_context.flush_buffers()
+                shown = time.monotonic()
+            since = packet.since
+            yield from decoded(packet.item)
             if time.monotonic() - shown > _UNDECODED:
                 raise SourceLost("codec", f"no picture in what came for {_UNDECODED:g} s")
+        yield from decoded(None)
 
     def _lost(self, error: Exception, *, opening: bool = False) -> SourceLost:
         """What FFmpeg's error means. Its text may hold the address, its number and `strerror` do not."""
