@@ -1,6 +1,7 @@
 """Episode accuracy of a bundle beside descriptors that need no training, on the same episodes of the same clips.
 
     python -m benchmarks.accuracy --data clips --groups '_(person[0-9]+)_' --name people
+    python -m benchmarks.accuracy --open-set 5 --name generated_open
 
 All subjects see the same motion crops and answer the same queries, so their difference is paired: its interval is
 much narrower than those of the two accuracies.
@@ -30,7 +31,7 @@ from m2df_runtime.bundle.shipped import newest_bundle
 from m2df_runtime.commands.console import main_entry, progress
 from m2df_runtime.errors import InputError
 from m2df_runtime.pixels.load import load_clip
-from m2df_train.data.clips import LabelledClip, clip_groups, folder_clips
+from m2df_train.data.clips import LabelledClip, clip_groups, folder_clips, generated_clips
 from m2df_train.data.episodes import EpisodeIndices, EpisodeSampler
 from m2df_train.evaluation.open_set import OpenAnswers, open_set
 
@@ -152,7 +153,8 @@ def data_hash(folder: Path, clips: Sequence[LabelledClip]) -> str:
     return total.hexdigest()
 
 
-def _numbers(_ctx: click.Context, _parameter: click.Parameter, value: Sequence[str]) -> tuple[int, ...]:
+def numbers(_ctx: click.Context, _parameter: click.Parameter, value: Sequence[str]) -> tuple[int, ...]:
+    """An option that is given several times, or as a list with commas."""
     parts = [part for text in value for part in text.split(",")]
     if not all(part.isdigit() and int(part) > 0 for part in parts):
         raise click.BadParameter(f"{','.join(value)!r} is not a number or a list such as 1,5")
@@ -161,21 +163,21 @@ def _numbers(_ctx: click.Context, _parameter: click.Parameter, value: Sequence[s
 
 @click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
 @click.option("--bundle", "bundle_path", type=click.Path(path_type=Path), help="Bundle [newest, else the shipped one].")
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="Folder of class folders.")
-@click.option("--name", help="What to file the result under [name of the data folder].")
+@click.option("--data", type=click.Path(path_type=Path), help="Folder of class folders [generated test actions].")
+@click.option("--name", help="What to file the result under [name of the data folder, or generated].")
 @click.option("--classes", help="Only these classes, separated by commas.")
 @click.option("--labels", type=click.Path(path_type=Path), help="CSV with columns class,text.")
 @click.option("--groups", metavar="REGEX", help="First capture group in a clip's name: never both support and query.")
 @click.option("--way", type=click.IntRange(2), default=5)
 @click.option("--open-set", "unknown", type=click.IntRange(0), default=0, help="Further classes in no support set.")
-@click.option("--shot", multiple=True, default=("1", "5"), callback=_numbers)
+@click.option("--shot", multiple=True, default=("1", "5"), callback=numbers)
 @click.option("--query", type=click.IntRange(1), default=1)
 @click.option("--episodes", type=click.IntRange(1), default=1000)
 @click.option("--seed", type=click.IntRange(0), default=0)
 @click.option("--out", type=click.Path(path_type=Path), help="JSON file [benchmarks/results/accuracy.json].")
 def cli(
     bundle_path: Path | None,
-    data: Path,
+    data: Path | None,
     name: str | None,
     classes: str | None,
     labels: Path | None,
@@ -191,7 +193,8 @@ def cli(
     """Compare a bundle with descriptors that need no training, episode by episode."""
     machine, target = Machine(), out or RESULTS / "accuracy.json"
     filed = earlier(target)
-    clips, _ = folder_clips(data, classes.split(",") if classes else None)
+    chosen = classes.split(",") if classes else None
+    clips = folder_clips(data, chosen)[0] if data else generated_clips(classes=chosen)
     sides = clip_groups([clip.name for clip in clips], groups) if groups else None
     samplers = [
         EpisodeSampler([clip.label for clip in clips], way=way + unknown, shot=k, query=query, seed=seed, groups=sides)
@@ -208,7 +211,7 @@ def cli(
             "classes": list(samplers[0].classes), "clips": len(clips), "groups": groups, "query": query,
             "episodes": episodes, "seed": seed, "unknown": unknown, "chance": round(100 / way, 2),
         },
-        "data_sha256": data_hash(data, clips),
+        "data_sha256": data_hash(data, clips) if data else None,
         "bundle": {
             "name": bundle.manifest.name, "sha256": bundle_hash(bundle), "recipe": bundle.manifest.source.recipe,
             "backend": session.backend, "precision": session.precision,
@@ -222,7 +225,8 @@ def cli(
             beside = f"   bundle leads by {lead['accuracy']} ± {lead['ci95']}" if isinstance(lead, dict) else ""
             told = f"   {values['open_set']}" if unknown else ""
             click.echo(f"{shots}  {subject:26} {values['accuracy']:6.2f} ± {values['ci95']}{beside}{told}")
-    click.echo(f"written: {write('accuracy', {**filed, name or data.resolve().name: record}, target)}")
+    filed[name or (data.resolve().name if data else "generated")] = record
+    click.echo(f"written: {write('accuracy', filed, target)}")
 
 
 def _last_part(argument: str) -> str:

@@ -1,25 +1,28 @@
 """Whether rejection does what it says: taught actions missed against the share that was claimed, over many banks.
 
-    python -m benchmarks.rejection --name generated
+    python -m benchmarks.rejection --name generated --way 2,5 --shot 2,5
     python -m benchmarks.rejection --data clips --groups '_(person[0-9]+)_' --name people
 
 Every draw is a bank of its own, calibrated on its own clips. Without --groups its queries are drawn like its support
-clips, which is what the claim assumes; with --groups they are of other people, which it does not.
+clips, which is what the claim assumes; with --groups they are of other people, which it does not. Rules of rejection
+are chosen with `--split val`.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import click
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.accuracy import data_hash, earlier
+from benchmarks.accuracy import data_hash, earlier, numbers
 from benchmarks.record import RESULTS, Machine, bundle_hash, write
-from m2df_runtime.backends.model import Model, QueryScores
+from m2df_runtime.backends.model import Model
 from m2df_runtime.bank.calibration import calibrate
 from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.prompt_texts import prompt_embeddings
@@ -29,6 +32,7 @@ from m2df_runtime.errors import InputError
 from m2df_train.data.clips import clip_groups, folder_clips, generated_clips
 from m2df_train.data.episodes import EpisodeIndices, EpisodeSampler
 from m2df_train.evaluation.features import Features, encode
+from m2df_train.evaluation.open_set import auroc
 
 Values = NDArray[np.float64]
 MISS_RATES = (0.05, 0.1, 0.2)
@@ -43,17 +47,26 @@ class Draw:
         claimed: Share of taught actions expected to be missed.
         missed: Share of known queries that were.
         answered: Share of unknown queries that were answered.
+        auroc: How probable it is that a known query is nearer than an unknown one.
         accuracy: Share of known queries that were given their class.
-        sure: Mean probability of the given class.
-        untempered: The same without temperature.
+        said: What was said of the known ones.
+        untempered: What would have been said without temperature.
     """
 
     claimed: Values
     missed: Values
     answered: Values
+    auroc: float
     accuracy: float
+    said: Said
+    untempered: Said
+
+
+class Said(NamedTuple):
+    """Mean probability of the given class, and mean surprise in nats: -log of the true class's probability."""
+
     sure: float
-    untempered: float
+    surprise: float
 
 
 def draw(model: Model, features: Features, prompts: NDArray[np.float32], episode: EpisodeIndices, way: int) -> Draw:
@@ -63,10 +76,12 @@ def draw(model: Model, features: Features, prompts: NDArray[np.float32], episode
     prototypes = np.stack([model.prototypes(clips, text[None]) for clips, text in zip(support, texts, strict=True)])
     calibration = calibrate(model, support, texts, prototypes)
     if calibration is None:
-        raise InputError("a bank of one clip for each class cannot be calibrated", "take --shot 2 or more")
+        raise InputError(
+            f"a bank of {way} x {len(support[0])} clips is not calibrated", "take --way and --shot from 2 up"
+        )
     scores = model.match(values[episode.query.ravel()], texts, prototypes)
     best = scores.logits.argmax(axis=1)
-    distances = scores.distances.sum(axis=1)[np.arange(len(best)), best]
+    distances = scores.distances.sum(axis=1)[np.arange(len(best)), best].astype(np.float64)
     truth = np.repeat(np.arange(len(episode.classes)), episode.query.shape[1])
     known = truth < way
     rejections = [calibration.rejection(rate) for rate in MISS_RATES]
@@ -74,27 +89,28 @@ def draw(model: Model, features: Features, prompts: NDArray[np.float32], episode
         claimed=np.asarray([one.miss_rate for one in rejections]),
         missed=np.asarray([(distances[known] > one.threshold).mean() for one in rejections]),
         answered=np.asarray([(distances[~known] <= one.threshold).mean() for one in rejections]),
+        auroc=auroc(distances[known], distances[~known]),
         accuracy=float((best == truth)[known].mean()),
-        sure=_sure(scores, known, calibration.temperature),
-        untempered=_sure(scores, known, 1.0),
+        said=_said(scores.logits[known], truth[known], calibration.temperature),
+        untempered=_said(scores.logits[known], truth[known], 1.0),
     )
 
 
-def _sure(scores: QueryScores, known: NDArray[np.bool_], temperature: float) -> float:
-    """Mean probability of the given class of known queries."""
-    logits = scores.logits[known].astype(np.float64) / temperature
-    exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return float((1 / exponents.sum(axis=1)).mean())
+def _said(logits: NDArray[np.float32], truth: NDArray[np.int64], temperature: float) -> Said:
+    wide = logits.astype(np.float64) / temperature
+    wide -= wide.max(axis=1, keepdims=True)
+    total = np.log(np.exp(wide).sum(axis=1))
+    return Said(float(np.exp(-total).mean()), float((total - wide[np.arange(len(wide)), truth]).mean()))
 
 
 def summary(draws: Sequence[Draw], seed: int = 0) -> dict[str, object]:
-    """Means over draws in percent, each with its 95 % bootstrap interval over draws."""
+    """Means over draws, in percent and nats, each with its 95 % bootstrap interval over draws."""
     chosen = np.random.default_rng(seed).integers(0, len(draws), (RESAMPLES, len(draws)))
 
-    def mean(values: Sequence[float] | Values) -> list[float]:
-        of = 100 * np.asarray(values, float)
+    def mean(values: Sequence[float] | Values, unit: float = 100) -> list[float]:
+        of = unit * np.asarray(values, float)
         low, high = np.percentile(of[chosen].mean(axis=1), [2.5, 97.5])
-        return [round(float(value), 2) for value in (of.mean(), low, high)]
+        return [round(float(value), 2 if unit == 100 else 3) for value in (of.mean(), low, high)]
 
     rates = {
         f"{rate:g}": {
@@ -104,30 +120,42 @@ def summary(draws: Sequence[Draw], seed: int = 0) -> dict[str, object]:
         }
         for place, rate in enumerate(MISS_RATES)
     }
-    names = ("accuracy", "sure", "untempered")
-    return {"miss_rates": rates, **{name: mean([getattr(one, name) for one in draws]) for name in names}}
+    return {
+        "miss_rates": rates,
+        "auroc": mean([one.auroc for one in draws]),
+        "accuracy": mean([one.accuracy for one in draws]),
+        **{
+            name: {"sure": mean([one.sure for one in found]), "surprise": mean([one.surprise for one in found], 1)}
+            for name, found in (
+                ("said", [one.said for one in draws]),
+                ("untempered", [one.untempered for one in draws]),
+            )
+        },
+    }
 
 
 @click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
 @click.option("--bundle", "bundle_path", type=click.Path(path_type=Path), help="Bundle [newest, else the shipped one].")
-@click.option("--data", type=click.Path(path_type=Path), help="Folder of class folders [generated test actions].")
+@click.option("--data", type=click.Path(path_type=Path), help="Folder of class folders [generated actions].")
+@click.option("--split", type=click.Choice(["val", "test"]), default="test", help="Which generated actions.")
 @click.option("--name", required=True, help="What to file the result under.")
 @click.option("--groups", metavar="REGEX", help="First capture group in a clip's name: never both support and query.")
-@click.option("--way", type=click.IntRange(2), default=5, help="Classes of a bank.")
+@click.option("--way", "ways", multiple=True, default=("5",), callback=numbers, help="Classes of a bank; several: 2,5.")
 @click.option("--unknown", type=click.IntRange(1), default=5, help="Further classes.")
-@click.option("--shot", type=click.IntRange(2), default=5, help="Support clips of each class.")
+@click.option("--shot", "shots", multiple=True, default=("5",), callback=numbers, help="Support clips of each class.")
 @click.option("--query", type=click.IntRange(1), default=10, help="Queries of each class.")
-@click.option("--draws", type=click.IntRange(1), default=300, help="Banks.")
+@click.option("--draws", type=click.IntRange(1), default=300, help="Banks of each size.")
 @click.option("--seed", type=click.IntRange(0), default=0)
 @click.option("--out", type=click.Path(path_type=Path), help="JSON file [benchmarks/results/rejection.json].")
 def cli(
     bundle_path: Path | None,
     data: Path | None,
+    split: Literal["val", "test"],
     name: str,
     groups: str | None,
-    way: int,
+    ways: tuple[int, ...],
     unknown: int,
-    shot: int,
+    shots: tuple[int, ...],
     query: int,
     draws: int,
     seed: int,
@@ -136,25 +164,33 @@ def cli(
     """Compare the miss rates that banks claim with those that their queries have."""
     machine, target = Machine(), out or RESULTS / "rejection.json"
     filed = earlier(target)
-    clips = folder_clips(data)[0] if data else generated_clips()
+    clips = folder_clips(data)[0] if data else generated_clips(split=split)
     bundle = Bundle.open(bundle_path or newest_bundle())
     model = Model(bundle)
     with progress("encoding", len(clips)) as advance:
         features = encode(model, clips, bundle.manifest.clip, advance=advance)
     sides = clip_groups(features.names, groups) if groups else None
-    sampler = EpisodeSampler(features.labels, way=way + unknown, shot=shot, query=query, seed=seed, groups=sides)
-    prompts = prompt_embeddings(map(bundle.manifest.text.rules.prompts, sampler.classes), model.encode_texts)
-    found = []
-    with progress("calibrating", draws) as advance:
-        for episode in sampler.episodes(draws):
-            found.append(draw(model, features, prompts, episode, way))
-            advance(1)
-    results = summary(found)
+    samplers = {
+        (way, shot): EpisodeSampler(features.labels, way=way + unknown, shot=shot, query=query, seed=seed, groups=sides)
+        for way in ways
+        for shot in shots
+    }
+    classes = next(iter(samplers.values())).classes
+    prompts = prompt_embeddings(map(bundle.manifest.text.rules.prompts, classes), model.encode_texts)
+    results = {}
+    for (way, shot), sampler in samplers.items():
+        found = []
+        with progress(f"{way}-way {shot}-shot", draws) as advance:
+            for episode in sampler.episodes(draws):
+                found.append(draw(model, features, prompts, episode, way))
+                advance(1)
+        results[f"{way}-way {shot}-shot"] = summary(found)
+        click.echo(f"{way}-way {shot}-shot: {json.dumps(results[f'{way}-way {shot}-shot'])}")
     record = {
         "results": results,
         "settings": {
-            "way": way, "unknown": unknown, "shot": shot, "query": query, "draws": draws, "seed": seed,
-            "groups": groups, "clips": len(features.names), "classes": list(sampler.classes),
+            "unknown": unknown, "query": query, "draws": draws, "seed": seed, "groups": groups,
+            "actions": None if data else split, "clips": len(features.names), "classes": list(classes),
         },
         "data_sha256": data_hash(data, clips) if data else None,
         "bundle": {
@@ -163,9 +199,6 @@ def cli(
         },
         "environment": machine.environment(),
     }  # fmt: skip
-    for rate, values in dict(results["miss_rates"]).items():  # type: ignore[call-overload]
-        click.echo(f"wished {float(rate):.0%}: {values}")
-    click.echo(f"accuracy {results['accuracy']}, said {results['sure']}, untempered {results['untempered']}")
     click.echo(f"written: {write('rejection', {**filed, name: record}, target)}")
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from m2df_runtime.bank.folder import Stamp, clip_stamp, read_support
 from m2df_runtime.bundle.prompt_texts import class_key
@@ -63,15 +64,18 @@ def file_key(path: Path, stamp: Stamp | None = None) -> str:
     return "|".join([place, *map(str, astuple(stamp))])
 
 
-def generated_clips(per_class: int = 20, classes: Sequence[str] | None = None) -> list[LabelledClip]:
-    """Clips of the generated test actions, none of which any recipe trains on.
+def generated_clips(
+    per_class: int = 20, classes: Sequence[str] | None = None, split: Literal["val", "test"] = "test"
+) -> list[LabelledClip]:
+    """Clips of the generated test or validation actions, none of which any recipe trains on.
 
     Clip `j` of an action is the same on every machine: its seed is `j`.
     """
     from m2df_train.data.generated import generated_clip
     from m2df_train.synthetic import split_actions
 
-    chosen = chosen_classes([action.name for action in split_actions("test")], classes, "the generated test actions")
+    where = {"val": "the generated validation actions", "test": "the generated test actions"}[split]
+    chosen = chosen_classes([action.name for action in split_actions(split)], classes, where)
     return [generated_clip(name, number, seed=number) for name in chosen for number in range(per_class)]
 
 
