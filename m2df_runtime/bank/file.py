@@ -158,6 +158,8 @@ class CalibrationEntry(_Schema):
     backend: Annotated[str, Field(max_length=20)]
     precision: Annotated[str, Field(max_length=20)]
     background: Distances = ()
+    apart: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    version: Annotated[int, Field(ge=1, lt=1 << 16)] = 1  # of calibrations that have none
 
 
 class BankIndex(_Schema):

@@ -569,23 +569,25 @@ def test_calibration_is_kept_until_classes_change(support_dir: Path, model: Coun
     assert of(support_dir, model).calibration is None
 
 
-def test_another_engine_or_query_graph_calibrates_anew(
+def test_another_engine_query_graph_or_rule_calibrates_anew(
     support_dir: Path, model: Counting, bundle_copy: Path, tmp_path: Path
 ) -> None:
     bank = of(support_dir, model)
-    foreign = replace(bank, calibration=replace(bank.calibration, precision="int8", scores=(1.0,)))
-    foreign.save(tmp_path / "foreign.bank")
-    model.taken()
-    assert of(tmp_path / "foreign.bank", model).calibration == bank.calibration
-    assert model.taken() == (0, 0, 6)
+    for other in ({"precision": "int8"}, {"version": 1}):
+        foreign = replace(bank, calibration=replace(bank.calibration, **other, scores=(1.0,)))
+        foreign.save(tmp_path / "foreign.bank")
+        model.taken()
+        for taken in (6, 0):  # once, and then it is kept
+            assert of(tmp_path / "foreign.bank", model).calibration == bank.calibration
+            assert model.taken() == (0, 0, taken)
     query = (bundle_copy / "query.onnx").read_bytes() + b"\x32\x05other"  # another doc_string, hence another hash
     (bundle_copy / "query.onnx").write_bytes(query)
     manifest = json.loads((bundle_copy / "manifest.json").read_text())
     manifest["graphs"]["query"]["files"]["fp32"].update(sha256=hashlib.sha256(query).hexdigest(), bytes=len(query))
     (bundle_copy / "manifest.json").write_text(json.dumps(manifest))
-    other = Counting(bundle_copy)
-    assert of(support_dir, other).calibration == bank.calibration
-    assert other.taken() == (0, 0, 6)
+    changed = Counting(bundle_copy)
+    assert of(support_dir, changed).calibration == bank.calibration
+    assert changed.taken() == (0, 0, 6)
 
 
 @pytest.fixture

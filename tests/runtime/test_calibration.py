@@ -20,8 +20,8 @@ from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.match.matcher import Matcher
 
 
-def of(*scores: float, background: tuple[float, ...] = ()) -> Calibration:
-    return Calibration(tuple(sorted(scores)), 1.0, "cpu", "fp32", background)
+def of(*scores: float, background: tuple[float, ...] = (), apart: float = 0.0) -> Calibration:
+    return Calibration(tuple(sorted(scores)), 1.0, "cpu", "fp32", background, apart)
 
 
 def test_the_claim_holds_exactly_for_exchangeable_scores() -> None:
@@ -33,6 +33,21 @@ def test_the_claim_holds_exactly_for_exchangeable_scores() -> None:
             rejection = of(*range(n)).rejection(wished)
             assert share == Fraction(rejection.miss_rate).limit_denominator(n + 1)
             assert share <= max(Fraction(wished), Fraction(1, n + 1)) < share + Fraction(1, n + 1)
+
+
+def test_too_few_clips_for_a_wish_move_the_threshold_beyond_all_of_them() -> None:
+    """By a tenth of `apart` for every factor e, and so by nothing where they are just enough."""
+    for n, wished, lacks in (
+        (4, 0.2, 0.0),
+        (4, 0.2 / np.e, 1.0),
+        (4, 0.05, np.log(4)),
+        (19, 0.05, 0.0),
+        (2, 0.3, 0.105),
+    ):
+        rejection = of(*range(n), apart=30.0).rejection(wished)
+        assert rejection.threshold == pytest.approx(n - 1 + 3 * lacks, abs=1e-2)
+        assert rejection.miss_rate == pytest.approx(max(wished, 1 / (n + 1)) if n < 19 else 0.05)
+    assert of(*range(40), apart=30.0).rejection(0.05) == of(*range(40)).rejection(0.05)
 
 
 def test_how_far_a_bank_may_miss_more_follows_from_beta() -> None:
@@ -52,8 +67,9 @@ def test_a_rejection_says_what_it_is() -> None:
     few = of(*range(10), background=(3.0, 8.0, 12.0, 13.0)).rejection()
     assert (few.answered, few.background) == (2, 4)
     assert few.text() == (
-        "about 9 % of taught actions rejected, if queries resemble the support clips (10 clips; 5 % takes 19; for this "
-        "bank up to 26 % is plausible); false alarms: 2 of 4 background clips answered (up to 90 % is plausible)"
+        "about 9 % of taught actions rejected or fewer, if queries resemble the support clips (10 clips; 5 % takes 19; "
+        "for this bank up to 26 % is plausible); false alarms: 2 of 4 background clips answered (up to 90 % is "
+        "plausible)"
     )
 
 
@@ -79,6 +95,8 @@ def test_scores_are_of_the_class_that_a_prediction_would_name() -> None:
     # Class 0 is best: from 0 to the mean of 3 and 9, from 3 to that of 0 and 9, and so on; from 10 to the first.
     assert found.scores == tuple(sorted([6.0, 1.5, 7.5, 10 - 6.0, 12 - 4.5])) and found.background == (0.0, 46.0)
     assert (found.backend, found.precision) == ("cpu", "fp32")
+    # To the nearest class that is not their own: 12, 7 and 2, then 4 and 7.5.
+    assert found.apart == 7.0 - 6.0
 
 
 def test_left_out_clips_are_matched_as_queries_are(model: Model, tmp_path: Path) -> None:
@@ -140,24 +158,21 @@ def test_the_temperature_is_the_most_likely_one() -> None:
 
     def loss(temperature: float) -> float:
         logs = logits / temperature - np.log(np.exp(logits / temperature).sum(axis=1, keepdims=True))
-        loss = 0.0
-        for row, label in zip(logs, labels, strict=True):
-            loss -= 41 / 42 * row[label] + 1 / 42 * max(value for c, value in enumerate(row) if c != label)
-        return float(loss)
+        return float(-logs[np.arange(40), labels].sum() - stats.gamma.logpdf(1 / temperature, a=9, scale=1 / 8))
 
     expected = optimize.minimize_scalar(loss, bounds=(0.3, 100), method="bounded", options={"xatol": 1e-6}).x
-    assert fit_temperature(logits, labels) == pytest.approx(expected, rel=1e-3)
-    assert fit_temperature(7 * logits, labels) == pytest.approx(7 * expected, rel=1e-3)
+    assert fit_temperature(logits, labels) == pytest.approx(expected, rel=1e-3) and expected > 2
 
 
-def test_few_clips_make_no_certainty() -> None:
-    """All right by the same gap g: of two classes the true one gets (n + 1) / (n + 2), as in Platt scaling."""
-    for n in (2, 10):
-        logits, labels = np.tile(np.array([[5.0, 0.0]], np.float32), (n, 1)), np.zeros(n, int)
-        certain = 1 / (1 + np.exp(-5 / fit_temperature(logits, labels)))
-        assert certain == pytest.approx((n + 1) / (n + 2), rel=1e-6)
-    wrong = fit_temperature(np.array([[0.0, 5.0]] * 4, np.float32), np.zeros(4, int))
-    assert 1 / (1 + np.exp(-5 / wrong)) == pytest.approx(0.5, abs=2e-3)
+def test_few_clips_leave_the_models_own_temperature_and_many_overrule_it() -> None:
+    def fitted(gap: float, right: int, wrong: int = 0) -> float:
+        logits = np.tile(np.array([[gap, 0.0]], np.float32), (right + wrong, 1))
+        return fit_temperature(logits, np.repeat([0, 1], [right, wrong]))
+
+    assert fitted(16.0, right=4) == pytest.approx(1, abs=1e-3)  # what is clear says nothing
+    assert 0.9 < fitted(2.0, right=4) < 1 < fitted(2.0, right=2, wrong=2) < 2
+    # Three of four right, very often: the probability that says so.
+    assert 1 / (1 + np.exp(-5 / fitted(5.0, right=30_000, wrong=10_000))) == pytest.approx(0.75, abs=1e-3)
 
 
 @pytest.fixture(scope="module")
