@@ -328,11 +328,83 @@ def accuracy(record: Record, stem: str, files: Files) -> str:
             f"chance {settings['chance']:g}; {data['bundle']['name']} `{data['bundle']['sha256'][:12]}`.\n"
         )
         out += [about, _table(head, rows)]
+        if settings["unknown"]:
+            measures = {"auroc": "AUROC", "false_positives": "answered at 95 % recall", "oscr": "OSCR"}
+            head = [f"the same with {settings['unknown']} unknown classes, %"]
+            head += [f"{shot}: {measure}" for shot in shots for measure in measures.values()]
+            rows = [
+                [subject, *(_bounds(data["results"][shot][subject]["open_set"][m]) for shot in shots for m in measures)]
+                for subject in subjects
+            ]
+            out.append(_table(head, rows))
+    return "\n".join(out)
+
+
+def _bounds(values: Sequence[float]) -> str:
+    """A value in percent with its interval."""
+    value, low, high = values
+    return f"{value:.1f} ({low:.1f} to {high:.1f})"
+
+
+def rejection(record: Record, stem: str, files: Files) -> str:
+    """Whether calibration does what it says, one table per set of clips."""
+    out = ["## Rejection\n"]
+    for name, data in record.items():
+        settings, results = data["settings"], data["results"]
+        actions = {"val": "generated validation actions", "test": "generated test actions", None: "clips"}
+        about = (
+            f"{settings['draws']:,} banks of each size, {settings['clips']} {actions[settings['actions']]} of "
+            f"{len(settings['classes'])} classes, {settings['unknown']} unknown classes"
+            f"{', queries of other people or places' if settings['groups'] else ''}; "
+            f"{data['bundle']['name']} `{data['bundle']['sha256'][:12]}`. In % with 95 % intervals over banks.\n"
+        )
+        rates = list(next(iter(results.values()))["miss_rates"])
+        head = [name, "AUROC"]
+        head += [f"{float(r):.0%} wished: {w}" for r in rates for w in ("claimed", "missed", "unknown answered")]
+        rows = [
+            [size, _bounds(found["auroc"])]
+            + [
+                cell
+                for one in found["miss_rates"].values()
+                for cell in (f"{one['claimed']:.1f}", _bounds(one["missed"]), _bounds(one["unknown_answered"]))
+            ]
+            for size, found in results.items()
+        ]
+        words = [name, "right", "said", "without temperature", "surprise, nats", "without temperature"]
+        said = [
+            [size, _bounds(found["accuracy"]), *(_bounds(found[w]["sure"]) for w in ("said", "untempered"))]
+            + [f"{found[w]['surprise'][0]:.2f}" for w in ("said", "untempered")]
+            for size, found in results.items()
+        ]
+        out += [about, _table(head, rows), _table(words, said)]
     return "\n".join(out)
 
 
 def _interval(values: Record, *, sign: bool = False) -> str:
     return f"{values['accuracy']:{'+' if sign else ''}.1f} ± {values['ci95']:.1f}"
+
+
+def lint(record: Record, stem: str, files: Files) -> str:
+    """What `bank lint` finds, and what it names wrongly."""
+    settings, results = record["settings"], record["results"]
+    kinds = list(next(iter(results.values()))["found"])
+    actions = {"val": "validation", "test": "test"}[settings["split"]]
+    about = (
+        f"{settings['draws']} banks of each size and kind of {settings['clips']} generated clips of "
+        f"{settings['actions']} {actions} actions; {record['bundle']['name']} `{record['bundle']['sha256'][:12]}`.\n"
+    )
+    head = ["bank", "clean banks with a finding", *(f"{kind}: found" for kind in kinds)]
+    head += [f"{kind}: wrongly, per clean bank" for kind in kinds]
+    rows = [
+        [size, _share(found["clean_banks_with_a_finding"]), *(_share(found["found"][kind]) for kind in kinds)]
+        + [f"{found['wrongly_named_per_clean_bank'][kind]:.2f}" for kind in kinds]
+        for size, found in results.items()
+    ]
+    return "\n".join(["## Mistakes in banks\n", about, _table(head, rows)])
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.0f} %"
 
 
 def stream(record: Record, stem: str, files: Files) -> str:
@@ -479,6 +551,8 @@ SECTIONS: dict[str, Callable[[Record, str, Files], str]] = {
     "evaluation": evaluation,
     "training": training,
     "accuracy": accuracy,
+    "rejection": rejection,
+    "lint": lint,
     "stream": stream,
     "bulk": bulk,
     "gpu": gpu,
