@@ -21,7 +21,7 @@ class Kept:
 
     Attributes:
         id: Its name, which nobody can guess.
-        prediction: The answer, with features and frames.
+        prediction: The answer, with its features.
         bank: What it is from.
         clip: The clip itself, in a folder of the server's own.
     """

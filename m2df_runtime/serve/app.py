@@ -22,7 +22,6 @@ from starlette.staticfiles import StaticFiles
 from m2df_runtime import __version__
 from m2df_runtime.bank.folder import BACKGROUND, checked_label
 from m2df_runtime.errors import M2dfError
-from m2df_runtime.pixels.thumbnails import strip_jpeg
 from m2df_runtime.serve.access import COOKIE, Access
 from m2df_runtime.serve.cameras import WatchedCameras
 from m2df_runtime.serve.counts import RequestCounts
@@ -195,14 +194,11 @@ class App:
 
     def answer_strip(self, answer: str) -> Response:
         """The frames that an answer is from, side by side, as JPEG."""
-        frames = self._service.answers.get(answer).prediction.frames
-        if frames is None:
-            raise Refused(404, "no_strip", "this answer has no frames")
-        return Response(strip_jpeg(frames), media_type="image/jpeg")
+        return Response(self._service.answer_strip(answer), media_type="image/jpeg")
 
     def explanation(self, answer: str) -> HTMLResponse:
         """Why an answer is what it is: a page without scripts."""
-        page = self._service.explain(self._service.answers.get(answer))
+        page = self._service.explain(answer)
         return HTMLResponse(page, headers={"content-security-policy": _PICTURES_POLICY})
 
     # Teaching

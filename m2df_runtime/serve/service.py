@@ -15,6 +15,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -195,15 +196,26 @@ class Service:
         """
         matcher = self.matcher
         path = received.path or self._kept(received, folder, trim=False)[0]
-        look = display_spec(self._spec)
-        read = self.workers.read(path, received.name, self._spec, look)
+        read = self.workers.read(path, received.name, self._spec, None)
         bank, answer = _answer(matcher, read)
         self.metrics.answered(answer.timings)
         return self.answers.keep(answer, bank, path)
 
-    def explain(self, kept: Kept) -> str:
-        """Why an answer is what it is, as a page. Raises as `show.explain`."""
-        return explain(kept.prediction, self._matcher_of(kept.bank))
+    def answer_strip(self, name: str) -> bytes:
+        """JPEG of the frames that an answer is from, side by side. Raises Refused where it is not kept."""
+        frames = self._looked_at(self.answers.get(name)).frames
+        assert frames is not None
+        return strip_jpeg(frames)
+
+    def explain(self, name: str) -> str:
+        """Why an answer is what it is, as a page. Raises Refused where it is not kept, and as `show.explain`."""
+        kept = self.answers.get(name)
+        return explain(self._looked_at(kept), self._matcher_of(kept.bank))
+
+    def _looked_at(self, kept: Kept) -> Prediction:
+        """An answer with its frames. Few are looked at, and reading frames takes as long again as answering does."""
+        read = self.workers.read(kept.clip, kept.prediction.query, self._spec, display_spec(self._spec))
+        return replace(kept.prediction, frames=read.frames)
 
     @property
     def _spec(self) -> ClipSpec:
