@@ -74,8 +74,9 @@ soak: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.latency --model ViT-B-16-quickgelu --rounds 8 --warmup 1
-	$(BIN)/python -m benchmarks.latency --bundle $(BUNDLE)
+	$(BIN)/python -m benchmarks.latency --bundle $(BUNDLE) --twin
 	$(BIN)/python -m benchmarks.scaling
+	$(BIN)/python -m benchmarks.ceilings
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.evaluation
 	$(BIN)/python -m benchmarks.bulk

@@ -191,6 +191,33 @@ def scaling(record: Record, stem: str, files: Files) -> str:
     return "\n".join(out)
 
 
+def ceilings(record: Record, stem: str, files: Files) -> str:
+    """What the machine can do, and how near each graph comes."""
+    found, settings = record["ceilings"], record["settings"]
+    products = ", ".join(f"{kind} {number_text(value)}" for kind, value in found["product_gflops"].items())
+    frames = ", ".join(f"{size} {number_text(rate)}" for size, rate in found["decoded_frames_s_per_core"].items())
+    what = (
+        f"10⁹ operations per second of a large matrix product in ONNX Runtime: {products}. Copied with "
+        f"{settings['threads']} threads, read and written: {number_text(found['copy_gb_s'])} GB/s. Frames of H.264 "
+        f"that one core decodes in a second: {frames}.\n"
+    )
+    rows = [
+        [
+            f"{model}: {graph}",
+            *(number_text(stage[value]) for value in ("gflop", "mb", "ms")),
+            *(f"{100 * stage[share]:.0f} %" for share in ("of_product", "of_copy")),
+        ]
+        for model, table in record["stages"].items()
+        for graph, stage in table.items()
+    ]
+    head = ["graph, ONNX Runtime", "10⁹ operations", "weights, MB", "ms", "of the product rate", "of the copy rate ¹"]
+    note = (
+        f"¹ as if nothing but its weights crossed the memory's bus. {settings['frames']} frames, "
+        f"{settings['way']} classes of one clip, {settings['way']} texts.\n"
+    )
+    return "\n".join(["## Ceilings\n", what, _machine(record["environment"]), _table(head, rows), note])
+
+
 def teaching(record: Record, stem: str, files: Files) -> str:
     """Adding an action to many, and listing them."""
     settings, targets = record["settings"], record["targets"]
@@ -545,6 +572,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 SECTIONS: dict[str, Callable[[Record, str, Files], str]] = {
     "latency": latency,
     "scaling": scaling,
+    "ceilings": ceilings,
     "startup": startup,
     "teaching": teaching,
     "serve": serve,

@@ -15,6 +15,7 @@ import pytest
 from echo_job import Echo
 from tiny_bundle import DIM, FRAMES, SIZE, VIEWS, write_clip
 
+from benchmarks.ceilings import work
 from benchmarks.chain import Outputs, Work
 from benchmarks.engines import EAGER, EngineSpec, TorchPeer
 from benchmarks.gpu_check import merge
@@ -114,6 +115,13 @@ def test_a_whole_episode_of_the_pytorch_peer_costs_its_support_clips_too() -> No
     assert found["reference"] == EAGER and found["left_out"] == {}
     assert found["engines"][EAGER]["rounds"] == found["official"]["rounds"] == 2
     assert found["ratios"] == {EAGER: {}, "official way": {}}  # neither is m2df
+
+
+def test_the_work_of_a_vision_transformer_is_its_closed_form() -> None:
+    tokens, width, patch, dim = 50, 384, 32, 384  # of open_clip's ViT-S-32 at 224 pixels
+    layer = 12 * tokens * width**2 + 2 * tokens**2 * width  # projections and attention, multiplications with additions
+    whole = 12 * layer + (tokens - 1) * 3 * patch**2 * width + width * dim
+    assert work(random_model("ViT-S-32"))["visual"] == pytest.approx(8 * 2 * whole / 1e9, rel=1e-9)
 
 
 def test_a_wrong_answer_is_a_failure_whatever_its_speed() -> None:
