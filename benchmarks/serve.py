@@ -57,9 +57,9 @@ def served(bundle: Path, support: Path) -> Iterator[tuple[int, str]]:
 
 
 def family(pid: int) -> list[int]:
-    """A process and its children."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [pid, *map(int, children)]
+    """A process and its children, whichever of its threads started them."""
+    children = (place.read_text().split() for place in Path(f"/proc/{pid}/task").glob("*/children"))
+    return [pid, *map(int, itertools.chain.from_iterable(children))]
 
 
 def taken(pid: int) -> tuple[float, float]:
