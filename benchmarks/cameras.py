@@ -3,7 +3,8 @@
     python -m benchmarks.cameras --cameras 1,4,8,16,24 --seconds 60
 
 A process of its own plays a generated recording over HTTP as so many live cameras, each from another second of it, at
-the recording's pace. Its work is not counted; what it takes from the cores is (`others_used`).
+the recording's pace. Stamps are the moments at which frames are due, so that their age is known whatever held them up.
+What that process does is not counted in `cores_used`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import multiprocessing
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -20,27 +22,33 @@ from io import BufferedIOBase, RawIOBase
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import av
 import click
+import numpy as np
 
 from benchmarks.record import Machine, bundle_hash, percentiles, write
 from benchmarks.stream import COST_FPS, COST_SIZE, COST_STRIDE, COST_WINDOW, stages
 from m2df_runtime import Matcher, Stream, SupportBank, load
 from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.shipped import newest_bundle
-from m2df_runtime.clips.source import Picture
+from m2df_runtime.clips.source import FrameSource, Picture
 from m2df_runtime.commands.console import main_entry, progress
 from m2df_runtime.errors import CheckFailed
+from m2df_runtime.stream.policy import BUDGET, Dropped
+from m2df_runtime.stream.sources.live import Shown
 from m2df_runtime.stream.sources.network import NetworkFrames
 from m2df_runtime.stream.sources.timed import TimedFrames
 from m2df_runtime.stream.stream import Counts
 from m2df_train.synthetic import SyntheticRecording, split_actions
-from m2df_train.synthetic.recording_files import write_clip, write_support
+from m2df_train.synthetic.recording_files import write_support
 
 _APART = 7.0  # seconds of the recording between the beginnings of two cameras
-_SETTLED = 5.0  # seconds after the last camera's first window, in which clocks come together
+_SETTLED = 5.0  # seconds after the last camera's first window that do not count, at most as long as those that do
 _PATIENCE = 60.0  # seconds in which all cameras must have given a window
+_WRAP = 2**33 / 90_000  # seconds after which stamps of MPEG-TS begin anew
+TARGET = {"cameras": 16, "age_s": BUDGET}  # on 2 cores
 
 
 @dataclass
@@ -53,17 +61,40 @@ class Seen:
 
 
 class _Measured(NetworkFrames):
-    """A camera that notes how old its frames are when they are looked at."""
+    """A camera that notes how old its frames are when they are looked at.
+
+    Attributes:
+        ahead: Seconds of the stream, less the moments at which they were due.
+    """
 
     def __init__(self, address: str, seen: Seen) -> None:
         super().__init__(address)
         self.seen = seen
-        self.since = 0.0
+        self.ahead = 0.0
+        self._due: WeakKeyDictionary[Picture, float] = WeakKeyDictionary()
+
+    @contextmanager
+    def connected(self, dropped: Counter[Dropped] | None = None) -> Iterator[Iterator[Shown]]:
+        with super().connected(dropped) as frames:
+            yield self._noted(frames)
 
     def parts(self) -> Generator[TimedFrames]:
-        self.since = time.monotonic()  # what seconds of the stream count from
         for part in super().parts():
             yield _MeasuredPart(part, self)
+
+    def look_at(self, seconds: float, picture: Picture) -> None:
+        """Note the age of a frame."""
+        if picture in self._due:
+            now = time.monotonic()
+            age = (now - self._due[picture] + _WRAP / 2) % _WRAP - _WRAP / 2
+            self.ahead = seconds - (now - age)
+            self.seen.ages.append(age)
+
+    def _noted(self, frames: Iterator[Shown]) -> Iterator[Shown]:
+        for shown in frames:
+            if shown.stamp is not None:
+                self._due[shown.picture] = shown.stamp
+            yield shown
 
 
 class _MeasuredPart(TimedFrames):
@@ -75,7 +106,7 @@ class _MeasuredPart(TimedFrames):
 
     def frames(self) -> Iterator[tuple[float, Picture]]:
         for seconds, picture in self._part.frames():
-            self._source.seen.ages.append(time.monotonic() - self._source.since - seconds)
+            self._source.look_at(seconds, picture)
             yield seconds, picture
 
 
@@ -95,7 +126,7 @@ def watched(matcher: Matcher, addresses: Sequence[str], seconds: float) -> dict[
         for thread in threads:
             thread.start()
         _wait_for(lambda: all(source.seen.answered for source in sources))
-        time.sleep(_SETTLED)
+        time.sleep(min(_SETTLED, seconds))
         before = [_copied(stream.counts) for stream in streams]
         for source in sources:
             source.seen = Seen()
@@ -155,7 +186,7 @@ def _watch(stream: Stream, source: _Measured) -> None:
         for step in steps:
             if step.answer is None:
                 continue
-            delay = time.monotonic() - source.since - step.answer.end
+            delay = time.monotonic() - (step.answer.end - source.ahead)
             source.seen.answered.append(delay)
             source.seen.told += [delay for event in step.events if event.type == "new"]
 
@@ -215,7 +246,7 @@ class _Writer(RawIOBase):
 
 
 def _play(recording: Path, start: float, out: BufferedIOBase) -> None:
-    """Send a recording again and again, from a keyframe near a second of it on, with stamps that go on."""
+    """Send a recording again and again, from a keyframe near a second of it on, stamped with when it is due."""
     with av.open(str(recording)) as source:
         stream = source.streams.video[0]
         base = stream.time_base
@@ -225,20 +256,35 @@ def _play(recording: Path, start: float, out: BufferedIOBase) -> None:
         start = start % (source.duration / 1e6)
         keys = [number for number, packet in enumerate(packets) if packet.is_keyframe]
         number = min(keys, key=lambda key: abs(float((packets[key].dts or 0) * base) - start))
-        with av.open(_Writer(out), "w", format="mpegts", options={"flush_packets": "1"}) as sent:
+        options = {"flush_packets": "1", "mpegts_copyts": "1"}
+        with av.open(_Writer(out), "w", format="mpegts", options=options) as sent:
             target = sent.add_stream_from_template(stream)
-            first, begun, loops = packets[number].dts or 0, time.monotonic(), 0
+            ahead = round(time.monotonic() / base) - (packets[number].dts or 0)  # of the recording's stamps
             while True:
                 packet = packets[number]
-                dts, pts = packet.dts or 0, packet.pts or 0
-                moment = (dts + loops * length - first) * float(base)
-                time.sleep(max(0.0, begun + moment - time.monotonic()))
                 copy = av.Packet(bytes(packet))
                 copy.stream, copy.time_base, copy.is_keyframe = target, base, packet.is_keyframe
-                copy.dts, copy.pts = dts + loops * length, pts + loops * length
+                due = (packet.dts or 0) + ahead
+                copy.dts, copy.pts = due, (packet.pts or 0) + ahead
+                time.sleep(max(0.0, due * float(base) - time.monotonic()))
                 sent.mux(copy)
                 number = (number + 1) % len(packets)
-                loops += number == 0
+                ahead += length * (number == 0)
+
+
+def write_as_camera(path: Path, clip: FrameSource, keyframes: float) -> None:
+    """Write a recording as cameras encode it: every frame from those before it, a keyframe every so many seconds."""
+    with av.open(str(path), "w") as container:
+        gop = str(round(keyframes * COST_FPS))
+        options = {"preset": "veryfast", "tune": "zerolatency", "g": gop, "keyint_min": gop, "sc_threshold": "0"}
+        stream = container.add_stream("libx264", rate=round(COST_FPS), options=options)
+        stream.width, stream.height = COST_SIZE
+        stream.pix_fmt = "yuv420p"
+        for number, picture in enumerate(clip.pictures(np.arange(clip.n_frames))):
+            frame = av.VideoFrame.from_ndarray(picture.rgb(), format="rgb24")
+            frame.pts = number
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
 
 
 def _numbers(ctx: click.Context, param: click.Parameter, value: str) -> list[int]:
@@ -256,6 +302,7 @@ def _numbers(ctx: click.Context, param: click.Parameter, value: str) -> list[int
 @click.option("--cameras", callback=_numbers, default="1,4,8,16,24", help="How many at once, one run for each.")
 @click.option("--seconds", type=click.FloatRange(1), default=60.0, help="Of each run, after all cameras run.")
 @click.option("--length", type=click.FloatRange(10), default=120.0, help="Seconds of the recording that they play.")
+@click.option("--keyframes", type=click.FloatRange(0.1), default=2.0, help="Seconds from one keyframe to the next.")
 @click.option("--threads", type=click.IntRange(1), default=1, help="Threads per operator.")
 @click.option("--actions", type=click.IntRange(4), help="At most so many. [default: all]")
 @click.option("--out", type=click.Path(path_type=Path), help="JSON file [benchmarks/results/cameras.json].")
@@ -264,6 +311,7 @@ def cli(
     cameras: list[int],
     seconds: float,
     length: float,
+    keyframes: float,
     threads: int,
     actions: int | None,
     out: Path | None,
@@ -277,9 +325,8 @@ def cli(
     with tempfile.TemporaryDirectory() as folder:
         support, recording = Path(folder) / "support", Path(folder) / "recording.mp4"
         write_support(support, taught, 1)
-        write_clip(
-            recording, SyntheticRecording(taught, untaught, 1, seconds=length, people=2, size=COST_SIZE, fps=COST_FPS)
-        )
+        made = SyntheticRecording(taught, untaught, 1, seconds=length, people=2, size=COST_SIZE, fps=COST_FPS)
+        write_as_camera(recording, made, keyframes)
         matcher = Matcher(model, SupportBank.of(model, support))
         spent, windows, still = stages(matcher, recording)
         rows = []
@@ -296,9 +343,11 @@ def cli(
             "fps": COST_FPS,
             "window": COST_WINDOW,
             "stride": COST_STRIDE,
+            "keyframes_s": keyframes,
             "threads": threads,
             "actions": len(taught),
         },
+        "target": TARGET,
         "alone": {
             "windows": windows,
             "still": still,

@@ -484,6 +484,41 @@ def stream(record: Record, stem: str, files: Files) -> str:
     return "\n".join(["## Recordings\n", what, machine, _table(head, rows), about, _table(columns, table), note])
 
 
+def cameras(record: Record, stem: str, files: Files) -> str:
+    """Live cameras, as they become more than the machine keeps up with."""
+    settings, alone, target = record["settings"], record["alone"]["stage_cores_per_camera"], record["target"]
+    what = (
+        f"Cameras of {settings['size'][0]}×{settings['size'][1]} at {settings['fps']:g} frames per second over HTTP, a "
+        f"keyframe every {settings['keyframes_s']:g} s; windows of {settings['window']:g} s every "
+        f"{settings['stride']:g} s; {record['model']['name']} in {record['model']['precision']}, "
+        f"`{record['model']['sha256'][:12]}`. Stages alone take {number_text(sum(alone.values()))} cores per camera: "
+        + ", ".join(f"{name} {number_text(value)}" for name, value in alone.items() if value)
+        + ".\n"
+    )
+    head = ["cameras", "cores used", "frames looked at", "dropped", "windows answered", "skipped"]
+    head += ["age of a frame, s: p50", "p95", "p99", "window to answer, s: p50", "p95", "to event, s: p50", "p95"]
+    rows = [
+        [
+            str(run["cameras"]),
+            number_text(run["cores_used"]),
+            f"{100 * run['frames'] / run['frames_expected']:.0f} %",
+            ", ".join(f"{count} {cause}" for cause, count in run["dropped"].items()) or "none",
+            f"{100 * run['windows'] / run['windows_expected']:.0f} %",
+            str(run["windows_skipped"]),
+            *_seconds(run["age_s"], "p50", "p95", "p99"),
+            *_seconds(run["window_to_answer_s"], "p50", "p95"),
+            *_seconds(run["window_to_event_s"], "p50", "p95"),
+        ]
+        for run in record["cameras"]
+    ]
+    note = f"Budget: {target['cameras']} cameras on 2 cores with frames at most {target['age_s']:g} s old.\n"
+    return "\n".join(["## Cameras\n", what, _machine(record["environment"]), _table(head, rows), note])
+
+
+def _seconds(values: Record | None, *names: str) -> list[str]:
+    return [f"{values[name]:.2f}" if values else "–" for name in names]
+
+
 def bulk(record: Record, stem: str, files: Files) -> str:
     """Thousands of clips."""
     names = {
@@ -582,6 +617,7 @@ SECTIONS: dict[str, Callable[[Record, str, Files], str]] = {
     "rejection": rejection,
     "lint": lint,
     "stream": stream,
+    "cameras": cameras,
     "bulk": bulk,
     "gpu": gpu,
 }

@@ -279,6 +279,20 @@ def test_the_server_is_measured_under_load_live_and_idle(tiny_bundle: Path, tmp_
     assert "## Server" in build(out.parent)[PAGE]
 
 
+def test_cameras_are_measured_and_their_report_is_made(tiny_bundle: Path, tmp_path: Path, run_module) -> None:
+    out = tmp_path / "results" / "cameras.json"
+    done = run_module(
+        "benchmarks.cameras", "--bundle", tiny_bundle, "--cameras", 2, "--seconds", 1, "--length", 10, "--actions", 4,
+        "--out", out,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads(out.read_text())["cameras"]
+    assert found["cameras"] == 2 and found["frames"] > 0
+    assert set(found["dropped"]) <= {"stale", "full", "undecoded", "repeated", "late"}
+    assert -0.01 < found["age_s"]["min"] <= found["age_s"]["p50"], "nothing is seen before it is due"
+    assert "## Cameras" in build(out.parent)[PAGE]
+
+
 def test_percentiles_have_their_closed_form_and_show_a_drift() -> None:
     values = percentiles([float(v) for v in [*range(0, 101, 2), *range(1, 101, 2)]])
     assert [values[name] for name in ("p50", "p90", "p95", "p99", "min")] == [50, 90, 95, 99, 0]
