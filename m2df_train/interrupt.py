@@ -48,16 +48,3 @@ def stoppable() -> Iterator[Stop]:
     finally:
         for kind, handler in zip(kinds, before, strict=True):
             signal.signal(kind, handler)
-
-
-@contextmanager
-def deaf_children() -> Iterator[None]:
-    """A block whose new processes do not hear Ctrl-C: a terminal sends it to them too, and they are still needed.
-
-    They inherit what is blocked. Here a signal that comes meanwhile takes effect at the end of the block.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -21,6 +21,7 @@ from typing import TypeVar, cast
 
 from m2df_runtime.bulk.results import Fields, answered, failed
 from m2df_runtime.clips.source import Rectangle
+from m2df_runtime.deaf_children import deaf_children
 from m2df_runtime.engine_names import ON_CPU
 from m2df_runtime.errors import ClipError, EnvironmentMissing
 from m2df_runtime.match.matcher import Matcher
@@ -231,7 +232,8 @@ class _Reader:
         context = multiprocessing.get_context("spawn")  # a forked child hangs where OpenCV's threads were in use
         self.connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, reading), daemon=True)
-        self._process.start()
+        with deaf_children():
+            self._process.start()
         theirs.close()  # or its end would not be seen
         self.given: deque[tuple[int, str]] = deque()
         self.works = False

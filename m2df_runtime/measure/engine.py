@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -26,6 +25,7 @@ from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.prompt_texts import prompt_embeddings
 from m2df_runtime.bundle.shipped import demo_queries, demo_support
 from m2df_runtime.clips.listing import list_clips
+from m2df_runtime.deaf_children import deaf_children
 from m2df_runtime.engine_names import BackendName, RunPrecision
 from m2df_runtime.errors import InputError, M2dfError, first_line
 from m2df_runtime.match.reading import read_clip
@@ -80,7 +80,7 @@ class EngineProcess:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, spec), daemon=True)
-        with _interrupts_waiting():  # processes inherit it: Ctrl-C is for the first one alone to hear
+        with deaf_children():
             self._process.start()
         theirs.close()  # or its end would not be seen
         try:
@@ -119,15 +119,6 @@ class EngineProcess:
         if not done:
             raise EngineFailed(value)
         return value
-
-
-@contextmanager
-def _interrupts_waiting() -> Iterator[None]:
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _serve(connection: Connection, spec: EngineSpec) -> None:

@@ -15,8 +15,8 @@ from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
 from m2df_runtime.cpus import available_cpus
+from m2df_runtime.deaf_children import deaf_children
 from m2df_runtime.errors import EnvironmentMissing
-from m2df_train.interrupt import deaf_children
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
