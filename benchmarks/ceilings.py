@@ -30,6 +30,7 @@ from m2df_runtime.commands.console import main_entry, progress
 from m2df_runtime.cpus import available_cpus
 
 if TYPE_CHECKING:
+    from m2df_runtime.bundle.manifest import GraphName
     from m2df_runtime.engine_names import Precision
     from m2df_train.model.checkpoint import Checkpoint
 
@@ -82,7 +83,7 @@ def copying(threads: int, rounds: int) -> float:
     return 2 * COPIED * threads / seconds / 1e9
 
 
-def work(checkpoint: Checkpoint) -> dict[str, float]:
+def work(checkpoint: Checkpoint) -> dict[GraphName, float]:
     """Multiplications and additions of each graph, in 10^9, counted by PyTorch on the modules that are exported."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -92,7 +93,7 @@ def work(checkpoint: Checkpoint) -> dict[str, float]:
     from m2df_export.graphs.specs import graph_specs
 
     torch.backends.mha.set_fastpath_enabled(False)  # its one operator is not counted, nor is that of fused attention
-    counted = {}
+    counted: dict[GraphName, float] = {}
     for name, spec in graph_specs(checkpoint.backbone, checkpoint.head, checkpoint.clip).items():
         inputs = [torch.from_numpy(array) for array in example_inputs(spec, SIZES).values()]
         with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
@@ -103,14 +104,14 @@ def work(checkpoint: Checkpoint) -> dict[str, float]:
 
 def stages(
     checkpoint: Checkpoint, bundle: Bundle, precision: Precision, threads: int, rounds: int
-) -> dict[str, dict[str, float]]:
+) -> dict[GraphName, dict[str, float]]:
     """Each graph of a model: its arithmetic, the size of its weights, and its time."""
     from m2df_export.graphs.onnx import example_inputs
     from m2df_export.graphs.specs import graph_specs
 
     backend = OnnxRuntimeBackend("cpu", threads)
     specs = graph_specs(checkpoint.backbone, checkpoint.head, checkpoint.clip)
-    found = {}
+    found: dict[GraphName, dict[str, float]] = {}
     for name, gflop in work(checkpoint).items():
         graph, inputs = backend.open(bundle, name, precision), example_inputs(specs[name], SIZES)
         seconds = typical(lambda graph=graph, inputs=inputs: graph.run(inputs), rounds)  # type: ignore[misc]
@@ -160,7 +161,9 @@ def cli(rounds: int, slow_rounds: int, out: Path | None) -> None:
         frames = {called: decoding(size, folder, rounds) for called, size in CLIPS.items()}
         advance(1)
         twin = random_twin(shipped)
-        tables = {"shipped": stages(twin, shipped, shipped.manifest.precisions[0], threads, rounds)}
+        tables: dict[str, dict[GraphName, dict[str, float]]] = {
+            "shipped": stages(twin, shipped, shipped.manifest.precisions[0], threads, rounds)
+        }
         advance(1)
         large = random_model(VIT)
         bundle = export(large, folder / "bundle", ("fp32", "int8"))
