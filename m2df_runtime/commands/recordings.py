@@ -104,10 +104,10 @@ def parse_keep(ctx: click.Context, param: click.Parameter, value: str | None) ->
 SECONDS = click.FloatRange(0)
 EVENT_OPTIONS = (
     click.option(
-        "--enter", type=click.FloatRange(0, 1), metavar="SCORE", help="Score at which an event begins. [default: 0.6]"
+        "--enter", type=click.FloatRange(0, 1), metavar="SCORE", help="Score at which an event begins. [default: 0.7]"
     ),
     click.option(
-        "--leave", type=click.FloatRange(0, 1), metavar="SCORE", help="Score below which it ends. [default: 0.4]"
+        "--leave", type=click.FloatRange(0, 1), metavar="SCORE", help="Score below which it ends. [default: 0.5]"
     ),
     click.option(
         "--min-duration", type=SECONDS, metavar="SECONDS", help="Leave out shorter events. [default: two windows]"

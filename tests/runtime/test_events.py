@@ -77,7 +77,7 @@ def test_an_event_ends_where_the_recording_has_a_gap() -> None:
 
 def test_every_class_is_followed_by_itself() -> None:
     both = [{"a": 0.9, "b": 0.0}, {"a": 0.5, "b": 0.0}, {"a": 0.45, "b": 0.7}, {"a": 0.0, "b": 0.8}, {}, {}, {}]
-    told = track(both)
+    told = track(both, enter=0.6, leave=0.4)
     assert [(e.label, e.type, e.id) for e in told if e.type != "update"] == [
         ("a", "new", 1), ("b", "new", 2), ("a", "end", 1), ("b", "end", 2)
     ]  # fmt: skip

@@ -124,7 +124,7 @@ def test_a_recording_that_cannot_be_read_does_not_stop_the_others(run, long: Pat
         (["--window", "0"], "error: a window of 0.0 s"),
         (["--window", "nan"], "error: a window of nan s"),
         (["--window", "1", "--stride", "2"], "error: a stride of 2 s is longer than the window of 1 s"),
-        (["--window", "1", "--enter", "0.3"], "error: events enter at 0.3 and leave at 0.4"),
+        (["--window", "1", "--enter", "0.3"], "error: events enter at 0.3 and leave at 0.5"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(run, long: Path, options: list[str], message: str) -> None:

@@ -289,7 +289,7 @@ def test_zones_are_watched_side_by_side_and_decoded_once(
         assert of_zone == [(e.type, e.label, e.start, e.end, pytest.approx(e.score)) for e in alone]
     new = [event for event in told if event.type == "new"]
     assert [event.id for event in new] == list(range(1, len(new) + 1)), "one row of numbers for all zones"
-    known = set() if look.get("region") == "motion" else {("left", "red"), ("right", "blue")}  # crops are never red
+    known = set() if look.get("channels") == "motion" else {("left", "red"), ("right", "blue")}  # changes are never red
     assert {(event.zone, event.label) for event in new} == known
     assert stream.counts.frames == len(two)
     assert look or len(read) == len(two), "converted once for both"
