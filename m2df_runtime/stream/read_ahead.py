@@ -61,8 +61,9 @@ def read_ahead(items: Iterable[Item]) -> Generator[Item]:
 def read_freshest(windows: Iterable[Window], tell_skipped: Callable[[int], None]) -> Generator[Window]:
     """Windows of a camera, read on another thread: those for which there is no time are skipped.
 
-    A window that is looked at has all its frames however slow answers are. What reading raises is raised here. The
-    thread ends when the camera's part does; nobody waits for it.
+    A window that is looked at has all its frames however slow answers are. One that ended before a pause of the camera,
+    or before frames were left out, is known to have ended when it is long past: it waited since. What reading raises is
+    raised here. The thread ends when the camera's part does; nobody waits for it.
 
     Args:
         windows: The windows as they come.
@@ -81,7 +82,7 @@ def read_freshest(windows: Iterable[Window], tell_skipped: Callable[[int], None]
                 nbytes = sum(frame.picture.nbytes for frame in window.frames if frame.number > counted)
                 newest[window.zone] = window.frames[-1].number
                 with ready:
-                    waiting.put(window, nbytes)
+                    waiting.put(window, nbytes, window.overdue)
                     ready.notify()
         except BaseException as error:  # as above
             end = _End(error)

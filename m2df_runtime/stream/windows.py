@@ -29,17 +29,27 @@ class Window(FrameSource):
         end: Its end, which belongs to the next window.
         frames: Its frames.
         zone: Part of the picture that they show; None for all of it.
+        overdue: Seconds by which the first frame after it came later than frames usually do.
     """
 
     is_part = True
 
-    def __init__(self, name: str, start: float, end: float, frames: tuple[Frame, ...], zone: str | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        start: float,
+        end: float,
+        frames: tuple[Frame, ...],
+        zone: str | None = None,
+        known: float | None = None,
+    ) -> None:
         self.name = f"{zone_name(name, zone)}, {start:.2f} to {end:.2f} s"
         self.zone = zone
         self.start, self.end, self.frames = start, end, frames
         self.n_frames = len(frames)
         self.times: NDArray[np.float64] = np.asarray([frame.time for frame in frames]) - start
         self.fps = frame_rate(self.times, DEFAULT_FPS)
+        self.overdue = 0.0 if known is None else max(0.0, known - end - 1 / self.fps)
 
     @property
     def duration(self) -> float:
@@ -87,7 +97,7 @@ class WindowCutter:
             start = self._start()
             self._drop(start)
             if self._held:
-                yield self._window(start, start + self._length)
+                yield self._window(start, start + self._length, frame.time)
                 self._covered = start + self._length
                 self._number += 1
             else:  # the first window that holds the new frame
@@ -118,8 +128,8 @@ class WindowCutter:
         """Of the next window."""
         return self._first + self._number * self._stride
 
-    def _window(self, start: float, end: float) -> Window:
-        return Window(self._name, start, end, tuple(self._held), self._zone)
+    def _window(self, start: float, end: float, known: float | None = None) -> Window:
+        return Window(self._name, start, end, tuple(self._held), self._zone, known)
 
     def _drop(self, start: float) -> None:
         """Let go of frames before a time."""

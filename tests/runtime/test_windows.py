@@ -247,6 +247,20 @@ def given_times(*times: float) -> tuple[RisingTimes, list[float]]:
     return rising, [round(time, 6) for time, _ in rising]
 
 
+def test_windows_that_are_known_to_have_ended_when_they_are_long_past_are_skipped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ten frames a second for three seconds, and again from second 203 on; a window of one may wait for a minute."""
+    monkeypatch.setattr(read_ahead, "Freshest", partial(Freshest, budget=60.0))
+    times = [*range(30), *range(2030, 2050)]
+    frames = ([Frame(number, time / 10, Blank(), False)] for number, time in enumerate(times))
+    skipped: list[int] = []
+    found = [(w.start, w.end) for w in read_ahead.read_freshest(cut(frames, 1.0, 0.25, "r"), skipped.append)]
+    assert [start for start, _ in found if start < 100] == [0.25 * k for k in range(8)]
+    assert skipped[-1] == 4, "those that end at 3.0, 3.25, 3.5 and 3.75"
+    assert min(start for start, _ in found if start > 100) == 202.25
+
+
 def test_times_that_step_back_are_mended_and_counted(caplog: pytest.LogCaptureFixture) -> None:
     rising, times = given_times(0.0, 0.1, 0.2, 0.15, 0.2, 0.3)  # one late, one twice
     assert (times, rising.left_out, rising.restarts) == ([0.0, 0.1, 0.2, 0.3], 2, 0)
