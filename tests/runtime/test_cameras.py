@@ -34,10 +34,15 @@ from m2df_runtime.stream.policy import Dropped, Freshest
 from m2df_runtime.stream.sources import live
 
 WATCH = ("--window", 0.8, "--stride", 0.2)
-# A busy machine takes longer to tell what goes on than a signal gives it.
+# A busy machine takes longer to tell what goes on than a signal gives it, and does not keep up with cameras.
 PATIENT = """
+from functools import partial
 from m2df_runtime.commands import cameras, run
+from m2df_runtime.stream import read_ahead
+from m2df_runtime.stream.sources import live, packets
 cameras._GRACE = 60
+for module, name in ((live, "Freshest"), (read_ahead, "Freshest"), (packets, "FreshestEncoded")):
+    setattr(module, name, partial(getattr(module, name), budget=60))
 run.main()
 """
 
@@ -272,7 +277,9 @@ def test_slow_answers_skip_windows_and_lose_no_frame(tiny_bundle: Path, support_
     assert stream.counts.frames > 4 * 0.9 * FPS / 2
 
 
-def test_a_stream_watches_an_address(tiny_bundle: Path, support_dir: Path) -> None:
+@pytest.mark.usefixtures("_patience")
+def test_a_stream_watches_an_address(tiny_bundle: Path, support_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(read_ahead, "Freshest", partial(Freshest, budget=LONGEST))
     model = m2df.load(tiny_bundle)
     matcher = m2df.Matcher(model, m2df.SupportBank.of(model, support_dir))
     with serving(Rtsp(Play(acted("blue"), frames=80), Play(acted("red")))) as server:
