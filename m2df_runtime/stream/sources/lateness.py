@@ -40,11 +40,10 @@ class Lateness:
 
     Args:
         clock: Seconds that rise.
-        budget: Seconds of lateness from which frames are left out.
     """
 
-    def __init__(self, clock: Callable[[], float], budget: float = BUDGET) -> None:
-        self._clock, self._budget = clock, budget
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
         self._believed = True
         self._seen = _Clock()
 
@@ -68,7 +67,7 @@ class Lateness:
         while now - seen.recent[0][0] > _AT_ONCE:
             seen.recent.popleft()
         late = max(0.0, seen.recent[0][1] - seen.smallest)
-        if late <= self._budget:
+        if late <= BUDGET:
             seen.late_since = None
         elif seen.late_since is None:
             seen.late_since = now
