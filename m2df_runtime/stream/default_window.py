@@ -14,5 +14,6 @@ WINDOW_SECONDS = (1.0, 6.0)  # shortest and longest that is chosen: below, a win
 
 def default_window(bank: BankContents) -> float:
     """Seconds of a window: the median length of the support clips, between 1 and 6 s."""
+    # Not `np.median`, which loads masked arrays: a fiftieth of the start of m2df-run.
     median = float(np.quantile([clip.seconds for entry in bank.classes for clip in entry.clips], 0.5))
     return float(np.clip(round(median, 1), *WINDOW_SECONDS))

@@ -67,11 +67,12 @@ def read_freshest(windows: Iterable[Window], tell_skipped: Callable[[int], None]
 
     Args:
         windows: The windows as they come.
-        tell_skipped: Told how many were skipped so far, before each that is given.
+        tell_skipped: Told how many were skipped since the last one, before each that is given.
     """
     waiting: Freshest[Window] = Freshest(time.monotonic)
     ready = threading.Condition()
     over: list[_End] = []
+    told = 0
 
     def read() -> None:
         end = _End()
@@ -95,7 +96,9 @@ def read_freshest(windows: Iterable[Window], tell_skipped: Callable[[int], None]
         with ready:
             while (window := waiting.take()) is None and not over:
                 ready.wait()
-            tell_skipped(sum(waiting.dropped.values()))
+            skipped = waiting.dropped.total()
+        tell_skipped(skipped - told)
+        told = skipped
         if window is None:
             break
         yield window

@@ -9,10 +9,11 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -30,6 +31,7 @@ from m2df_runtime.pixels.spec import ClipSpec
 from m2df_runtime.stream.default_window import default_window
 from m2df_runtime.stream.events import Event, EventRules, EventTracker, WindowScores, clock
 from m2df_runtime.stream.frames import kept_frames
+from m2df_runtime.stream.policy import BUDGET
 from m2df_runtime.stream.read_ahead import read_ahead, read_freshest
 from m2df_runtime.stream.sources.addresses import is_address
 from m2df_runtime.stream.sources.device import DeviceFrames
@@ -364,6 +366,9 @@ class Stream:
                 self._refused(part, window.zone, error)
                 counts.failed += 1
                 return
+            except _NoTurn:
+                counts.skipped += 1
+                return
             if once:
                 counts.encoded = before + sum(one.encoded for one in once.values())
             elif answer:
@@ -375,9 +380,12 @@ class Stream:
         with closing(windows_of(part, counts)) as windows, ThreadPoolExecutor(several, "m2df windows") as pool:
             try:
                 for window in windows:
+                    if part.live and self._stopped.is_set():
+                        break  # what waits is not known yet, and answering it takes time
                     wanted = every or not window.still
                     predict = once[window.zone] if once else self.matcher.predict
-                    waiting.append((window, pool.submit(predict, window) if wanted else None))
+                    answer = partial(_in_turn, predict) if part.live else predict
+                    waiting.append((window, pool.submit(answer, window) if wanted else None))
                     if len(waiting) >= several:
                         yield from first()
                 while waiting:
@@ -404,10 +412,8 @@ class Stream:
         self._faults.say(zone, error)
 
     def _newest_windows(self, part: TimedFrames, counts: Counts) -> Generator[Window]:
-        before = counts.skipped
-
         def skipped(count: int) -> None:
-            counts.skipped = before + count
+            counts.skipped += count
 
         yield from read_freshest(self._windows(part, counts), skipped)
 
@@ -436,6 +442,23 @@ class Stream:
                 "the stride of %g s becomes %g s, a multiple of %g s, to meet the same frames", asked, rounded, step
             )
         return rounded
+
+
+class _NoTurn(Exception):
+    """A window of a camera got no processor in time."""
+
+
+# Cameras whose windows are answered at once: were it all of them, every answer would take as long as all together.
+_turns = threading.BoundedSemaphore(available_cpus())
+
+
+def _in_turn(predict: Callable[[Window], Prediction], window: Window) -> Prediction:
+    if not _turns.acquire(timeout=BUDGET):
+        raise _NoTurn
+    try:
+        return predict(window)
+    finally:
+        _turns.release()
 
 
 class _Faults:

@@ -37,10 +37,10 @@ WATCH = ("--window", 0.8, "--stride", 0.2)
 # A busy machine takes longer to tell what goes on than a signal gives it, and does not keep up with cameras.
 PATIENT = """
 from functools import partial
-from m2df_runtime.commands import cameras, run
-from m2df_runtime.stream import read_ahead
+from m2df_runtime.commands import run, until_signal
+from m2df_runtime.stream import read_ahead, stream
 from m2df_runtime.stream.sources import live, packets
-cameras._GRACE = 60
+until_signal._GRACE = stream.BUDGET = 60
 for module, name in ((live, "Freshest"), (read_ahead, "Freshest"), (packets, "FreshestEncoded")):
     setattr(module, name, partial(getattr(module, name), budget=60))
 run.main()

@@ -257,7 +257,7 @@ def test_windows_that_are_known_to_have_ended_when_they_are_long_past_are_skippe
     skipped: list[int] = []
     found = [(w.start, w.end) for w in read_ahead.read_freshest(cut(frames, 1.0, 0.25, "r"), skipped.append)]
     assert [start for start, _ in found if start < 100] == [0.25 * k for k in range(8)]
-    assert skipped[-1] == 4, "those that end at 3.0, 3.25, 3.5 and 3.75"
+    assert sum(skipped) == 4, "those that end at 3.0, 3.25, 3.5 and 3.75"
     assert min(start for start, _ in found if start > 100) == 202.25
 
 

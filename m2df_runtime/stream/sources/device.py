@@ -19,7 +19,7 @@ from m2df_runtime.stream.sources.live import LiveFrames, Shown, SourceLost, Sour
 class DeviceFrames(LiveFrames):
     """A camera of this machine by its number. Its frames have no stamps: they are of when they come.
 
-    Nobody asks how old they are: no more wait than the one that the driver is told to hold, or the few it has room for.
+    How old they are is not asked: the driver is told to hold one, and whatever does not obey has room for a few.
 
     Args:
         number: 0 for the first.
