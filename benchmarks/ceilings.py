@@ -9,8 +9,9 @@ small things, so that what a faster machine or a smaller type saves is little. D
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -24,6 +25,7 @@ from benchmarks.models import FRAMES, VIT, export, random_model, random_twin
 from benchmarks.record import Machine, bundle_hash, write
 from m2df_runtime.backends.onnxruntime import OnnxRuntimeBackend
 from m2df_runtime.bundle.bundle import Bundle
+from m2df_runtime.bundle.manifest import GRAPHS
 from m2df_runtime.bundle.shipped import demo_bundle
 from m2df_runtime.clips.opening import open_source
 from m2df_runtime.commands.console import main_entry, progress
@@ -92,6 +94,7 @@ def work(checkpoint: Checkpoint) -> dict[GraphName, float]:
     from m2df_export.graphs.onnx import example_inputs
     from m2df_export.graphs.specs import graph_specs
 
+    fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # its one operator is not counted, nor is that of fused attention
     counted: dict[GraphName, float] = {}
     for name, spec in graph_specs(checkpoint.backbone, checkpoint.head, checkpoint.clip).items():
@@ -99,24 +102,48 @@ def work(checkpoint: Checkpoint) -> dict[GraphName, float]:
         with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             spec.module(*inputs)
         counted[name] = counter.get_total_flops() / 1e9
+    torch.backends.mha.set_fastpath_enabled(fast)
     return counted
 
 
+@dataclass(frozen=True)
+class Ceilings:
+    """What the machine can do: 10^9 operations a second of a product, and 10^9 bytes a second of a copy."""
+
+    product: float
+    copy: float
+
+
 def stages(
-    checkpoint: Checkpoint, bundle: Bundle, precision: Precision, threads: int, rounds: int
+    checkpoint: Checkpoint,
+    bundle: Bundle,
+    precision: Precision,
+    ceilings: Ceilings,
+    rounds: int,
+    graphs: Sequence[GraphName] = GRAPHS,
 ) -> dict[GraphName, dict[str, float]]:
-    """Each graph of a model: its arithmetic, the size of its weights, and its time."""
+    """Graphs of a model: arithmetic, size of the weights, time, and what they reach of both ceilings.
+
+    Weights are read once in each run.
+    """
     from m2df_export.graphs.onnx import example_inputs
     from m2df_export.graphs.specs import graph_specs
 
-    backend = OnnxRuntimeBackend("cpu", threads)
+    backend, gflops = OnnxRuntimeBackend("cpu", available_cpus()), work(checkpoint)
     specs = graph_specs(checkpoint.backbone, checkpoint.head, checkpoint.clip)
     found: dict[GraphName, dict[str, float]] = {}
-    for name, gflop in work(checkpoint).items():
+    for name in graphs:
         graph, inputs = backend.open(bundle, name, precision), example_inputs(specs[name], SIZES)
         seconds = typical(lambda graph=graph, inputs=inputs: graph.run(inputs), rounds)  # type: ignore[misc]
-        size = len(bundle.read(bundle.graph_file(name, precision)))
-        found[name] = {"gflop": gflop, "mb": size / 1e6, "ms": 1000 * seconds}
+        mb = len(bundle.read(bundle.graph_file(name, precision))) / 1e6
+        values = {
+            "gflop": gflops[name],
+            "mb": mb,
+            "ms": 1000 * seconds,
+            "of_product": gflops[name] / seconds / ceilings.product,
+            "of_copy": mb / 1000 / seconds / ceilings.copy,
+        }
+        found[name] = {what: float(f"{value:.3g}") for what, value in values.items()}
     return found
 
 
@@ -137,13 +164,6 @@ def decoding(size: tuple[int, int], folder: Path, rounds: int) -> float:
     return CLIP_FRAMES / seconds
 
 
-def shares(stage: dict[str, float], flops: float, copied: float) -> dict[str, float]:
-    """A stage with what it reaches of both ceilings; its weights are read once in each run."""
-    seconds = stage["ms"] / 1000
-    reached = {"of_product": stage["gflop"] / seconds / flops, "of_copy": stage["mb"] / 1000 / seconds / copied}
-    return {name: float(f"{value:.3g}") for name, value in {**stage, **reached}.items()}
-
-
 @click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
 @click.option("--rounds", type=click.IntRange(2), default=20)
 @click.option("--slow-rounds", type=click.IntRange(1), default=5, help="Rounds of the image tower of ViT-B/16.")
@@ -160,31 +180,24 @@ def cli(rounds: int, slow_rounds: int, out: Path | None) -> None:
         advance(1)
         frames = {called: decoding(size, folder, rounds) for called, size in CLIPS.items()}
         advance(1)
-        twin = random_twin(shipped)
-        tables: dict[str, dict[GraphName, dict[str, float]]] = {
-            "shipped": stages(twin, shipped, shipped.manifest.precisions[0], threads, rounds)
-        }
+        fp32, int8 = (Ceilings(flops[kind], copied) for kind in ("fp32", "int8"))
+        # ONNX Runtime computes fp16 graphs in fp32 on a processor.
+        found = {"shipped": stages(random_twin(shipped), shipped, shipped.manifest.precisions[0], fp32, rounds)}
         advance(1)
         large = random_model(VIT)
         bundle = export(large, folder / "bundle", ("fp32", "int8"))
         advance(1)
-        tables[VIT] = stages(large, bundle, "fp32", threads, slow_rounds)
-        tables[f"{VIT}, int8"] = {"visual": stages(large, bundle, "int8", threads, slow_rounds)["visual"]}
+        found[VIT] = stages(large, bundle, "fp32", fp32, slow_rounds)
+        found[f"{VIT}, int8"] = stages(large, bundle, "int8", int8, slow_rounds, ["visual"])
         advance(1)
     record = {
         "ceilings": {"product_gflops": flops, "copy_gb_s": copied, "decoded_frames_s_per_core": frames},
-        "stages": {
-            model: {
-                graph: shares(stage, flops["int8" if "int8" in model else "fp32"], copied)
-                for graph, stage in table.items()
-            }
-            for model, table in tables.items()
-        },
+        "stages": found,
         "settings": {"threads": threads, "frames": FRAMES, "way": WAY, "rounds": rounds, "slow_rounds": slow_rounds},
         "bundle": bundle_hash(shipped),
         "environment": machine.environment(),
     }
-    for model, table in record["stages"].items():  # type: ignore[attr-defined]
+    for model, table in found.items():
         for graph, stage in table.items():
             click.echo(f"{model}: {graph}: " + ", ".join(f"{what} {value:g}" for what, value in stage.items()))
     click.echo(f"written: {write('ceilings', record, out)}")

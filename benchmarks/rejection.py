@@ -1,6 +1,6 @@
 """Whether rejection does what it says: taught actions missed against the share that was claimed, over many banks.
 
-    python -m benchmarks.rejection --name generated --way 2,5 --shot 2,5
+    python -m benchmarks.rejection --name generated --way 2,3,5 --shot 2,3,5
     python -m benchmarks.rejection --data clips --groups '_(person[0-9]+)_' --name people
 
 Every draw is a bank of its own, calibrated on its own clips. Without --groups its queries are drawn like its support
