@@ -65,6 +65,7 @@ test: $(VENV)/.installed-dev
 	echo "mypy:"; cat $(VENV)/mypy.log; \
 	exit $$((tests ? tests : types))
 
+# The variable silences a notice of mkdocs-material about a version of mkdocs that is not installed.
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 	@echo "open site/index.html"

@@ -10,10 +10,7 @@ from multiprocessing import resource_tracker
 
 @contextmanager
 def deaf_children() -> Iterator[None]:
-    """A block whose new processes hear neither Ctrl-C nor what is blocked already, which they inherit.
-
-    Here a signal that comes meanwhile takes effect at the end of the block.
-    """
+    """A block whose new processes never hear Ctrl-C. In this process it waits until the end of the block."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         # The first spawned process starts it, which leaves signals unblocked in this thread.

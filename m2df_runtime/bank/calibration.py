@@ -79,7 +79,7 @@ class Rejection:
                 f"{self.answered} of {self.background} background clips answered (up to {_percent(upper)} is plausible)"
             )
         return (
-            f"about {_percent(self.miss_rate)} of taught actions rejected{' or fewer' if few else ''}, if queries "
+            f"{'at most ' if few else ''}about {_percent(self.miss_rate)} of taught actions rejected, if queries "
             "resemble the support clips "
             f"({self.clips} clips{fewer}; for this bank up to {_percent(self.at_most)} is plausible); "
             f"false alarms: {alarms}"

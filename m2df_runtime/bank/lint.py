@@ -28,9 +28,9 @@ Float = NDArray[np.float32]
 Kind = Literal["mislabelled", "twice", "alike", "same text", "still", "background", "uncalibrated"]
 
 # Chosen on generated validation actions; `benchmarks/lint.py` counts what they find and what they name wrongly.
-# Robust deviations by which a clip is nearer to another class than clips of the bank usually are, and how near it is to
-# that: less than this share of the way from own classes to others. Without the second a third more clips of clean banks
-# were named, and an eighth more of those that were in the wrong class.
+# By how many robust deviations a named clip is nearer to another class than clips of the bank usually are; and the
+# largest share of the way from own classes to others at which it may stand. Without the second, a third more clips of
+# clean banks were named, for an eighth more of the clips that were in the wrong class.
 _STRANGE, _NEAR = 2.5, 0.5
 _ALIKE, _FEWEST_ALIKE = 0.5, 3  # share and number of two classes' clips that are nearest to the other class
 # Of the squared distance that two clips of one class usually have, or of two classes where that is less: nine of ten

@@ -67,7 +67,7 @@ def test_a_rejection_says_what_it_is() -> None:
     few = of(*range(10), background=(3.0, 8.0, 12.0, 13.0)).rejection()
     assert (few.answered, few.background) == (2, 4)
     assert few.text() == (
-        "about 9 % of taught actions rejected or fewer, if queries resemble the support clips (10 clips; 5 % takes 19; "
+        "at most about 9 % of taught actions rejected, if queries resemble the support clips (10 clips; 5 % takes 19; "
         "for this bank up to 26 % is plausible); false alarms: 2 of 4 background clips answered (up to 90 % is "
         "plausible)"
     )

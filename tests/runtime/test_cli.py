@@ -20,7 +20,7 @@ from m2df_runtime.errors import CheckFailed, EnvironmentMissing, InputError
 
 MODULE = "m2df_runtime.commands.run"
 CLAIM = (
-    "about 14 % of taught actions rejected or fewer, if queries resemble the support clips (6 clips; 5 % takes 19; for "
+    "at most about 14 % of taught actions rejected, if queries resemble the support clips (6 clips; 5 % takes 19; for "
     "this bank up to 39 % is plausible); false alarms: not measured"
 )
 TIMINGS = {"decode", "preprocess", "visual", "query", "total"}

@@ -43,7 +43,7 @@ def test_events_are_lines_as_they_end(watch, long: Path) -> None:
     assert watched == (
         f"{long}: 2 events in 15 windows of 1 s, one every 0.5 s; nothing moves in 5; 200 frames read, 30 encoded"
     )
-    assert rejection.startswith("rejection: about 14 % of taught actions rejected or fewer, ")
+    assert rejection.startswith("rejection: at most about 14 % of taught actions rejected, ")
 
 
 def test_json_has_one_object_per_event_and_line_with_the_documented_keys(watch, long: Path) -> None:
