@@ -6,7 +6,7 @@ import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from benchmarks.models import random_model
 from m2df_runtime.backends.model import probe_backend
 from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.manifest import GraphName
-from m2df_runtime.engine_names import BackendName, Precision
+from m2df_runtime.engine_names import BackendName, EngineName, Precision
 from m2df_runtime.errors import EnvironmentMissing
 
 Float = NDArray[np.float32]
@@ -232,7 +232,7 @@ class EngineSpec:
 
 
 EAGER = "PyTorch eager fp32"
-BACKENDS: tuple[Literal["tensorrt", "cuda", "openvino", "cpu"], ...] = ("tensorrt", "cuda", "openvino", "cpu")
+BACKENDS: tuple[EngineName, ...] = ("tensorrt", "cuda", "openvino", "cpu")
 LIBRARIES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
 

@@ -17,7 +17,7 @@ from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.manifest import MANIFEST_NAME
 from m2df_runtime.cpus import available_cpus
 from m2df_runtime.files import atomic_write, sha256_bytes, sha256_file
-from m2df_runtime.measure.others import Others
+from m2df_runtime.other_programs import OtherPrograms
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = (
@@ -45,7 +45,7 @@ class Machine:
     def __init__(self) -> None:
         self._time = datetime.now(timezone.utc)
         self._load = _load()
-        self._others = Others()
+        self._others = OtherPrograms()
 
     def environment(self) -> dict[str, object]:
         """Versions, hardware and load of the run so far; child processes count once they have ended."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-BackendName = Literal["auto", "tensorrt", "cuda", "openvino", "cpu"]
+EngineName = Literal["tensorrt", "cuda", "openvino", "cpu"]
+
+BackendName = Literal["auto", EngineName]
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
 ON_CPU = ("cpu", "openvino")
 

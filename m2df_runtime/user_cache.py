@@ -53,6 +53,12 @@ def cache_dir(*parts: str) -> Path:
     return folder
 
 
+def has_cache(part: str) -> bool:
+    """Whether m2df's folder holds this one; nothing is made and nothing warned of where it does not."""
+    base = user_cache()
+    return base is not None and (base / "m2df" / part).is_dir()
+
+
 def _made(folder: Path) -> str | None:
     """Make a folder; returns why it cannot be trusted, if it cannot."""
     with suppress(OSError):

@@ -120,8 +120,8 @@ def publish(
     """
     from m2df_export.triton.config import Target
     from m2df_export.triton.repository import write_repository
-    from m2df_runtime.backends.choice import default_precision
     from m2df_runtime.backends.model import Model
+    from m2df_runtime.backends.precisions import default_precision
     from m2df_runtime.bank.bank import SupportBank
 
     device = instances.device or ("gpu" if default_precision(bundle, "cuda") == "fp16" else "cpu")

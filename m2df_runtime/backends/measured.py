@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from m2df_runtime.cpus import thread_count
-from m2df_runtime.engine_names import RunPrecision
+from m2df_runtime.engine_names import EngineName, RunPrecision
 from m2df_runtime.errors import first_line
 from m2df_runtime.files import atomic_write, sha256_bytes
 from m2df_runtime.pixels.spec import PIXELS_VERSION
@@ -71,7 +71,7 @@ class Machine(_Schema):
 class Timed(_Schema):
     """An engine and a precision with the right answers, and the milliseconds of a whole query (median)."""
 
-    backend: Literal["tensorrt", "cuda", "openvino", "cpu"]
+    backend: EngineName
     precision: RunPrecision
     ms: Annotated[float, Field(gt=0, allow_inf_nan=False)]
 

@@ -19,15 +19,16 @@ from numpy.typing import NDArray
 
 from m2df_runtime.backends import Backend, Graph, Tensor, Tensors
 from m2df_runtime.backends.arrays import checked, finite_rows, refuse_infinite
-from m2df_runtime.backends.choice import Choice, choose, default_precision
+from m2df_runtime.backends.choice import Choice, choose
 from m2df_runtime.backends.onnxruntime import OnnxRuntimeBackend, import_onnxruntime
+from m2df_runtime.backends.precisions import default_precision
 from m2df_runtime.backends.tensorrt.engine_files import EngineUnusable
 from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.manifest import GRAPHS, GraphName
 from m2df_runtime.bundle.onnx_file import graph_model
 from m2df_runtime.bundle.shipped import newest_bundle
 from m2df_runtime.bundle.tokenizer import Tokenizer
-from m2df_runtime.engine_names import BackendName, Precision, RunPrecision
+from m2df_runtime.engine_names import BackendName, EngineName, Precision, RunPrecision
 from m2df_runtime.errors import CheckFailed, ClipError, EnvironmentMissing, InputError, M2dfError, first_line
 
 if TYPE_CHECKING:
@@ -453,7 +454,7 @@ def _cuda_usable() -> bool:
     return True
 
 
-def probe_backend(name: Literal["tensorrt", "cuda", "openvino", "cpu"]) -> str:
+def probe_backend(name: EngineName) -> str:
     """Try a backend and return its description: it runs the smallest possible graph, TensorRT only starts up.
 
     Raises:

@@ -23,6 +23,7 @@ from m2df_runtime import __version__
 from m2df_runtime.commands.console import M2dfGroup, emit, emit_json, main_entry
 from m2df_runtime.commands.measure import ROUNDS, measure_engines
 from m2df_runtime.cpus import available_cpus
+from m2df_runtime.engine_names import EngineName
 from m2df_runtime.errors import EnvironmentMissing, M2dfError
 from m2df_runtime.user_cache import cache_dir, user_cache
 
@@ -126,7 +127,7 @@ def _attempt(name: str, run: Callable[[], str], *, needed: bool = False) -> Chec
         return Check(name, status, f"{type(error).__name__}: {error}", "reinstall the package", needed)
 
 
-def _backend(name: Literal["tensorrt", "cuda", "openvino", "cpu"]) -> str:
+def _backend(name: EngineName) -> str:
     from m2df_runtime.backends.model import probe_backend
 
     return probe_backend(name)

@@ -28,10 +28,10 @@ def measure_engines(path: Path | None, rounds: int, *, as_json: bool) -> None:
     from m2df_runtime.backends.measured import Machine, keep, lasts
     from m2df_runtime.bundle.bundle import Bundle
     from m2df_runtime.bundle.shipped import newest_bundle
-    from m2df_runtime.measure.others import Others
     from m2df_runtime.measure.rounds import measure
+    from m2df_runtime.other_programs import OtherPrograms
 
-    bundle, others = Bundle.open(path or newest_bundle()), Others()
+    bundle, others = Bundle.open(path or newest_bundle()), OtherPrograms()
     found = measure(bundle, rounds, progress)
     share = others.share()
     if share is not None and share > _BUSY:

@@ -33,9 +33,7 @@ from m2df_runtime.match.reading import read_clip
 Float = NDArray[np.float32]
 
 _EPISODES, _SEED = 40, 0  # with the shipped clips 400 answers, of which a gate of 99.5 % lets two differ
-_AWAKE = (
-    0.5  # seconds; a shorter query begins with one that does not count, which wakes the process' threads and caches
-)
+_AWAKE = 0.5  # seconds; before a shorter query one runs that does not count, and wakes the process' threads and caches
 
 
 class EngineFailed(Exception):

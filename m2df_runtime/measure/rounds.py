@@ -7,20 +7,19 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Literal
 
-from m2df_runtime.backends.choice import takeable
 from m2df_runtime.backends.measured import Timed
 from m2df_runtime.backends.model import probe_backend
 from m2df_runtime.backends.openvino import OpenVINOBackend
+from m2df_runtime.backends.precisions import takeable
 from m2df_runtime.bundle.bundle import Bundle
-from m2df_runtime.engine_names import RunPrecision
+from m2df_runtime.engine_names import EngineName, RunPrecision
 from m2df_runtime.errors import EnvironmentMissing
 from m2df_runtime.measure.engine import Answers, EngineFailed, EngineProcess, EngineSpec
 from m2df_runtime.parity import drift, gates_of, worst
 from m2df_runtime.progress import Progress, silent
 
-_BACKENDS: tuple[Literal["tensorrt", "cuda", "openvino", "cpu"], ...] = ("cpu", "openvino", "cuda", "tensorrt")
+_BACKENDS: tuple[EngineName, ...] = ("cpu", "openvino", "cuda", "tensorrt")
 _FIRST = 2  # queries of each engine before the rounds
 _SLOW = 2.0  # an engine that takes so many times as long as another is not waited for any further, and its memory freed
 _SETTLE = 0.02  # seconds between turns: threads of the last engine stop spinning within a few ms
@@ -40,7 +39,7 @@ class Contender:
         problem: Why it is not measured, or not to be taken.
     """
 
-    backend: Literal["tensorrt", "cuda", "openvino", "cpu"]
+    backend: EngineName
     precision: RunPrecision | None
     samples: list[float] = field(default_factory=list)
     cosine: float | None = None

@@ -12,9 +12,9 @@ from tiny_bundle import FRAMES, SIZE, write_bundle
 from m2df_export.check.verify import engines
 from m2df_export.pipeline import ExportOptions, export_bundle
 from m2df_export.tensorrt.build import check_fp8
-from m2df_runtime.backends.choice import default_precision
 from m2df_runtime.backends.model import Model
 from m2df_runtime.backends.onnxruntime import OnnxRuntimeBackend
+from m2df_runtime.backends.precisions import default_precision
 from m2df_runtime.backends.tensorrt.engine_files import Machine
 from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.manifest import PrecisionParity

@@ -16,9 +16,9 @@ from PIL import Image
 from test_bundle import edit_manifest, replace_graph
 from tiny_bundle import DIM, FRAMES, LOGIT_SCALE, SIZE, VIEWS
 
-from m2df_runtime.backends.choice import default_precision
 from m2df_runtime.backends.model import Model, probe_backend
 from m2df_runtime.backends.onnxruntime import BoundGraph
+from m2df_runtime.backends.precisions import default_precision
 from m2df_runtime.bank.bank import SupportBank
 from m2df_runtime.bank.contents import keys_of
 from m2df_runtime.bundle.bundle import Bundle

@@ -1,4 +1,4 @@
-"""How busy other programs keep the processors meanwhile, which changes times and which engine is fastest."""
+"""How busy other programs keep the processors, which changes times, and which of two engines is the faster one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 _STAT = Path("/proc/stat")
 
 
-class Others:
+class OtherPrograms:
     """Watches the machine from its creation."""
 
     def __init__(self) -> None:
