@@ -23,11 +23,10 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.record import RESULTS, Machine, bundle_hash, write
+from benchmarks.record import RESULTS, Machine, write
+from benchmarks.ruled import described, ruled
 from m2df_runtime.backends.model import Model
-from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.prompt_texts import ClassTexts, prompt_embeddings, read_labels
-from m2df_runtime.bundle.shipped import newest_bundle
 from m2df_runtime.commands.console import main_entry, progress
 from m2df_runtime.errors import InputError
 from m2df_runtime.pixels.load import load_clip
@@ -200,9 +199,8 @@ def cli(
         EpisodeSampler([clip.label for clip in clips], way=way + unknown, shot=k, query=query, seed=seed, groups=sides)
         for k in shot
     ]
-    bundle = Bundle.open(bundle_path or newest_bundle())
-    session = Model(bundle)
-    answers = {MODEL: bundle_answers(session, clips, read_labels(labels) if labels else {})}
+    model = ruled(bundle_path)
+    answers = {MODEL: bundle_answers(model, clips, read_labels(labels) if labels else {})}
     answers |= descriptor_answers(clips)
     results = {f"{way}-way {s.shot}-shot": compare(answers, s, episodes, unknown) for s in samplers}
     record = {
@@ -212,10 +210,7 @@ def cli(
             "episodes": episodes, "seed": seed, "unknown": unknown, "chance": round(100 / way, 2),
         },
         "data_sha256": data_hash(data, clips) if data else None,
-        "bundle": {
-            "name": bundle.manifest.name, "sha256": bundle_hash(bundle), "recipe": bundle.manifest.source.recipe,
-            "backend": session.backend, "precision": session.precision,
-        },
+        "bundle": {**described(model), "recipe": model.bundle.manifest.source.recipe},
         "command": shlex.join(["python", "-m", "benchmarks.accuracy", *(_last_part(part) for part in sys.argv[1:])]),
         "environment": machine.environment(),
     }  # fmt: skip

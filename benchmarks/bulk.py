@@ -25,8 +25,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.record import Machine, bundle_hash, write
-from m2df_runtime import Matcher, SupportBank, load
+from benchmarks.record import Machine, write
+from benchmarks.ruled import described, ruled
+from m2df_runtime import Matcher, SupportBank
 from m2df_runtime.bulk.local import LocalEngine, Readers, Reading
 from m2df_runtime.bulk.results import Basis, BulkClip, opened
 from m2df_runtime.bundle.shipped import demo_support
@@ -179,7 +180,7 @@ def cli(
     bundle: Path | None, support: Path | None, clips: int, seconds: float | None, looped: int, out: Path | None
 ) -> None:
     """Time bulk runs of long and short clips, and their stages alone."""
-    machine, model = Machine(), load(bundle)
+    machine, model = Machine(), ruled(bundle)
     kinds = [kind if seconds is None else Kind(kind.name, min(kind.seconds, seconds), kind.size) for kind in KINDS]
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="m2df-") as place:
@@ -194,8 +195,7 @@ def cli(
         "budget": BUDGET,
         "public": PUBLIC,
         "settings": {"clips": clips, "seconds": kinds[0].seconds, "classes": len(matcher.bank.labels)},
-        "model": {"name": model.bundle.manifest.name, "precision": model.precision, "backend": model.backend},
-        "bundle": bundle_hash(model.bundle),
+        "model": described(model),
         "environment": machine.environment(),
     }
     click.echo(f"written: {write('bulk', record, out)}")

@@ -28,11 +28,10 @@ import av
 import click
 import numpy as np
 
-from benchmarks.record import Machine, bundle_hash, percentiles, write
+from benchmarks.record import Machine, percentiles, write
+from benchmarks.ruled import described, ruled
 from benchmarks.stream import COST_FPS, COST_SIZE, COST_STRIDE, COST_WINDOW, stages
-from m2df_runtime import Matcher, Stream, SupportBank, load
-from m2df_runtime.bundle.bundle import Bundle
-from m2df_runtime.bundle.shipped import newest_bundle
+from m2df_runtime import Matcher, Stream, SupportBank
 from m2df_runtime.clips.source import FrameSource, Picture
 from m2df_runtime.commands.console import main_entry, progress
 from m2df_runtime.errors import CheckFailed
@@ -318,8 +317,7 @@ def cli(
 ) -> None:
     """Measure live cameras of 640x480 at 15 frames a second, windows of 2 s every 0.5 s."""
     machine = Machine()
-    bundle = Bundle.open(path or newest_bundle())
-    model = load(bundle.path, "cpu", threads=threads)
+    model = ruled(path, threads)
     chosen = split_actions("test")[:actions]
     taught, untaught = chosen[::2], chosen[1::2]
     with tempfile.TemporaryDirectory() as folder:
@@ -337,7 +335,7 @@ def cli(
                 advance(1)
     result = {
         "environment": machine.environment(),
-        "model": {"name": bundle.manifest.name, "sha256": bundle_hash(bundle), "precision": model.precision},
+        "model": described(model),
         "settings": {
             "size": [*COST_SIZE],
             "fps": COST_FPS,

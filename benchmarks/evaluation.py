@@ -21,6 +21,8 @@ import numpy as np
 
 from benchmarks.models import random_model
 from benchmarks.record import Machine, bundle_hash, write
+from benchmarks.ruled import ENGINE
+from m2df_runtime.backends.precisions import default_precision
 from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.prompt_texts import LabelRules, prompt_embeddings
 from m2df_runtime.bundle.shipped import newest_bundle
@@ -72,7 +74,7 @@ class Watch:
 def bundle_subject(path: Path | None) -> Subject:
     """A bundle on the CPU."""
     bundle = Bundle.open(path or newest_bundle())
-    scorer = BundleScorer(bundle, "cpu")
+    scorer = BundleScorer(bundle, ENGINE, default_precision(bundle, ENGINE))
     rules = bundle.manifest.text.rules
     name = f"{bundle.manifest.name}, ONNX Runtime {scorer.precision}"
     return Subject(name, bundle_hash(bundle), scorer, bundle.manifest.clip, rules)

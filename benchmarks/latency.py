@@ -6,7 +6,7 @@
     python -m benchmarks.latency --model ViT-B-16-quickgelu      random weights, exported for the purpose
 
 Every engine has a process of its own, all do the same work, and they take turns in a new random order each round,
-so that a machine that slows down slows all of them: what to read first is the ratios. An engine whose answer is
+so that none is measured at another time than the rest: what to read first is the ratios. An engine whose answer is
 not the model's is reported as failed.
 """
 
@@ -24,8 +24,8 @@ from benchmarks.engines import EAGER, EngineSpec, Float, ours, peers
 from benchmarks.interleaved import run
 from benchmarks.models import export, random_model, random_twin
 from benchmarks.record import Machine, bundle_hash, write
+from benchmarks.ruled import ruled
 from m2df_export.precision.optional_packages import nncf_missing
-from m2df_runtime.backends.model import Model
 from m2df_runtime.bank.folder import read_support
 from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.prompt_texts import prompt_embeddings
@@ -54,7 +54,7 @@ def work_of(bundle: Bundle, query: Path | None, support: Path, way: int, shot: i
     if len(clips) < way or min(map(len, clips)) < shot:
         raise InputError(f"{support}: less than {way} classes of {shot} clips", "take a smaller --way or --shot")
     rules = bundle.manifest.text.rules
-    encode = Model(bundle, backend="cpu").encode_texts
+    encode = ruled(bundle.path).encode_texts
     prompts = prompt_embeddings((rules.prompts(label) for label, _ in classes), encode)
     return Work(query or list_clips(demo_queries()).clips[0], clips, bundle.manifest.clip), prompts
 

@@ -20,14 +20,13 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.record import Machine, bundle_hash, write
+from benchmarks.record import Machine, write
+from benchmarks.ruled import described, ruled
 from m2df_runtime.backends.model import Model
 from m2df_runtime.bank.bank import SupportBank
 from m2df_runtime.bank.contents import BankClip, Members, keys_of, make_classes
 from m2df_runtime.bank.folder import Stamp
 from m2df_runtime.bank.lint import Finding, lint
-from m2df_runtime.bundle.bundle import Bundle
-from m2df_runtime.bundle.shipped import newest_bundle
 from m2df_runtime.clips.opening import open_source
 from m2df_runtime.clips.source import ArraySource, FrameSource
 from m2df_runtime.commands.console import main_entry, progress
@@ -202,8 +201,7 @@ def cli(
 ) -> None:
     """Count what `bank lint` finds, and what it names wrongly."""
     machine = Machine()
-    bundle = Bundle.open(bundle_path or newest_bundle())
-    model = Model(bundle)
+    model = ruled(bundle_path)
     with tempfile.TemporaryDirectory(prefix="m2df-") as work:
         clips = encoded(model, split, per_class, changed, Path(work))
     results = {}
@@ -216,7 +214,7 @@ def cli(
             "split": split, "draws": draws, "clips": sum(map(len, clips.plain.values())), "actions": len(clips.plain),
             "seed": seed,
         },
-        "bundle": {"name": bundle.manifest.name, "sha256": bundle_hash(bundle), "precision": model.precision},
+        "bundle": described(model),
         "environment": machine.environment(),
     }  # fmt: skip
     click.echo(f"written: {write('lint', record, out)}")

@@ -21,12 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.accuracy import data_hash, earlier, numbers
-from benchmarks.record import RESULTS, Machine, bundle_hash, write
+from benchmarks.record import RESULTS, Machine, write
+from benchmarks.ruled import described, ruled
 from m2df_runtime.backends.model import Model
 from m2df_runtime.bank.calibration import calibrate
-from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.prompt_texts import prompt_embeddings
-from m2df_runtime.bundle.shipped import newest_bundle
 from m2df_runtime.commands.console import main_entry, progress
 from m2df_runtime.errors import InputError
 from m2df_train.data.clips import clip_groups, folder_clips, generated_clips
@@ -165,10 +164,10 @@ def cli(
     machine, target = Machine(), out or RESULTS / "rejection.json"
     filed = earlier(target)
     clips = folder_clips(data)[0] if data else generated_clips(split=split)
-    bundle = Bundle.open(bundle_path or newest_bundle())
-    model = Model(bundle)
+    model = ruled(bundle_path)
+    manifest = model.bundle.manifest
     with progress("encoding", len(clips)) as advance:
-        features = encode(model, clips, bundle.manifest.clip, advance=advance)
+        features = encode(model, clips, manifest.clip, advance=advance)
     sides = clip_groups(features.names, groups) if groups else None
     samplers = {
         (way, shot): EpisodeSampler(features.labels, way=way + unknown, shot=shot, query=query, seed=seed, groups=sides)
@@ -176,7 +175,7 @@ def cli(
         for shot in shots
     }
     classes = next(iter(samplers.values())).classes
-    prompts = prompt_embeddings(map(bundle.manifest.text.rules.prompts, classes), model.encode_texts)
+    prompts = prompt_embeddings(map(manifest.text.rules.prompts, classes), model.encode_texts)
     results = {}
     for (way, shot), sampler in samplers.items():
         found = []
@@ -193,10 +192,7 @@ def cli(
             "actions": None if data else split, "clips": len(features.names), "classes": list(classes),
         },
         "data_sha256": data_hash(data, clips) if data else None,
-        "bundle": {
-            "name": bundle.manifest.name, "sha256": bundle_hash(bundle), "backend": model.backend,
-            "precision": model.precision,
-        },
+        "bundle": described(model),
         "environment": machine.environment(),
     }  # fmt: skip
     click.echo(f"written: {write('rejection', {**filed, name: record}, target)}")

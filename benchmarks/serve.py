@@ -25,8 +25,8 @@ import httpx2
 import numpy as np
 from websockets.sync.client import connect
 
-from benchmarks.record import Machine, bundle_hash, percentiles, write
-from m2df_runtime.bundle.bundle import Bundle
+from benchmarks.record import Machine, percentiles, write
+from benchmarks.ruled import as_options, described, ruled
 from m2df_runtime.bundle.shipped import demo_bundle, demo_queries, demo_recording, demo_support
 from m2df_runtime.clips.opening import open_source
 from m2df_runtime.commands.console import main_entry, progress
@@ -40,7 +40,7 @@ _COMMAND = (sys.executable, "-c", "from m2df_runtime.commands.entry import run; 
 @contextmanager
 def served(bundle: Path, support: Path) -> Iterator[tuple[int, str]]:
     """A server's process and address."""
-    options = ("--port", "0", "--uploads-per-minute", "1000000", "--bundle", str(bundle), "--support", str(support))
+    options = ("--port", "0", "--uploads-per-minute", "1000000", *as_options(bundle), "--support", str(support))
     process = subprocess.Popen(
         [*_COMMAND, "serve", *options], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
@@ -108,7 +108,7 @@ def asked(address: str, clips: list[Path], clients: int) -> tuple[float, list[fl
 
 def bulk(bundle: Path, support: Path, clips: Path, out: Path) -> float:
     """Clips a second of the bulk command, its start left out."""
-    options = ("--bundle", str(bundle), "--support", str(support), "--query", str(clips), "--out", str(out), "--json")
+    options = (*as_options(bundle), "--support", str(support), "--query", str(clips), "--out", str(out), "--json")
     done = subprocess.run([*_COMMAND, *options], check=True, capture_output=True, text=True)
     return float(json.loads(done.stdout)["per_second"])
 
@@ -174,7 +174,7 @@ def cli(bundle: Path | None, clips: int, seconds: float, out: Path | None) -> No
         **result,
         "targets": TARGETS,
         "settings": {"clients": CLIENTS, "clips": clips, "fps": FPS, "size": SIZE, "window": WINDOW, "stride": STRIDE},
-        "bundle": bundle_hash(Bundle.open(path)),
+        "model": described(ruled(path)),
         "environment": machine.environment(),
     }
     click.echo(f"written: {write('serve', record, out)}")

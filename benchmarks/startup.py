@@ -25,6 +25,8 @@ from packaging.utils import canonicalize_name
 
 import m2df_runtime
 from benchmarks.record import Machine, percentiles, write
+from benchmarks.ruled import as_options, described, ruled
+from m2df_runtime.bundle.shipped import demo_bundle
 from m2df_runtime.commands.console import main_entry, progress
 from m2df_runtime.errors import CheckFailed
 
@@ -110,9 +112,10 @@ def _needed(package: str, extra: str) -> Iterator[str]:
 @click.option("--out", type=click.Path(path_type=Path), help="JSON file [benchmarks/results/startup.json].")
 def cli(bundle: Path | None, support: Path | None, query: Path | None, rounds: int, out: Path | None) -> None:
     """Time fresh m2df-run processes on a warm bank."""
-    machine = Machine()
-    given = {"--bundle": bundle, "--support": support, "--query": query}
+    machine, path = Machine(), bundle or demo_bundle()
+    given = {"--support": support, "--query": query}
     arguments = [part for option, value in given.items() if value is not None for part in (option, str(value))]
+    arguments += as_options(path)
     start(arguments)  # builds the bank, fills the disk cache
     samples = []
     with progress("processes", rounds) as advance:
@@ -135,6 +138,7 @@ def cli(bundle: Path | None, support: Path | None, query: Path | None, rounds: i
         "installed_bytes_by_package": dict(sorted(sizes.items(), key=lambda item: -item[1])),
         "imported_never": {name: name not in spent for name in NEVER},
         "settings": {"rounds": rounds, "subtracted": WORK},
+        "model": described(ruled(path)),
         "environment": machine.environment(),
     }
     p50, p95 = overhead["p50"], overhead["p95"]

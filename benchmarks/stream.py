@@ -27,11 +27,11 @@ from numpy.typing import NDArray
 
 from benchmarks.joined import joined_recordings
 from benchmarks.models import random_twin
-from benchmarks.record import Machine, bundle_hash, write
-from m2df_runtime import EventRules, Matcher, SupportBank, load
+from benchmarks.record import Machine, write
+from benchmarks.ruled import as_options, described, ruled
+from m2df_runtime import EventRules, Matcher, SupportBank
 from m2df_runtime.backends.model import Model
 from m2df_runtime.bundle.bundle import Bundle
-from m2df_runtime.bundle.shipped import newest_bundle
 from m2df_runtime.clips.opening import open_source
 from m2df_runtime.clips.source import ArraySource, FrameSource
 from m2df_runtime.commands.console import main_entry, progress
@@ -156,9 +156,7 @@ def _result(recordings: Sequence[ScoredRecording], rules: EventRules) -> dict[st
     return {name: value for name, value in record(measured).items() if value != ""}
 
 
-def cost(
-    bundle: Bundle, model: Model, actions: Sequence[Action], folder: Path, seconds: float, sample: int
-) -> dict[str, object]:
+def cost(model: Model, actions: Sequence[Action], folder: Path, seconds: float, sample: int) -> dict[str, object]:
     """Processor seconds per minute of one recording, of the stream and of the usual way."""
     taught, untaught = actions[::2], actions[1::2]
     support, path = folder / "support", folder / "recording.mp4"
@@ -167,9 +165,8 @@ def cost(
     write_clip(path, made)
     matcher = Matcher(model, SupportBank.of(model, support))
     minutes = seconds / 60
-    command = _command(
-        bundle, support, path, minutes
-    )  # before PyTorch is here: a process begins with its parent's peak
+    # Before PyTorch is here: a process begins with its parent's peak.
+    command = _command(model.bundle.path, support, path, minutes)
     spent, windows, still = stages(matcher, path)
     stream = Stream(matcher, path, window=COST_WINDOW, stride=COST_STRIDE)
     for _ in stream:  # an engine's first runs are not the recording's
@@ -180,7 +177,7 @@ def cost(
     wall, cpu = perf_counter() - begun, process_time() - cpu
     usual = None
     try:
-        usual = _usual(bundle, matcher, path, sample) if sample else None
+        usual = _usual(model.bundle, matcher, path, sample) if sample else None
         left_out = None if sample else "not asked for"
     except InputError as error:
         left_out = str(error)
@@ -284,9 +281,9 @@ def _usual(bundle: Bundle, matcher: Matcher, path: Path, sample: int) -> dict[st
     return spent
 
 
-def _command(bundle: Bundle, support: Path, path: Path, minutes: float) -> dict[str, float]:
+def _command(bundle: Path, support: Path, path: Path, minutes: float) -> dict[str, float]:
     """`m2df-run --window` as a process of its own: processor seconds and the most memory it takes."""
-    arguments = ("--support", support, "--query", path, "--bundle", bundle.path, "--window", COST_WINDOW)
+    arguments = ("--support", support, "--query", path, *as_options(bundle), "--window", COST_WINDOW)
     command = [sys.executable, "-m", "m2df_runtime.commands.run", *map(str, (*arguments, "--stride", COST_STRIDE))]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         _, status, usage = os.wait4(process.pid, 0)
@@ -330,12 +327,11 @@ def cli(
     if (joins is None) != (groups is None):
         raise click.UsageError("--joins needs --groups, and the other way round")
     machine = Machine()
-    bundle = Bundle.open(path or newest_bundle())
-    model = load(bundle.path, "cpu")
+    model = ruled(path)
     settings = Settings(minutes, length, shots, width, actions)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "cost").mkdir()
-        costs = cost(bundle, model, split_actions("test")[:actions], Path(folder) / "cost", cost_seconds, sample)
+        costs = cost(model, split_actions("test")[:actions], Path(folder) / "cost", cost_seconds, sample)
         found = quality(model, settings, Path(folder))
         joined = None
         if joins and groups:
@@ -345,7 +341,7 @@ def cli(
             joined = {"defaults": _result(seen, EventRules()), "chosen": _result(seen, chosen)}
     result = {
         "environment": machine.environment(),
-        "model": {"name": bundle.manifest.name, "sha256": bundle_hash(bundle), "precision": model.precision},
+        "model": described(model),
         "settings": asdict(settings),
         "quality": found,
         "joined": joined,

@@ -22,8 +22,9 @@ from time import perf_counter, process_time
 import click
 import numpy as np
 
-from benchmarks.record import Machine, bundle_hash, percentiles, write
-from m2df_runtime import Model, Support, SupportBank, load
+from benchmarks.record import Machine, percentiles, write
+from benchmarks.ruled import described, ruled
+from m2df_runtime import Model, Support, SupportBank
 from m2df_runtime.bank.contents import Encoded, encode
 from m2df_runtime.bank.folder import read_support
 from m2df_runtime.bank.update import folder_bank
@@ -107,7 +108,7 @@ def listed(support: Path, rounds: int) -> dict[str, list[float]]:
 @click.option("--out", type=click.Path(path_type=Path), help="JSON file [benchmarks/results/teaching.json].")
 def cli(bundle: Path | None, classes: int, many_classes: int, rounds: int, out: Path | None) -> None:
     """Time teaching with a bank of many classes, kept as a folder and as a file."""
-    machine, model = Machine(), load(bundle)
+    machine, model = Machine(), ruled(bundle)
     model.prepare("visual", "text", "support", "query")
     result: dict[str, dict[str, object]] = {}
     with tempfile.TemporaryDirectory(prefix="m2df-") as place:
@@ -131,7 +132,7 @@ def cli(bundle: Path | None, classes: int, many_classes: int, rounds: int, out: 
         **result,
         "targets": TARGETS,
         "settings": {"classes": classes, "shots": SHOTS, "listed": many_classes, "rounds": rounds, "new": NEW_CLIPS},
-        "bundle": bundle_hash(model.bundle),
+        "model": described(model),
         "environment": machine.environment(),
     }
     click.echo(f"written: {write('teaching', record, out)}")
