@@ -16,7 +16,7 @@ ROUNDING = 1e-9  # of a difference between two shares of episodes that is at its
 
 @dataclass(frozen=True)
 class Gates:
-    """Bounds of one precision (design section 6); None is not checked. `max_rel` is that of `Drift`."""
+    """Bounds of one precision against its reference; None is not checked. `max_rel` is that of `Drift`."""
 
     max_rel: float | None = None
     cosine: float | None = None

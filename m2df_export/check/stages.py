@@ -31,7 +31,7 @@ START, ALONE, EPISODES = "start", "graphs", "episodes"
 CENTRED: tuple[Stage, ...] = ("distances", "scores")
 DECODING = ("frames", "sampler")  # fields of a ClipSpec that decide which frames are read
 
-# OTAM is fp32 in every precision (design section 6): fp16 heads of 128 to 1,024 features came to 8e-5, and costs
+# OTAM is fp32 in every precision: fp16 heads of 128 to 1,024 features came to 8e-5, and costs
 # quantised to 8 bits to 7e-4, which no cosine shows.
 _DISTANCES_MAX_REL = 3e-4
 

@@ -20,7 +20,8 @@ Float = NDArray[np.float32]
 SIZES = {"Q": 6, "C": 5, "K": 2, "P": 5}
 ACTIONS = ("running", "waving a hand", "sitting down", "opening a door", "two people shaking hands")
 RUNS = 4  # on TensorRT the third becomes a CUDA graph, which the fourth replays
-# As for the graphs themselves (design section 6): both sides compute the same file, one in other kernels.
+# The cosines of `GATES` for 16 and 8 bits, and that of fp32 on a GPU: both sides compute the same file, one in other
+# kernels.
 # In fp8 a last bit of difference becomes one of 3 bits of mantissa; its bound is the gate, not a measurement.
 LEAST_COSINE = {"fp32": 0.99999, "fp16": 0.9995, "fp8": 0.995}
 

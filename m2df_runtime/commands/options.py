@@ -61,7 +61,9 @@ def engine_options(command: Command) -> Command:
         ),
         click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True),
         click.option(
-            "--precision", type=click.Choice(RUN_PRECISIONS), help="[default: fastest that passed its parity check]"
+            "--precision",
+            type=click.Choice(RUN_PRECISIONS),
+            help="[default: fastest that was measured here, else on a CPU at export]",
         ),
         click.option("--threads", type=click.IntRange(1, 256), help="CPU threads. [default: the cores it may use]"),
     )

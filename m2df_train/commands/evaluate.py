@@ -117,7 +117,7 @@ def _splits(_ctx: click.Context, _parameter: click.Parameter, value: Sequence[st
 @click.option(
     "--precision",
     type=click.Choice(RUN_PRECISIONS),
-    help="[fastest that passed its parity check]",
+    help="[fastest that was measured here, else on a CPU at export]",
 )
 @click.option("--cache", type=click.Path(path_type=Path), help="Folder that keeps features [in the user's cache].")
 @click.option("--no-cache", is_flag=True, help="Encode everything anew and keep nothing.")
