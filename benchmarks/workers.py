@@ -161,7 +161,7 @@ def started(jobs: Sequence[Job]) -> Iterator[tuple[list[Worker], dict[str, str]]
 
 
 def turns(workers: Sequence[Worker], seed: int = 0) -> Iterator[list[Worker]]:
-    """The workers in a new random order each round, so that a machine that slows down slows all of them."""
+    """The workers in a new random order each round, so that none is timed later than the rest."""
     shuffled = random.Random(seed)
     order = list(workers)
     while True:

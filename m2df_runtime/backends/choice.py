@@ -10,8 +10,10 @@ from m2df_runtime.engine_names import BackendName, RunPrecision
 from m2df_runtime.user_cache import MEASURED, has_cache
 
 if TYPE_CHECKING:
-    from m2df_runtime.backends.measured import Machine, Measured, Timed
+    from m2df_runtime.backends.measured import Measured, Timed
     from m2df_runtime.bundle.bundle import Bundle
+
+_AHEAD = 1.05  # how many times as fast an engine is before that is said; less is 1.0 to one digit
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Choice:
         backend: `auto` leaves it to the fixed rule.
         precision: None leaves it to the fixed rule.
         measured: Whether both are what was measured fastest here.
-        why: What was measured, in words; None where nothing was.
+        why: Why it is this, in words; None where both were named, or nothing was ever measured.
     """
 
     backend: BackendName
@@ -30,20 +32,31 @@ class Choice:
     measured: bool = False
     why: str | None = None
 
+    def unusable(self, backend: BackendName, precision: RunPrecision | None) -> Choice:
+        """What to open in its place, where this was asked for."""
+        why = f"by the fixed rule: {self.backend} {self.precision}, the fastest here, cannot be used"
+        return Choice(backend, precision, why=why)
 
-def choose(bundle: Bundle, backend: BackendName, precision: RunPrecision | None) -> Choice:
+
+def choose(bundle: Bundle, backend: BackendName, precision: RunPrecision | None, threads: int | None) -> Choice:
     """What to open where this is asked for; `auto` and None are filled with what was measured fastest on this machine.
 
-    A backend or a precision that is named stays, and the other is the one that was fastest with it.
+    A backend or a precision that is named stays, and the other is the one that was fastest with it. Raises InputError.
     """
-    if backend != "auto" and precision is not None:
+    if (backend != "auto" and precision is not None) or not has_cache(MEASURED):  # nothing is loaded for nothing
         return Choice(backend, precision)
-    found = _measured(bundle)
-    if found is None:
+    from m2df_runtime.backends.measured import Machine, Unusable, measured
+
+    again = "m2df-doctor --measure" if threads is None else f"m2df-doctor --measure --threads {threads}"
+    here = Machine.here(threads)
+    try:
+        known = measured(bundle, here)
+    except Unusable as error:
+        return Choice(backend, precision, why=f"by the fixed rule: what was measured here {error} ({again})")
+    if known is None:
         return Choice(backend, precision)
-    known, here = found
     if known.machine != here:
-        why = f"by the fixed rule: measured on {known.date} {known.machine.unlike(here)} (m2df-doctor --measure)"
+        why = f"by the fixed rule: measured on {known.date} {known.machine.unlike(here)} ({again})"
         return Choice(backend, precision, why=why)
     fitting = [
         timed
@@ -53,24 +66,20 @@ def choose(bundle: Bundle, backend: BackendName, precision: RunPrecision | None)
         and timed.precision in takeable(bundle, timed.backend)
     ]
     if not fitting:
-        return Choice(backend, precision)
-    return Choice(
-        fitting[0].backend, fitting[0].precision, True, f"measured here on {known.date}{_ahead(bundle, fitting)}"
-    )
+        asked = precision or ("" if backend == "auto" else backend)
+        of = f" of {asked}" if asked else ""
+        why = f"by the fixed rule: nothing that was measured{of} on {known.date} may be taken ({again})"
+        return Choice(backend, precision, why=why)
+    return Choice(fitting[0].backend, fitting[0].precision, True, _praise(bundle, known, fitting))
 
 
-def _measured(bundle: Bundle) -> tuple[Measured, Machine] | None:
-    """See `measured.measured`; where nothing was ever measured, nothing is loaded and no folder made for that."""
-    if not has_cache(MEASURED):
-        return None
-    from m2df_runtime.backends.measured import measured
-
-    return measured(bundle)
-
-
-def _ahead(bundle: Bundle, fitting: list[Timed]) -> str:
-    """How far the first of them is ahead: of what the rule for CPUs takes, else of the next."""
+def _praise(bundle: Bundle, known: Measured, fitting: list[Timed]) -> str:
+    """When it was measured, and how far the first is ahead: of what the rule for CPUs takes, else of the next."""
+    busy = "" if known.others is None else f" while other programs had {known.others:.0%} of the processors"
+    measured = f"measured here on {known.date}{busy}"
     best, *others = fitting
     rule = f"cpu {default_precision(bundle, 'cpu')}"
     other = next((timed for timed in others if timed.name == rule), others[0] if others else None)
-    return f": {other.ms / best.ms:.1f} times as fast as {other.name}" if other else ""
+    if other is None or other.ms < _AHEAD * best.ms:
+        return measured
+    return f"{measured}: {other.ms / best.ms:.1f} times as fast as {other.name}"

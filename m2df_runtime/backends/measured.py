@@ -1,7 +1,7 @@
 """What `m2df-doctor --measure` found on this machine, kept in the user's cache folder: a file for bundle and machine.
 
-It counts while the processor, its cores and the versions of the engines are those it was measured with. A bundle is
-known by the hashes of its graphs, whatever its place and name.
+It counts while the processor, the number of threads and the versions of the engines are those it was measured with. A
+bundle is known by the hashes of its graphs, whatever its place and name.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import platform
 from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from m2df_runtime.cpus import thread_count
 from m2df_runtime.engine_names import EngineName, RunPrecision
-from m2df_runtime.errors import first_line
+from m2df_runtime.errors import CheckFailed, first_line
 from m2df_runtime.files import atomic_write, sha256_bytes
 from m2df_runtime.pixels.spec import PIXELS_VERSION
 from m2df_runtime.regular_files import open_regular
@@ -31,10 +32,14 @@ _MAX_BYTES = 1 << 16
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt")
 _CPUINFO = Path("/proc/cpuinfo")
 
+_log = logging.getLogger(__name__)
+
 Word = Annotated[str, Field(max_length=200)]
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
-_log = logging.getLogger(__name__)
+
+class Unusable(Exception):
+    """What was measured is there and cannot be used; the text says why, to follow "what was measured here"."""
 
 
 class _Schema(BaseModel):
@@ -42,21 +47,21 @@ class _Schema(BaseModel):
 
 
 class Machine(_Schema):
-    """What a measurement depends on: the processor, the cores that may be used, the engines' versions by package."""
+    """What a measurement depends on: the processor, an engine's threads on it, the engines' versions by package."""
 
     processor: Word
-    cores: Annotated[int, Field(ge=1)]
+    threads: Annotated[int, Field(ge=1)]
     engines: dict[Word, Word]
 
     @classmethod
-    def here(cls) -> Machine:
-        """This machine, as this process may use it."""
-        return cls(processor=_processor()[:200], cores=thread_count(None), engines=dict(_installed()))
+    def here(cls, threads: int | None) -> Machine:
+        """This machine with so many threads; None stands for the cores that this process may use. Raises InputError."""
+        return cls(processor=_processor()[:200], threads=thread_count(threads), engines=dict(_installed()))
 
     def text(self) -> str:
         """For people."""
-        cores = "1 core" if self.cores == 1 else f"{self.cores} cores"
-        return ", ".join([self.processor, cores, *(f"{name} {version}" for name, version in self.engines.items())])
+        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        return ", ".join([self.processor, threads, *(f"{name} {version}" for name, version in self.engines.items())])
 
     def unlike(self, now: Machine) -> str:
         """In what it differs from what is there now, for people."""
@@ -82,47 +87,78 @@ class Timed(_Schema):
 
 
 class Measured(_Schema):
-    """What was measured of one bundle on one machine; `timed` is what `auto` may take, the fastest first."""
+    """What was measured of one bundle on one machine.
 
-    version: Literal[1] = 1
+    Attributes:
+        others: Share of the processors that other programs had, where it was kept although they were busy.
+        timed: What `auto` may take, the fastest first.
+    """
+
+    version: Literal[2] = 2
     date: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\d$")]
     machine: Machine
+    others: Annotated[float, Field(ge=0, le=1)] | None
     bundle: Hash
     timed: Annotated[tuple[Timed, ...], Field(min_length=1, max_length=100)]
 
 
-def keep(bundle: Bundle, timed: Sequence[Timed]) -> Path:
-    """Keep what was measured here and now, in place of what was measured here before; returns the file.
+def kept_in() -> Path:
+    """The folder for what is measured, which can be asked for before anything is.
 
     Raises:
-        OSError: The cache folder cannot be written.
+        CheckFailed: What is kept would be gone after this run.
+        OSError: The folder cannot be written.
     """
-    machine, key = Machine.here(), _key(bundle)
-    found = Measured(date=date.today().isoformat(), machine=machine, bundle=key, timed=tuple(timed))
-    path = cache_dir(MEASURED) / _name(key, machine)
+    folder = cache_dir(MEASURED)
+    if not _lasts(folder):
+        raise CheckFailed(
+            "what is measured would not be kept: the cache folder cannot be used", "see the warning above"
+        )
+    try:
+        with TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from None
+
+
+def keep(bundle: Bundle, machine: Machine, timed: Sequence[Timed], others: float | None = None) -> Path:
+    """Keep what was measured now, in place of what was measured before of the same on the same; returns the file.
+
+    Raises:
+        CheckFailed: As `kept_in`.
+        OSError: As `kept_in`.
+    """
+    key = _key(bundle)
+    found = Measured(date=date.today().isoformat(), machine=machine, others=others, bundle=key, timed=tuple(timed))
+    path = kept_in() / _name(key, machine)
     atomic_write(path, (found.model_dump_json(indent=2) + "\n").encode())
     return path
 
 
-def lasts(path: Path) -> bool:
-    """Whether a file that was kept is there for the next run too, and not in a folder of this run alone."""
-    base = user_cache()
-    return base is not None and path.is_relative_to(base)
-
-
-def measured(bundle: Bundle) -> tuple[Measured, Machine] | None:
-    """What was measured of a bundle on this machine, and this machine; None where nothing was.
+def measured(bundle: Bundle, here: Machine) -> Measured | None:
+    """What was measured of a bundle on this machine; None where nothing was.
 
     Where only a machine was measured that differs from this one as it is now, that: its `machine` is then another.
+
+    Raises:
+        Unusable: Something was, and a warning says what is wrong with it.
     """
     folder, key = cache_dir(MEASURED), _key(bundle)
+    if not _lasts(folder):
+        raise Unusable("is not believed")
     paths = sorted(folder.glob(f"{key[:16]}-*.json"))
-    if not paths:
-        return None
-    here = Machine.here()
     own = folder / _name(key, here)
-    read = [found for path in ([own] if own in paths else paths) if (found := _read(path)) and found.bundle == key]
-    return (max(read, key=lambda found: found.date), here) if read else None
+    read = [_read(path) for path in ([own] if own in paths else paths)]
+    found = max((one for one in read if one and one.bundle == key), key=lambda one: one.date, default=None)
+    if found is None and None in read:
+        raise Unusable("cannot be read")
+    return found
+
+
+def _lasts(folder: Path) -> bool:
+    """Whether the cache folder is the user's, and not one of this run alone."""
+    base = user_cache()
+    return base is not None and folder.is_relative_to(base / "m2df")
 
 
 def _name(key: str, machine: Machine) -> str:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from m2df_runtime.backends import Backend, Graph, Tensor, Tensors
 from m2df_runtime.backends.arrays import checked, finite_rows, refuse_infinite
-from m2df_runtime.backends.choice import Choice, choose
+from m2df_runtime.backends.choice import choose
 from m2df_runtime.backends.onnxruntime import OnnxRuntimeBackend, import_onnxruntime
 from m2df_runtime.backends.precisions import default_precision
 from m2df_runtime.backends.tensorrt.engine_files import EngineUnusable
@@ -104,14 +104,14 @@ class Model:
         self._backend: Backend
         self.precision: RunPrecision
         self.files: Precision
-        choice = choose(bundle, backend, precision)
+        choice = choose(bundle, backend, precision, threads)
         try:
             self._take(choice.backend, choice.precision, threads)
         except EnvironmentMissing as error:
             if not choice.measured:
                 raise
             _log.warning("%s %s, the fastest here, cannot be used: %s", choice.backend, choice.precision, error)
-            choice = Choice(backend, precision)
+            choice = choice.unusable(backend, precision)
             self._take(backend, precision, threads)
         self.about_engine = f"{self.backend} {self.precision}, {choice.why}" if choice.why else None
 

@@ -22,7 +22,7 @@ import click
 from m2df_runtime import __version__
 from m2df_runtime.commands.console import M2dfGroup, emit, emit_json, main_entry
 from m2df_runtime.commands.measure import ROUNDS, measure_engines
-from m2df_runtime.cpus import available_cpus
+from m2df_runtime.cpus import MAX_THREADS, available_cpus
 from m2df_runtime.engine_names import EngineName
 from m2df_runtime.errors import EnvironmentMissing, M2dfError
 from m2df_runtime.user_cache import cache_dir, user_cache
@@ -214,8 +214,10 @@ Examples:
   m2df-doctor --json    the same, one object per check
   m2df-doctor --measure                time the newest bundle on every engine; --backend auto takes the fastest then
   m2df-doctor --measure bundles/mine   the same for another one
+  m2df-doctor --measure --threads 1    the same for m2df-run --threads 1
+  m2df-doctor --measure --busy         the same where other programs always run
 
-Exit codes: 0 m2df-run works on the CPU, 3 it does not. With --measure: 1 no engine could be taken.
+Exit codes: 0 m2df-run works on the CPU, 3 it does not. With --measure: 1 nothing was kept.
 """
 
 
@@ -231,14 +233,18 @@ Exit codes: 0 m2df-run works on the CPU, 3 it does not. With --measure: 1 no eng
 @click.option(
     "--rounds", type=click.IntRange(1, 10_000), help=f"Queries that --measure times on each. [default: {ROUNDS}]"
 )
+@click.option("--threads", type=click.IntRange(1, MAX_THREADS), help="CPU threads. [default: the cores it may use]")
+@click.option("--busy", is_flag=True, help="Keep what --measure found though other programs run: they always do here.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per check, or per engine, and line.")
-def cli(measure: str | None, rounds: int | None, as_json: bool) -> None:
+def cli(measure: str | None, rounds: int | None, threads: int | None, busy: bool, as_json: bool) -> None:
     """Show what works on this machine: engines, decoding, GPU, packages, caches; or find its fastest engine."""
     if measure is not None:
-        measure_engines(None if measure == _NEWEST else Path(measure), rounds or ROUNDS, as_json=as_json)
+        path = None if measure == _NEWEST else Path(measure)
+        measure_engines(path, rounds or ROUNDS, threads, busy=busy, as_json=as_json)
         return
-    if rounds is not None:
-        raise click.UsageError("--rounds is of --measure")
+    for option, given in (("--rounds", rounds), ("--threads", threads), ("--busy", busy or None)):
+        if given is not None:
+            raise click.UsageError(f"{option} is of --measure")
     checks = examine()
     for check in checks:
         if as_json:

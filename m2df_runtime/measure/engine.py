@@ -26,7 +26,7 @@ from m2df_runtime.bundle.prompt_texts import prompt_embeddings
 from m2df_runtime.bundle.shipped import demo_queries, demo_support
 from m2df_runtime.clips.listing import list_clips
 from m2df_runtime.deaf_children import deaf_children
-from m2df_runtime.engine_names import BackendName, RunPrecision
+from m2df_runtime.engine_names import EngineName, RunPrecision
 from m2df_runtime.errors import InputError, M2dfError, first_line
 from m2df_runtime.match.reading import read_clip
 
@@ -42,11 +42,12 @@ class EngineFailed(Exception):
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """A bundle on a backend in a precision."""
+    """A bundle on a backend in a precision, with threads as in `Model`."""
 
     bundle: Path
-    backend: BackendName
+    backend: EngineName
     precision: RunPrecision
+    threads: int | None
 
 
 @dataclass(frozen=True)
@@ -144,40 +145,42 @@ def _replied(connection: Connection, call: Callable[[], Any], *, sent: bool = Tr
 
 
 class _Opened:
-    """The engine with the shipped clips before it."""
+    """The engine, and what it makes of the shipped clips, one by one, as queries are encoded."""
 
     def __init__(self, spec: EngineSpec) -> None:
-        self._model = Model(Bundle.open(spec.bundle), backend=spec.backend, precision=spec.precision)
+        bundle = Bundle.open(spec.bundle)
+        self._model = Model(bundle, backend=spec.backend, precision=spec.precision, threads=spec.threads)
         self._model.prepare("visual", "text", "support", "query")
-        self._clip = self._model.bundle.manifest.clip
         classes, queries = read_support(demo_support()).classes, list_clips(demo_queries()).clips
         if not queries:
             raise InputError("this installation has no demo clips", "install m2df again")
         labels = list(classes)
-        self._clips = [(labels.index(label), clip.path) for label, own in classes.items() for clip in own]
-        self._clips += [(labels.index(path.stem), path) for path in queries]
+        clips = [(labels.index(label), clip.path) for label, own in classes.items() for clip in own]
+        clips += [(labels.index(path.stem), path) for path in queries]
+        rules = bundle.manifest.text.rules
+        self._of = np.array([label for label, _ in clips])
+        self._prompts = prompt_embeddings((rules.prompts(label) for label in labels), self._model.encode_texts)
+        self._features = np.concatenate([self._model.encode_clips(self._read(path)[None]) for _, path in clips])
+        pairs = zip(self._features, self._of, strict=True)
+        made = [self._model.prototypes(own[None], self._prompts[c : c + 1]) for own, c in pairs]
+        self._prototypes = np.stack(made)
+        firsts = self._prototypes[[np.flatnonzero(self._of == label)[0] for label in range(len(labels))]]
+        self._against = self._model.resident(self._prompts), self._model.resident(firsts)
         self._query = queries[0]
-        rules = self._model.bundle.manifest.text.rules
-        prompts = prompt_embeddings((rules.prompts(label) for label in labels), self._model.encode_texts)
-        self._prompts = prompts
         self._seconds = 0.0
 
     def answers(self) -> Answers:
-        """See `EngineProcess.answers`; clips are encoded one by one, as queries are."""
-        features = np.concatenate([self._model.encode_clips(self._read(path)[None]) for _, path in self._clips])
-        of = np.array([label for label, _ in self._clips])
-        pairs = zip(features, of, strict=True)
-        prototypes = np.stack([self._model.prototypes(own[None], self._prompts[c : c + 1]) for own, c in pairs])
+        """See `EngineProcess.answers`."""
         rng, chosen = np.random.default_rng(_SEED), []
         for _ in range(_EPISODES):
-            support = np.array([rng.choice(np.flatnonzero(of == label)) for label in range(len(self._prompts))])
-            queries = np.delete(features, support, axis=0)
-            chosen.append(self._model.match(queries, self._prompts, prototypes[support]).logits.argmax(axis=1))
-        self._kept = self._model.resident(self._prompts), self._model.resident(prototypes[support])
-        return Answers(features, prototypes, np.stack(chosen))
+            support = np.array([rng.choice(np.flatnonzero(self._of == label)) for label in range(len(self._prompts))])
+            queries = np.delete(self._features, support, axis=0)
+            found = self._model.match(queries, self._prompts, self._prototypes[support])
+            chosen.append(found.logits.argmax(axis=1))
+        return Answers(self._features, self._prototypes, np.stack(chosen))
 
     def query(self) -> float:
-        """See `EngineProcess.query`; after `answers`, whose last episode it is asked against."""
+        """See `EngineProcess.query`; against one clip of each class."""
         if self._seconds < _AWAKE:
             self._one_query()
         self._seconds = self._one_query()
@@ -186,8 +189,8 @@ class _Opened:
     def _one_query(self) -> float:
         start = perf_counter()
         features = self._model.encode_resident(self._read(self._query)[None])
-        self._model.match(features, *self._kept)
+        self._model.match(features, *self._against)
         return perf_counter() - start
 
     def _read(self, path: Path) -> NDArray[np.uint8]:
-        return read_clip(path, self._clip).pixels
+        return read_clip(path, self._model.bundle.manifest.clip).pixels

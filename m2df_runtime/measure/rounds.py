@@ -31,16 +31,16 @@ class Contender:
 
     Attributes:
         backend: The backend.
-        precision: None where the backend as a whole is missing.
+        precision: The precision.
         samples: Milliseconds of its queries.
         cosine: The smallest of its features and prototypes with those of the reference.
         agreement: Share of answers that are the reference's; None where the weights are random, and answers noise.
-        behind: Whether it was so slow at first that it took no part in the rounds.
+        behind: Whether it was too slow at first to take part in the rounds, though its answers were right.
         problem: Why it is not measured, or not to be taken.
     """
 
     backend: EngineName
-    precision: RunPrecision | None
+    precision: RunPrecision
     samples: list[float] = field(default_factory=list)
     cosine: float | None = None
     agreement: float | None = None
@@ -55,29 +55,39 @@ class Contender:
     @property
     def timed(self) -> Timed | None:
         """As it is kept; None where it is not to be taken."""
-        if self.ms is None or self.precision is None:
-            return None
-        return Timed(backend=self.backend, precision=self.precision, ms=round(self.ms, 3))
+        return None if self.ms is None else Timed(backend=self.backend, precision=self.precision, ms=round(self.ms, 3))
 
 
-def measure(bundle: Bundle, rounds: int, progress: Progress = silent) -> list[Contender]:
+@dataclass(frozen=True)
+class Absent:
+    """A backend that is not on this machine, and why."""
+
+    backend: EngineName
+    problem: str
+
+
+def measure(
+    bundle: Bundle, rounds: int, threads: int | None, progress: Progress = silent
+) -> tuple[list[Contender], list[Absent]]:
     """Measure a bundle on every backend of this machine, in every precision that may be taken unasked.
 
     They are held to the best precision in the first engine that works: ONNX Runtime on the CPU, where it is installed.
-    Engines take turns in a new random order each round, so that a machine that slows down slows all of them.
+    Engines take turns in a new random order each round, so that none is timed earlier or later than the rest.
 
     Args:
         bundle: The bundle.
         rounds: How often each is asked that is not far behind.
+        threads: As in `Model`.
         progress: Shown how far it is.
 
     Returns:
-        The fastest of the rounds first, then those that were behind, then those that are not to be taken.
+        The fastest of the rounds first, then those that were behind, then those that are not to be taken; and the
+        backends that are not on this machine.
     """
-    contenders = _contenders(bundle)
+    contenders, absent = _contenders(bundle)
     asked = [one for one in contenders if not one.problem]
     with ExitStack() as held:
-        running = _started(bundle, asked, held, progress)
+        running = _started(bundle, threads, asked, held, progress)
         shuffled = random.Random(0)
         with progress("rounds", rounds) as advance:
             for _ in range(rounds):
@@ -86,19 +96,20 @@ def measure(bundle: Bundle, rounds: int, progress: Progress = silent) -> list[Co
                     _time(one, process)
                 running = [(one, process) for one, process in running if not one.problem]
                 advance(1)
-    return sorted(contenders, key=lambda one: (one.ms is None, one.behind, one.ms or 0.0))
+    return sorted(contenders, key=lambda one: (one.ms is None, one.behind, one.ms or 0.0)), absent
 
 
-def _contenders(bundle: Bundle) -> list[Contender]:
+def _contenders(bundle: Bundle) -> tuple[list[Contender], list[Absent]]:
     found: list[Contender] = []
+    absent: list[Absent] = []
     for backend in _BACKENDS:
         try:
             probe_backend(backend)
         except EnvironmentMissing as error:
-            found.append(Contender(backend, None, problem=str(error)))
+            absent.append(Absent(backend, str(error)))
         else:
             found += [Contender(backend, p, problem=_missing(p)) for p in takeable(bundle, backend)]
-    return found
+    return found, absent
 
 
 def _missing(precision: RunPrecision) -> str | None:
@@ -112,41 +123,39 @@ def _missing(precision: RunPrecision) -> str | None:
 
 
 def _started(
-    bundle: Bundle, asked: list[Contender], held: ExitStack, progress: Progress
+    bundle: Bundle, threads: int | None, asked: list[Contender], held: ExitStack, progress: Progress
 ) -> list[tuple[Contender, EngineProcess]]:
     """The engines that give the right answers and are not far behind, which have answered their first queries."""
     running: list[tuple[Contender, EngineProcess]] = []
     reference: tuple[RunPrecision, Answers] | None = None
     with progress("engines", len(asked)) as advance:
         for one in asked:
-            assert one.precision is not None  # of a backend that is here
             try:
-                process = EngineProcess(EngineSpec(bundle.path, one.backend, one.precision))
+                process = EngineProcess(EngineSpec(bundle.path, one.backend, one.precision, threads))
                 held.callback(process.close)
                 answers = process.answers()
             except EngineFailed as error:
                 one.problem = str(error)
             else:
                 reference = reference or (one.precision, answers)
-                _compare(one, answers, *reference, random=bundle.manifest.source.random_weights)
+                _compare(one, answers, *reference, noise=bundle.manifest.source.random_weights)
                 for _ in range(0 if one.problem else _FIRST):
                     _time(one, process)
                 running.append((one, process))
             best = min((other.ms for other, _ in running if other.ms), default=0.0)
             for other, its in running:
-                other.behind = other.ms is None or other.ms > _SLOW * best
-                if other.behind:
+                other.behind = other.ms is not None and other.ms > _SLOW * best
+                if other.behind or other.problem:
                     its.close()
-            running = [(other, its) for other, its in running if not other.behind]
+            running = [(other, its) for other, its in running if not (other.behind or other.problem)]
             advance(1)
     for one, _ in running:
         one.samples.clear()  # what follows is measured in turns
     return running
 
 
-def _compare(one: Contender, answers: Answers, precision: RunPrecision, reference: Answers, *, random: bool) -> None:
-    """Hold an engine's answers to the reference's."""
-    assert one.precision is not None
+def _compare(one: Contender, answers: Answers, precision: RunPrecision, reference: Answers, *, noise: bool) -> None:
+    """Hold an engine's answers to the reference's; those of random weights are noise, of which features count alone."""
     gates = gates_of(one.backend, one.precision, precision)
     found = worst(
         drift(actual, expected)
@@ -157,7 +166,7 @@ def _compare(one: Contender, answers: Answers, precision: RunPrecision, referenc
     )
     one.cosine = found.cosine
     problem = found.problem(gates)
-    if not random:
+    if not noise:
         one.agreement = float((answers.chosen == reference.chosen).mean())
         if gates.agreement is not None and one.agreement < gates.agreement:
             problem = problem or f"top-1 agreement {one.agreement:.1%}, needed {gates.agreement:.1%}"
