@@ -80,7 +80,7 @@ def test_imports_run_downwards_only(package):
 ROOMS = {
     "m2df_runtime": (
         "errors", "engine_names", "regular_files", "files", "user_cache", "cpus", "other_programs", "deaf_children",
-        "progress", "bounds", "parity", "clips", "pixels", "bundle", "backends", "bank", "match", "measure", "stream",
+        "progress", "bounds", "parity", "clips", "pixels", "bundle", "backends", "bank", "match", "fastest", "stream",
         "show", "sinks", "bulk", "teaching", "serve", "commands",
     ),
     "m2df_train": (

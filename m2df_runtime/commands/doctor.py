@@ -21,7 +21,7 @@ import click
 
 from m2df_runtime import __version__
 from m2df_runtime.commands.console import M2dfGroup, emit, emit_json, main_entry
-from m2df_runtime.commands.measure import ROUNDS, measure_engines
+from m2df_runtime.commands.fastest import ROUNDS, measure_engines
 from m2df_runtime.cpus import MAX_THREADS, available_cpus
 from m2df_runtime.engine_names import EngineName
 from m2df_runtime.errors import EnvironmentMissing, M2dfError

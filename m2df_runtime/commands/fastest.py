@@ -13,7 +13,7 @@ from m2df_runtime.commands.console import emit, emit_json, progress
 from m2df_runtime.errors import CheckFailed
 
 if TYPE_CHECKING:
-    from m2df_runtime.measure.rounds import Absent, Contender
+    from m2df_runtime.fastest.rounds import Absent, Contender
 
 ROUNDS = 20
 _BUSY = 0.1  # share of the processors that others may have; two equal engines were measured 2.7 times apart above it
@@ -37,7 +37,7 @@ def measure_engines(path: Path | None, rounds: int, threads: int | None, *, busy
     from m2df_runtime.backends.measured import Machine, keep, kept_in
     from m2df_runtime.bundle.bundle import Bundle
     from m2df_runtime.bundle.shipped import newest_bundle
-    from m2df_runtime.measure.rounds import measure
+    from m2df_runtime.fastest.rounds import measure
     from m2df_runtime.other_programs import OtherPrograms
 
     bundle, machine = Bundle.open(path or newest_bundle()), Machine.here(threads)

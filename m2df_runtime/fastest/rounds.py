@@ -15,7 +15,7 @@ from m2df_runtime.backends.precisions import takeable
 from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.engine_names import EngineName, RunPrecision
 from m2df_runtime.errors import EnvironmentMissing
-from m2df_runtime.measure.engine import Answers, EngineFailed, EngineProcess, EngineSpec
+from m2df_runtime.fastest.engine import Answers, EngineFailed, EngineProcess, EngineSpec
 from m2df_runtime.parity import drift, gates_of, worst
 from m2df_runtime.progress import Progress, silent
 
