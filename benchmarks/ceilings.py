@@ -25,7 +25,6 @@ from benchmarks.models import FRAMES, VIT, export, random_model, random_twin
 from benchmarks.record import Machine, bundle_hash, write
 from m2df_runtime.backends.onnxruntime import OnnxRuntimeBackend
 from m2df_runtime.bundle.bundle import Bundle
-from m2df_runtime.bundle.manifest import GRAPHS
 from m2df_runtime.bundle.shipped import demo_bundle
 from m2df_runtime.clips.opening import open_source
 from m2df_runtime.commands.console import main_entry, progress
@@ -120,7 +119,7 @@ def stages(
     precision: Precision,
     ceilings: Ceilings,
     rounds: int,
-    graphs: Sequence[GraphName] = GRAPHS,
+    graphs: Sequence[GraphName] | None = None,
 ) -> dict[GraphName, dict[str, float]]:
     """Graphs of a model: arithmetic, size of the weights, time, and what they reach of both ceilings.
 
@@ -132,7 +131,7 @@ def stages(
     backend, gflops = OnnxRuntimeBackend("cpu", available_cpus()), work(checkpoint)
     specs = graph_specs(checkpoint.backbone, checkpoint.head, checkpoint.clip)
     found: dict[GraphName, dict[str, float]] = {}
-    for name in graphs:
+    for name in graphs or gflops:
         graph, inputs = backend.open(bundle, name, precision), example_inputs(specs[name], SIZES)
         seconds = typical(lambda graph=graph, inputs=inputs: graph.run(inputs), rounds)  # type: ignore[misc]
         mb = len(bundle.read(bundle.graph_file(name, precision))) / 1e6
