@@ -18,7 +18,6 @@ _MOST_FRAMES = 64  # twice the budget at 60 frames a second
 _MOST_BYTES = 1 << 27  # ten pictures of 4K as they are decoded
 _MOST_ENCODED = 1024  # a minute at 15 frames a second
 _MOST_ENCODED_BYTES = 1 << 25  # ten seconds at 25 Mbit/s
-_NO_KEYFRAME = 30.0  # seconds after which frames are tried without one: more than cameras let pass between two
 
 
 class Freshest(Generic[Item]):
@@ -110,7 +109,7 @@ class FreshestEncoded(Generic[Item]):
     def put(self, item: Item, nbytes: int, *, keyframe: bool, late: float = 0.0) -> None:
         """The next frame, of so many bytes, which comes so many seconds late."""
         now = self._clock()
-        if self._missing is not None and not keyframe and now - self._missing <= _NO_KEYFRAME:
+        if self._missing is not None and not keyframe:
             self._dropped["undecoded"] += 1
             return
         self._missing = None
@@ -119,6 +118,11 @@ class FreshestEncoded(Generic[Item]):
         if len(self._waiting) > _MOST_ENCODED or self._nbytes > _MOST_ENCODED_BYTES:
             newest = max((place for place, one in enumerate(self._waiting) if one.keyframe), default=0)
             self._leave_out(newest or len(self._waiting), now)
+
+    @property
+    def missing(self) -> float:
+        """Seconds for which nothing is given, because no keyframe came."""
+        return 0.0 if self._missing is None else self._clock() - self._missing
 
     def take(self) -> Encoded[Item] | None:
         """The next frame to decode; None where there is none yet."""

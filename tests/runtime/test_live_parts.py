@@ -92,6 +92,10 @@ class Decoder:
         return one is not None
 
     @property
+    def missing(self) -> float:
+        return self._frames.missing
+
+    @property
     def numbers(self) -> list[int]:
         return [one.item for one in self.taken]
 
@@ -143,16 +147,16 @@ def test_a_decoder_that_is_too_slow_begins_at_keyframes_and_is_never_far_behind(
     assert len(decoder.taken) + decoder.dropped["undecoded"] == decoder.count
 
 
-def test_without_keyframes_it_is_tried_without_after_half_a_minute() -> None:
+def test_without_a_keyframe_nothing_is_given_and_for_how_long_is_known() -> None:
     decoder = Decoder(keyframes=10**6)
     decoder.held_up(50, each=0.4)  # far too slow
     left, begun = len(decoder.taken), decoder.clock.now
     while decoder.clock.now - begun < 40:
         decoder.clock.now += 0.04
         decoder.arrive()
-        decoder.take()
-    (begin,) = decoder.begins
-    assert decoder.taken[left].item == begin and decoder.taken[left].since - begun == pytest.approx(30, abs=0.5)
+        assert not decoder.take()
+    assert left + decoder.dropped["undecoded"] == decoder.count
+    assert decoder.missing == pytest.approx(40, abs=0.5)
 
 
 def test_what_arrives_late_waits_for_less_and_all_that_waits_is_bounded() -> None:
@@ -198,6 +202,13 @@ def test_bursts_and_clocks_that_jump_are_not_late() -> None:
     jumps = [(k / 25 + stamp, 602.0 + k / 25) for stamp in (4000, 50, 95443.7, 0) for k in range(100)]
     jumps = [(stamp, 602.0 + k / 25) for k, (stamp, _) in enumerate(jumps)]
     assert max(late_by([*burst, *jumps, (None, 700.0), (float("nan"), 700.0)])) < 0.01
+
+
+@pytest.mark.parametrize("back", [0.2, 0.8, 2.0])
+def test_a_clock_that_is_set_back_and_a_frame_ahead_of_it_make_nothing_late(back: float) -> None:
+    after = [(100 + k / 25 - back * (k >= 50), k / 25) for k in range(400)]
+    ahead = [(300 + k / 25 + back * (k == 50), 20 + k / 25) for k in range(400)]
+    assert max(late_by([*after, *ahead])) == pytest.approx(0.0, abs=1e-3)
 
 
 def test_what_was_held_up_is_late_by_as_much_until_it_is_read() -> None:

@@ -16,7 +16,6 @@ from m2df_runtime.stream.policy import BUDGET
 _FORGOTTEN = 1e-3  # of the time that passes, by which the smallest difference grows: clocks drift by a tenth of that
 # Seconds of video that may come in one go: cameras, servers and radio links send bursts, whose last frame is in time.
 _AT_ONCE = 3.0
-_BACK = 1.0  # seconds back from which a clock has begun anew; less is a frame that comes late
 _OURS = 5.0  # seconds in which whatever waits is read where nothing is decoded; what stays late is not so through us
 
 
@@ -51,12 +50,13 @@ class Lateness:
         """Seconds by which what has just arrived is late, and all before it of the last seconds; 0 where nobody knows.
 
         Args:
-            stamp: What the source says, in seconds from any moment on; None where it says nothing.
+            stamp: What the source says, in seconds from any moment on, in the order of decoding, in which stamps rise;
+                None where it says nothing.
         """
         now = self._clock()
         if stamp is None or not math.isfinite(stamp) or not self._believed:
             return 0.0
-        if stamp < self._seen.stamp - _BACK:
+        if stamp < self._seen.stamp:  # the clock was set, or one frame was ahead of it
             self._seen = _Clock()
         seen, difference = self._seen, now - stamp
         seen.smallest = min(difference, seen.smallest + _FORGOTTEN * (now - seen.arrived))

@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from m2df_runtime.stream.policy import Dropped, Encoded, FreshestEncoded
 from m2df_runtime.stream.sources.lateness import Lateness
+from m2df_runtime.stream.sources.live import SourceLost
+
+_NO_KEYFRAME = 15.0  # seconds after which it is opened again: more than cameras let pass between two
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -57,6 +60,8 @@ def fresh_packets(
                 with news:
                     waiting.put(packet, packet.size, keyframe=packet.is_keyframe, late=late)
                     news.notify()
+                    if waiting.missing > _NO_KEYFRAME:
+                        raise SourceLost("codec", f"no keyframe for {_NO_KEYFRAME:g} s")
         except BaseException as error:  # whatever it is, it belongs to who takes the packets
             why = error
         with news:
