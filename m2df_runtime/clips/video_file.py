@@ -58,7 +58,9 @@ class VideoFile(FrameSource):
             rate = float(stream.average_rate or stream.guessed_rate or DEFAULT_FPS)
             tick = float(stream.time_base) if stream.time_base else 0.0
         if packets.first is None:
-            raise ClipError(path, "no frame can be decoded" if packets.count else "the video stream holds no frames")
+            if not packets.count:
+                raise ClipError(path, "the video stream holds no frames")
+            raise ClipError(path, "no frame can be decoded", "is the file damaged?")
         self._look = Look(path, packets.first, packets.aspect)
         self._stamped = packets.place_frames()
         if self._stamped:

@@ -53,7 +53,8 @@ class M2dfGroup(click.Group):
         """Find the subcommand; a stray file name gets told that inputs are options."""
         if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
             known = f"; subcommands: {', '.join(sorted(self.commands))}" if self.commands else ""
-            message = f"unexpected argument {args[0]!r}: inputs are given as options, see --help{known}"
+            several = "; an option takes one value: repeat it, or quote a pattern"
+            message = f"unexpected argument {args[0]!r}: inputs are given as options, see --help{several}{known}"
             raise click.UsageError(message, ctx)
         return super().resolve_command(ctx, args)
 

@@ -125,8 +125,9 @@ class Prediction:
         shown = self.classes[:topk]
         width = max(len(score.label) for score in shown)
         stages = {**asdict(self.timings), "total": self.timings.total}
+        sure = "" if self.rejected else f" {self.probability:.1%}"
         lines = [
-            f"{self.query}: {self.answer} {self.probability:.1%}",
+            f"{self.query}: {self.answer}{sure}",
             *(f"  {s.label:<{width}}  {s.probability:>6.1%}  distance {s.distance:.4f}" for s in shown),
             "  " + ", ".join(f"{stage} {ms:.1f} ms" for stage, ms in stages.items()),
         ]

@@ -214,7 +214,11 @@ class Service:
 
     def _looked_at(self, kept: Kept) -> Prediction:
         """An answer with its frames. Few are looked at, and reading frames takes as long again as answering does."""
-        read = self.workers.read(kept.clip, kept.prediction.query, self._spec, display_spec(self._spec))
+        try:
+            read = self.workers.read(kept.clip, kept.prediction.query, self._spec, display_spec(self._spec))
+        except Refused:
+            self.answers.get(kept.id)  # it may have gone meanwhile, which is then said
+            raise
         return replace(kept.prediction, frames=read.frames)
 
     @property

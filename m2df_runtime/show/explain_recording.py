@@ -60,9 +60,11 @@ def explain_recording(course: Course, recording: FrameSource, matcher: Matcher, 
 def _timeline(course: Course) -> Iterator[str]:
     """Scores of the classes over time, with thresholds and events."""
     rules, labels = course.rules, course.labels
+    least = "two windows know it" if rules.min_duration is None else f"it has lasted {rules.min_duration:g} s"
     yield (
         f'<p class="lead">An event of an action begins where its score reaches {rules.enter:g}, the upper dashed line, '
-        f"and lasts until it falls below {rules.leave:g}, the lower one. A score is the probability of the action in a "
+        f"and lasts until it falls below {rules.leave:g}, the lower one. It is told when {least}; what is shorter is "
+        "not told. A score is the probability of the action in a "
         "window of the recording, and 0 where the window is unknown or nothing moves.</p><figure>"
     )
     for label in labels[:ROWS]:
