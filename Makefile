@@ -1,7 +1,7 @@
 # make demo         recognise the shipped clips with the shipped model, on a CPU
 # make test         lint, types and the test suite, on all cores
 # make docs         the documentation as a site, to site/
-# make soak         dozens of kills at any moment, thousands of queries: what takes minutes
+# make soak         dozens of kills, thousands of queries, an hour of failing cameras: what takes minutes
 # make bench        CPU benchmarks, tables and plots, to benchmarks/results/ (leave the machine alone meanwhile)
 # make demo-bundle  train and export the shipped model again
 # make clean        remove the environment, caches and what the targets above wrote
