@@ -218,7 +218,12 @@ def _endless(
 
 def _fail(connection: socket.socket, how: Fault, half: bytes, over: threading.Event) -> None:
     if how == "stall":
-        over.wait()
+        connection.settimeout(0.1)
+        with suppress(OSError):
+            while not over.is_set():
+                with suppress(TimeoutError):
+                    if not connection.recv(4096):  # who watched has left
+                        break
     if how == "half":
         connection.sendall(half)
     if how == "reset":
