@@ -70,8 +70,9 @@ docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 	@echo "open site/index.html"
 
+# glibc gives threads up to eight heaps per core, each of which fills up to its own peak, over hours; see docs/live.md.
 soak: $(VENV)/.installed-dev
-	$(PYTEST) -m soak
+	MALLOC_ARENA_MAX=2 $(PYTEST) -m soak
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.latency --model ViT-B-16-quickgelu --rounds 8 --warmup 1
