@@ -56,7 +56,8 @@ def cache_dir(*parts: str) -> Path:
 def has_cache(part: str) -> bool:
     """Whether m2df's folder holds this one; nothing is made and nothing warned of where it does not."""
     base = user_cache()
-    return base is not None and (base / "m2df" / part).is_dir()
+    # Not `Path.is_dir`, which raises where the user may not enter it: under sudo HOME may be another's.
+    return base is not None and os.path.isdir(base / "m2df" / part)
 
 
 def _made(folder: Path) -> str | None:

@@ -196,7 +196,7 @@ def _own_cache() -> Check:
 
 
 def _folder(name: str, folder: Path, purpose: str) -> Check:
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return Check(name, "info", f"{folder}: not there yet; {purpose}")
     sizes = [path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
     return Check(name, "info", f"{folder}: {len(sizes)} files, {sum(sizes) / 2**20:.1f} MiB; {purpose}")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from m2df_runtime import user_cache
-from m2df_runtime.user_cache import cache_dir
+from m2df_runtime.user_cache import cache_dir, has_cache
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,6 +67,11 @@ def test_without_a_home_nothing_guessable_is_used_and_nothing_stays(tmp_path: Pa
     first, second = (Path(run.stdout.strip()) for run in done)
     assert first != second and first.parent.parent == tmp_path and not list(tmp_path.iterdir())
     assert done[0].stderr.count("\n") == 1 and "no home folder" in done[0].stderr
+
+
+def test_a_folder_that_cannot_be_looked_into_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/" + "a" * 5000)  # an error of the system, for any user
+    assert not has_cache("measured")
 
 
 def test_no_place_at_all_is_an_error_of_writing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
