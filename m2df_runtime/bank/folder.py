@@ -41,6 +41,10 @@ class Stamp:
     inode: int
 
 
+class ClassTaken(InputError):
+    """The new name of a class is that of another one."""
+
+
 def clip_stamp(path: Path) -> Stamp:
     """The stamp of a video file, animated picture or frame folder.
 
@@ -141,13 +145,14 @@ def renamed_onto(labels: Iterable[str], label: str, new: str, join: bool) -> str
     """The class whose clips those of `label` join under a new name; None where the name is free.
 
     Raises:
-        InputError: The name is taken and they are not to join, or it is not and they are; or it is no name.
+        ClassTaken: The name is taken, and they are not to join.
+        InputError: They are to join, and it is not; or it is no name.
     """
     checked_label(new)
     others = [other for other in labels if other != label]
     taken = next((other for other in others if class_key(other) == class_key(new)), None)
     if taken and not join:
-        raise InputError(f"there is a class {taken!r} already", "--join makes the two one")
+        raise ClassTaken(f"there is a class {taken!r} already", "--join makes the two one")
     if join and not taken:
         raise InputError(f"there is no class {new!r} to join", f"there are: {named(others)}")
     if new == label:

@@ -24,7 +24,7 @@ import numpy as np
 from m2df_runtime import __version__
 from m2df_runtime.bank.bank import SupportBank
 from m2df_runtime.bank.contents import BankClip, keys_of
-from m2df_runtime.bank.folder import BACKGROUND
+from m2df_runtime.bank.folder import BACKGROUND, ClassTaken
 from m2df_runtime.bank.lint import Finding, lint
 from m2df_runtime.bundle.prompt_texts import class_key
 from m2df_runtime.clips.source import DEFAULT_FPS
@@ -266,9 +266,12 @@ class Service:
         return self._change(lambda: self.support.remove(name))
 
     def rename(self, label: str, new: str, *, join: bool) -> str:
-        """Correct a class's name. Raises Refused where there is none, and as `Support.rename`."""
+        """Correct a class's name. Raises Refused where there is none or the new one is taken; as `Support.rename`."""
         name = _label(self._view(), label)
-        return self._change(lambda: self.support.rename(name, new, join=join))
+        try:
+            return self._change(lambda: self.support.rename(name, new, join=join))
+        except ClassTaken as error:
+            raise Refused(409, "class_taken", error.message, 'send "join": true to make the two one') from None
 
     def undo(self) -> str:
         """Take the last change back. Raises as `Support.undo`."""

@@ -196,6 +196,16 @@ def test_why_is_shown_and_a_wrong_answer_is_taught(browser: Browser, tmp_path: P
         expect(clips_of(page, "<img src=x onerror=alert(1)>")).to_have_count(1)
         assert page.locator(".card img[src='x']").count() == 0
 
+        page.get_by_role("button", name=f"Rename {FIRST}").click()
+        last = page.get_by_role("button", name="Keep the name")
+        button, whole = (one.bounding_box() for one in (last, page.locator(".card", has=last)))
+        assert button and whole and button["x"] + button["width"] < whole["x"] + whole["width"]
+        page.get_by_role("textbox", name=f"New name of {FIRST}").fill(SECOND)
+        page.keyboard.press("Enter")
+        page.get_by_role("button", name="Join the two").click()
+        expect(clips_of(page, SECOND)).to_have_count(4)
+        expect(card(page, FIRST)).to_have_count(0)
+
 
 def test_a_phone_without_a_camera_teaches_from_videos(browser: Browser, tmp_path: Path):
     phone = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
@@ -206,16 +216,22 @@ def test_a_phone_without_a_camera_teaches_from_videos(browser: Browser, tmp_path
         expect(page.locator("#record")).to_be_hidden()
         page.locator("#teach-files").set_input_files([clip_of(FIRST, 1), clip_of(FIRST, 2)])
         teach(page, FIRST, 2)
+        page.get_by_role("button", name=f"Rename {FIRST}").tap()
+        assert overflow(page) <= 0
+        page.keyboard.press("Escape")
         page.locator("#clip").set_input_files({"name": "no.mp4", "mimeType": "video/mp4", "buffer": b"no video"})
         expect(page.locator("#results .failed")).to_contain_text("no.mp4")
-        wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-        assert wide <= 0
+        assert overflow(page) <= 0
         assert nameless(page) == []
         context.grant_permissions(["camera"])
         page.get_by_role("button", name="Try again").tap()
         expect(page.locator("#record")).to_be_visible()
-        wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-        assert wide <= 0
+        assert overflow(page) <= 0
+
+
+def overflow(page: Page) -> int:
+    """Pixels by which the page is wider than the screen."""
+    return page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
 
 
 def nameless(page: Page) -> list[str]:

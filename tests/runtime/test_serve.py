@@ -148,7 +148,7 @@ def test_what_is_taught_is_corrected_forgotten_and_brought_back(kind: str, model
         assert told(served.client.patch("/v1/classes/red", json={"label": "crimson"})) == (
             "renamed class 'red' to 'crimson'"
         )
-        assert refusal(served.client.patch("/v1/classes/green", json={"label": "crimson"})) == (422, "input")
+        assert refusal(served.client.patch("/v1/classes/green", json={"label": "crimson"})) == (409, "class_taken")
         assert "joined" in told(served.client.patch("/v1/classes/green", json={"label": "crimson", "join": True}))
         assert len(labels(served)["crimson"]) == 4
         assert served.client.get("/v1/classes").json()["state"] != before["state"]

@@ -66,7 +66,8 @@ export function teachFrames(label, frames) {
   return answer("POST", `${ofClass(label)}/clips`, { body: form });
 }
 export const teachFiles = (label, list) => answer("POST", `${ofClass(label)}/clips`, { body: files("clips", list) });
-export const rename = (label, name) => answer("PATCH", ofClass(label), { json: { label: name } });
+/** join: the name is that of another class, and the two become one. */
+export const rename = (label, name, join = false) => answer("PATCH", ofClass(label), { json: { label: name, join } });
 export const removeClass = (label) => answer("DELETE", ofClass(label));
 export const removeClip = (label, id) => answer("DELETE", `${ofClass(label)}/clips/${encodeURIComponent(id)}`);
 export const strip = async (label, id) =>

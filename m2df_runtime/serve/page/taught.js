@@ -1,7 +1,7 @@
 /* The actions that were taught, with their clips: rename, delete, carry away, take over. */
 
 import * as api from "./api.js";
-import { busy, counted, find, icon, iconButton, make, seconds, sentence, toast } from "./dom.js";
+import { busy, button, counted, find, icon, iconButton, make, seconds, sentence, toast } from "./dom.js";
 import { store } from "./store.js";
 import { strip } from "./strips.js";
 
@@ -92,11 +92,34 @@ function renaming(entry, head) {
   const submit = async () => {
     const name = field.value.trim();
     if (!name || name === entry.label) return back();
-    await store.change(form.querySelector("button"), () => api.rename(entry.label, name));
+    await store.change(form.querySelector("button"), () => renamed(name));
+  };
+  const renamed = async (name) => {
+    try {
+      return await api.rename(entry.label, name);
+    } catch (error) {
+      if (error.code !== "class_taken") throw error;
+      form.replaceWith(joining(entry, name, sentence(error.message), head));
+      find(".joining button").focus();
+      return undefined;
+    }
   };
   head.replaceWith(form);
   field.focus();
   field.select();
+}
+
+/** The new name is another action's: are they the same? */
+function joining(entry, name, words, head) {
+  const back = () => asked.replaceWith(head);
+  const join = (pressed) => store.change(pressed, () => api.rename(entry.label, name, true));
+  const asked = make(
+    "div",
+    { class: "joining", onkeydown: (event) => event.key === "Escape" && back() },
+    make("p", { role: "alert" }, `${words}. Are they the same?`),
+    make("div", { class: "row" }, button("Join the two", join, "primary small"), button("Keep both", back, "small")),
+  );
+  return asked;
 }
 
 async function carryAway() {
