@@ -18,7 +18,7 @@ const AGAIN = 2; // seconds between two questions to a server that does not answ
 const camera = new Camera(find("#video"));
 const live = new Live();
 const now = new Now();
-const unsure = new Unsure(camera);
+const unsure = new Unsure(camera, now);
 const recorder = new Recorder(camera);
 
 // ---- camera

@@ -17,9 +17,10 @@ let numbers = 0;
  * One moment as an element.
  *
  * words: the answer. picture: an img. teach, nothing: what the buttons do, given a label. more: other elements.
- * folded: the answer is right more often than not, so that the buttons wait behind a word.
+ * denied: the label that somebody said it was not. folded: the answer is right more often than not, so that the buttons
+ * wait behind a word.
  */
-export function moment({ words, detail, picture, teach, nothing, more = [], done, folded = false }) {
+export function moment({ words, detail, picture, teach, nothing, more = [], done, denied, folded = false }) {
   const line = make("li", { class: "moment" });
   const finish = (pressed, work) => store.change(pressed, work, () => done(line));
   const choices = () => {
@@ -42,12 +43,14 @@ export function moment({ words, detail, picture, teach, nothing, more = [], done
       make("button", { type: "submit" }, "Teach"),
     );
     const named = (label) => button(label, (pressed) => finish(pressed, () => teach(label)));
+    const likely = store.labels.filter((label) => label !== denied);
     const buttons = make(
       "div",
       { class: "row" },
       make("span", { class: "how" }, "It was"),
-      ...store.labels.slice(0, BUTTONS).map(named),
+      ...likely.slice(0, BUTTONS).map(named),
       button("nothing", (pressed) => finish(pressed, nothing), "quiet"),
+      store.labels.includes(denied) && named(denied),
       form,
     );
     if (!folded) return make("div", { class: "choices" }, buttons);
@@ -88,12 +91,14 @@ function unclear(scores) {
 /** The moments of the camera that were not clear, until somebody says what they were. */
 export class Unsure {
   #camera;
+  #now;
   #last = -Infinity;
   #before = false;
   #newest = null;
 
-  constructor(camera) {
+  constructor(camera, now) {
     this.#camera = camera;
+    this.#now = now;
     find("#unsure-clear").addEventListener("click", () => this.#clear());
     find("#wrong").addEventListener("click", () => this.#wrong());
   }
@@ -105,26 +110,27 @@ export class Unsure {
     const both = now && this.#before;
     this.#before = now;
     if (!both || scores.end - this.#last < APART + store.window) return;
-    await this.#add(scores, false);
+    await this.#add(scores);
   }
 
-  /** Somebody says that the answer is wrong: the newest window can be named at once. */
+  /** Somebody says that what is shown is wrong: the newest window can be named at once. */
   async #wrong() {
-    if (!this.#newest) return;
-    const line = await this.#add(this.#newest, true);
+    const { shown } = this.#now; // of several windows, so the newest may be answered otherwise
+    if (!this.#newest || !shown) return;
+    const line = await this.#add(this.#newest, shown);
     if (!line) toast("That moment is gone. Do it again, and press sooner.");
     line?.scrollIntoView({ block: "nearest", behavior: "smooth" });
     line?.querySelector(".choices button")?.focus({ preventScroll: true });
   }
 
-  async #add(scores, wrong) {
+  async #add(scores, wrong = null) {
     const frames = this.#camera.between(scores.start, scores.end);
     if (frames.length < 2) return null;
     this.#last = scores.end;
     const best = scores.classes[0];
     const found = `${best.label}, ${Math.round(100 * best.probability)} %`;
     const key = `moment-${(numbers += 1)}`;
-    const words = wrong ? `Not “${best.label}”?` : scores.rejected ? "None of these?" : `${found}?`;
+    const words = wrong ? `Not “${wrong.words}”?` : scores.rejected ? "None of these?" : `${found}?`;
     const asked = async (pressed) => {
       const answer = await busy(pressed, () => api.predictFrames(frames));
       if (answer) explain(answer, answer.rejected ? "none of these" : answer.predictions[0].label);
@@ -136,6 +142,7 @@ export class Unsure {
       teach: (label) => api.teachFrames(label, frames),
       nothing: () => api.teachNothing(frames),
       more: [button("Why?", asked)],
+      denied: wrong?.label,
       done: (gone) => {
         gone.remove();
         this.#count();
