@@ -234,6 +234,29 @@ def overflow(page: Page) -> int:
     return page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
 
 
+def test_what_was_shown_is_denied_and_another_name_is_at_hand(browser: Browser, camera: Camera, tmp_path: Path):
+    support = tmp_path / "actions"
+    for label in (FIRST, SECOND):
+        (support / label).mkdir(parents=True)
+        shutil.copy(clip_of(label), support / label)
+    with serving(support) as server, opened(browser, permissions=["camera"]) as context:
+        page = context.new_page()
+        shows_at(page, camera, server.address, clip_of(FIRST))
+        bar = page.locator(".bar.none .share")
+        expect(bar).to_have_text("not known yet: teach a second clip")
+        wrong, moments = page.get_by_role("button", name="That is wrong", exact=True), page.locator("#unsure .moment")
+        wrong.click()
+        denied = moments.locator(".answer").first.inner_text()
+        label, other = (FIRST, SECOND) if FIRST in denied else (SECOND, FIRST)
+        assert denied == f"Not “{label}”?"
+        choices = moments.first.locator(".choices > .row > button")
+        expect(choices.first).to_be_focused()
+        assert choices.all_inner_texts() == [other, "nothing", label]
+        page.keyboard.press("Enter")
+        expect(clips_of(page, other)).to_have_count(2)
+        expect(bar).to_have_text(re.compile(r"\d %"))
+
+
 def nameless(page: Page) -> list[str]:
     """What can be pressed or filled in, and has no name that can be read out."""
     tree = page.locator("body").aria_snapshot()

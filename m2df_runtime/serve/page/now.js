@@ -4,11 +4,14 @@ import { find, icon, make } from "./dom.js";
 import { store } from "./store.js";
 
 const AVERAGED = 3; // windows: one alone makes the bars jump
+const UNKNOWN = "not known yet: teach a second clip";
 const SAID_EVERY = 2; // seconds between two answers that are read out
 
 const percent = (share) => `${Math.round(100 * share)} %`;
 
 export class Now {
+  shown = null; // the answer in words, and its label, which is null for none of them
+
   #rows = new Map(); // label, or null for none of them, to its parts
   #windows = [];
   #spoken = "";
@@ -27,27 +30,34 @@ export class Now {
     for (const label of store.labels) {
       share.set(label, mean((one) => one.classes.find((found) => found.label === label)?.score ?? 0));
     }
+    const unknown = store.info.rejection?.startsWith("not calibrated");
     const [best] = [...share].reduce((first, next) => (next[1] > first[1] ? next : first));
     for (const [label, row] of this.#rows) {
       const value = share.get(label) ?? 0;
       row.fill.style.transform = `scaleX(${value})`;
-      row.number.textContent = percent(value);
+      const open = label === null && unknown && value === 0;
+      row.number.textContent = open ? UNKNOWN : percent(value);
+      row.number.classList.toggle("unknown", open);
       row.line.classList.toggle("best", label === best);
       row.line.setAttribute("aria-valuenow", Math.round(100 * value));
+      row.line.setAttribute("aria-valuetext", row.number.textContent);
     }
     const words = best === null ? (scores.still ? "Nothing moves" : "None of these") : best;
+    this.shown = { words, label: best };
     find("#winner").classList.remove("paused");
     this.#say(words, best === null ? "" : `${percent(share.get(best))} sure`, best === null);
   }
 
   /** No scores come: say why. */
   pause(words, more = "") {
+    this.shown = null;
     this.#windows = [];
     for (const row of this.#rows.values()) {
       row.fill.style.transform = "scaleX(0)";
       row.number.textContent = "";
       row.line.classList.remove("best");
       row.line.setAttribute("aria-valuenow", 0);
+      row.line.removeAttribute("aria-valuetext");
     }
     find("#winner").classList.add("paused");
     this.#say(words, more, true);
