@@ -141,6 +141,16 @@ def found_class(where: Path, labels: Iterable[str], name: str) -> str:
     return found
 
 
+def taught_label(labels: Iterable[str], name: str) -> str:
+    """What a class is called that is to be taught: as it is already, where only capital letters differ.
+
+    Phones begin a word with one, and a class beside the other would be a rival of it.
+    """
+    every = {class_key(label): label for label in labels}
+    alike = {key.casefold(): label for key, label in every.items()}
+    return every.get(class_key(name)) or alike.get(class_key(name).casefold(), name)
+
+
 def renamed_onto(labels: Iterable[str], label: str, new: str, join: bool) -> str | None:
     """The class whose clips those of `label` join under a new name; None where the name is free.
 

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 from m2df_runtime.bank.bank import SupportBank
 from m2df_runtime.bank.changes import changing, undo, undoing
 from m2df_runtime.bank.contents import BankContents, Past, make_classes, read_stored
-from m2df_runtime.bank.folder import BACKGROUND, checked_label, list_support
+from m2df_runtime.bank.folder import BACKGROUND, checked_label, list_support, taught_label
 from m2df_runtime.bank.follow import described, followed
 from m2df_runtime.bank.origin import InBank
 from m2df_runtime.bank.update import bank_name
-from m2df_runtime.bundle.prompt_texts import text_from_folder
+from m2df_runtime.bundle.prompt_texts import class_key, text_from_folder
 from m2df_runtime.clips.folder_entries import named, passed_over
 from m2df_runtime.errors import InputError
 from m2df_runtime.files import locked, temporary_folder
@@ -114,7 +114,7 @@ class Support:
         """Teach an action: these clips show it, too. A folder gets copies of them; only they are encoded.
 
         Args:
-            label: The class, which may be new.
+            label: The class, which may be new. Of one that differs in capital letters alone, it is that.
             clips: Paths of video files, frame folders or animated pictures.
 
         Raises:
@@ -122,7 +122,12 @@ class Support:
             InputError: No clip, no label or one that no folder can have, or the same clip in another class.
             OSError: The place cannot be written.
         """
-        return self._taught(checked_label(label), clips)
+        checked_label(label)
+        there = self.is_file or os.path.isdir(self.path)
+        own = taught_label((entry.label for entry in self.view().classes) if there else (), label)
+        did = self._taught(own, clips)
+        capitals = class_key(own) != class_key(label)
+        return f"{did}; {label!r} differs from {own!r} in capital letters alone" if capitals else did
 
     def record(self, label: str, source: Path | str, *, seconds: float | None = None, trim: bool = True) -> str:
         """Teach an action by a clip that is recorded now.

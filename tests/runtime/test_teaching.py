@@ -353,6 +353,16 @@ def test_a_class_is_found_in_either_unicode_form(support: Support, tmp_path: Pat
     assert "cafe\u0301" not in state(support)
 
 
+def test_capital_letters_alone_make_no_class(support: Support, tmp_path: Path) -> None:
+    before = set(state(support))
+    did = support.add("RED", made(tmp_path / "new", 1))
+    assert did.startswith("added 1 clip to class 'red'") and did.endswith(
+        "'RED' differs from 'red' in capital letters alone"
+    )
+    assert set(state(support)) == before
+    assert "capital" not in support.undo()
+
+
 def test_the_only_class_of_a_file_stays_and_a_folder_may_begin_empty(
     support_dir: Path, model: Counting, tmp_path: Path
 ) -> None:

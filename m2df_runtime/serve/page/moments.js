@@ -25,7 +25,7 @@ export function moment({ words, detail, picture, teach, nothing, more = [], done
   const finish = (pressed, work) => store.change(pressed, work, () => done(line));
   const choices = () => {
     const id = `as-${(numbers += 1)}`;
-    const typed = { type: "text", list: "labels", maxlength: 80, required: true };
+    const typed = { type: "text", list: "labels", maxlength: 80, autocapitalize: "none", required: true };
     const field = make("input", { id, ...typed, placeholder: "another name" });
     const form = make(
       "form",

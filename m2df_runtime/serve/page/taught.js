@@ -74,7 +74,7 @@ function clipOf(clip, label, load, remove) {
 }
 
 function renaming(entry, head) {
-  const typed = { type: "text", value: entry.label, maxlength: 80, required: true };
+  const typed = { type: "text", value: entry.label, maxlength: 80, autocapitalize: "none", required: true };
   const field = make("input", { ...typed, "aria-label": `New name of ${entry.label}` });
   const back = () => form.replaceWith(head);
   const form = make(
