@@ -23,7 +23,7 @@ from m2df_runtime.regular_files import open_regular
 
 REMOVED = "removed"  # in `.m2df`: one folder for each change, with what it took out of sight
 _LOCK, _JOURNAL, _LAST = "lock", "change.json", "last.json"
-_UNDONE = "undone: "
+_UNDONE, _REDONE = "undone: ", "redone: "
 _MAX_BYTES = 64 << 20
 
 _log = logging.getLogger(__name__)
@@ -160,7 +160,7 @@ def last_change(folder: Path) -> Change | None:
 
 def undoing(did: str) -> str:
     """In words what undoes what was done."""
-    return did.removeprefix(_UNDONE) if did.startswith(_UNDONE) else _UNDONE + did
+    return _REDONE + did.removeprefix(_UNDONE) if did.startswith(_UNDONE) else _UNDONE + did.removeprefix(_REDONE)
 
 
 def _commit(folder: Path, change: Change) -> None:

@@ -167,9 +167,10 @@ def test_undo_takes_back_the_last_verb_and_makes_it_again(
     assert support.undo() == f"undone: {did}"
     assert state(support) == before
     assert support.view().last_change == f"undone: {did}"
-    assert support.undo() == did
+    assert support.undo() == f"redone: {did}"
     assert state(support) == after
     assert not support.is_file or model.taken()[0] == 0  # a file keeps the features, too
+    assert (support.undo(), support.undo()) == (f"undone: {did}", f"redone: {did}")
     support.purge()
     assert state(support) == after
     with pytest.raises(InputError, match=r"nothing to undo|cannot be undone"):

@@ -27,7 +27,7 @@ function arrange() {
   const undo = find("#undo");
   undo.hidden = !info.last_change;
   const again = info.last_change?.startsWith("undone"); // undoing that makes it again
-  undo.replaceChildren(icon("undo"), again ? "Redo" : "Undo");
+  undo.replaceChildren(icon(again ? "redo" : "undo"), again ? "Redo" : "Undo");
   undo.title = info.last_change ?? "";
   undo.setAttribute("aria-label", again ? `Redo what was ${info.last_change}` : `Undo: ${info.last_change}`);
 }
