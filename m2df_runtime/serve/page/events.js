@@ -6,6 +6,8 @@ import { find, make } from "./dom.js";
 const KEPT = 8; // events on the page
 const ASKED_EVERY = 5; // seconds between two questions how the cameras are
 
+const PAGES = /^live \d+$/; // how the server calls the camera of a page: a name for programs
+
 const lines = new Map(); // camera and number of an event to its line
 
 /** Follow what the server tells. The browser comes back by itself where the connection is lost. */
@@ -27,10 +29,11 @@ function show(event) {
   if (!line) return; // it began before this page was opened
   if (event.type === "end") lines.delete(key);
   const began = event.start_time === null ? null : new Date(1000 * event.start_time);
+  const camera = PAGES.test(event.camera) ? "" : event.camera;
   const length = `${Math.max(0, event.end - event.start).toFixed(1)} s`;
   line.replaceChildren(
     make("strong", {}, event.label),
-    make("span", { class: "how" }, [began?.toLocaleTimeString(), length, event.camera].filter(Boolean).join(" · ")),
+    make("span", { class: "how" }, [began?.toLocaleTimeString(), length, camera].filter(Boolean).join(" · ")),
   );
   find("#happened").hidden = false;
 }
