@@ -7,6 +7,7 @@ import { strip, stripOf } from "./strips.js";
 import { explain } from "./why.js";
 
 const KEPT = 8; // moments that wait to be named
+const SHOWN = 2; // of them at first: they are much alike
 const CLEAR = 0.6; // probability below which an answer is not clear
 const APART = 3; // seconds between two moments: one action makes several unclear windows
 const BUTTONS = 6; // actions that have a button of their own; all others are in the list of the field
@@ -100,6 +101,10 @@ export class Unsure {
     this.#camera = camera;
     this.#now = now;
     find("#unsure-clear").addEventListener("click", () => this.#clear());
+    find("#unsure-more").addEventListener("click", ({ currentTarget }) => {
+      currentTarget.setAttribute("aria-expanded", currentTarget.getAttribute("aria-expanded") !== "true");
+      this.#count();
+    });
     find("#wrong").addEventListener("click", () => this.#wrong());
   }
 
@@ -161,7 +166,13 @@ export class Unsure {
   }
 
   #count() {
-    const count = find("#unsure-list").children.length;
+    const lines = [...find("#unsure-list").children];
+    const count = lines.length;
+    const more = find("#unsure-more");
+    const all = more.getAttribute("aria-expanded") === "true";
+    for (const [place, line] of lines.entries()) line.hidden = !all && place >= SHOWN;
+    more.hidden = count <= SHOWN;
+    more.textContent = all ? "Show fewer" : `Show ${count - SHOWN} more`;
     find("#unsure").hidden = count === 0;
     find("#unsure-count").textContent = count;
   }
