@@ -252,6 +252,15 @@ def test_what_was_shown_is_denied_and_another_name_is_at_hand(browser: Browser, 
         choices = moments.first.locator(".choices > .row > button")
         expect(choices.first).to_be_focused()
         assert choices.all_inner_texts() == [other, "nothing", label]
+        for _ in range(2):
+            wrong.click()
+        expect(page.locator("#unsure .moment:visible")).to_have_count(2)
+        page.get_by_role("button", name="Show 1 more").click()
+        expect(page.locator("#unsure .moment:visible")).to_have_count(3)
+        page.get_by_role("button", name="Forget all of these").click()
+        wrong.click()
+        expect(choices.first).to_be_focused()
+        other = choices.first.inner_text()
         page.keyboard.press("Enter")
         expect(clips_of(page, other)).to_have_count(2)
         expect(bar).to_have_text(re.compile(r"\d %"))
@@ -338,6 +347,8 @@ def test_nothing_is_recorded_for_as_long_as_one_likes_and_forgotten(browser: Bro
         expect(page.locator("#recorded")).to_have_text(re.compile(r"^([1-4]?\d|5[0-5]) s left"))  # of 59
         page.keyboard.press("Enter")
         expect(button).to_have_text("Hold to record")
+        expect(page.locator(".toast")).to_contain_text(re.compile(r"Sending|kept"))
+        expect(page.locator(".toast")).to_contain_text(re.compile(r"^\d+ clips? of nothing kept"))
         expect(clips).not_to_have_count(0)
         expect(rejection).to_contain_text("background")
         expect(minute).to_be_enabled()

@@ -47,8 +47,12 @@ export const seconds = (value) => `${value.toFixed(1)} s`;
 
 let silence;
 
-/** Say in a corner what was done or went wrong, with what can be done about it. */
-export function toast(text, { offer, action, failed = false } = {}) {
+/**
+ * Say in a corner what was done or went wrong, with what can be done about it.
+ *
+ * lasting: what goes on, until something else is said. Given is what takes it away.
+ */
+export function toast(text, { offer, action, failed = false, lasting = false } = {}) {
   const place = find("#toasts");
   const line = make("div", { class: failed ? "toast failed" : "toast" }, make("span", {}, text));
   const close = () => line.remove();
@@ -56,7 +60,8 @@ export function toast(text, { offer, action, failed = false } = {}) {
   line.append(iconButton("close", "Dismiss", close));
   place.replaceChildren(line);
   clearTimeout(silence);
-  silence = setTimeout(close, failed ? 15000 : 8000);
+  if (!lasting) silence = setTimeout(close, failed ? 15000 : 8000);
+  return close;
 }
 
 /** Run what a button does: it cannot be pressed twice meanwhile, and what goes wrong is said. */

@@ -1,7 +1,7 @@
 /* Recording an action: hold the button, or press it once for a countdown; then correct both ends and give it a name. */
 
 import * as api from "./api.js";
-import { counted, find, seconds, toast } from "./dom.js";
+import { counted, find, seconds, sentence, toast } from "./dom.js";
 import { movingPart } from "./motion.js";
 import { store } from "./store.js";
 
@@ -336,15 +336,25 @@ export class Recorder extends EventTarget {
     this.#became("idle");
     this.#frames = [];
     if (frames.length < 2) return;
-    await store.change(find("#minute"), () => api.teachNothing(frames, store.window));
-    this.refresh();
+    await this.#keepNothing(() => api.teachNothing(frames, store.window));
   }
 
   async #nothingFrom(input) {
     const files = [...input.files];
     input.value = "";
     if (files.length === 0) return;
-    await store.change(find("#minute"), () => api.teachNothingFiles(files));
+    await this.#keepNothing(() => api.teachNothingFiles(files));
+  }
+
+  async #keepNothing(work) {
+    const before = store.background.length;
+    const sent = toast("Sending …", { lasting: true });
+    const kept = (did) => {
+      const more = store.background.length - before;
+      return more > 0 ? `${counted(more, "clip")} of nothing kept` : sentence(did);
+    };
+    await store.change(find("#minute"), work, undefined, kept);
+    sent();
     this.refresh();
   }
 }

@@ -42,14 +42,15 @@ class Store extends EventTarget {
   /**
    * Change what is taught, as `pressed` is to do: say what was done, and offer to take it back.
    *
-   * `then` runs before that. Whether it was done is given.
+   * `then` runs before that; `words` are of what the server did where its own are not for people. Whether it was done is
+   * given.
    */
-  async change(pressed, work, then = () => undefined) {
+  async change(pressed, work, then = () => undefined, words = sentence) {
     const told = await busy(pressed, work);
     if (!told) return false;
     then();
-    toast(sentence(told.did), { offer: "Undo", action: () => this.undo() });
     await this.refresh();
+    toast(words(told.did), { offer: "Undo", action: () => this.undo() });
     return true;
   }
 

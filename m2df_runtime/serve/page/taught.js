@@ -132,6 +132,7 @@ async function takeOver(input) {
   const [file] = input.files;
   input.value = "";
   if (!file) return;
-  toast(`Taking over ${file.name} …`);
+  const sent = toast(`Taking over ${file.name} …`, { lasting: true });
   await store.change(find("#import"), () => api.imported(file));
+  sent();
 }
