@@ -72,7 +72,9 @@ def _unpacked(archive: zipfile.ZipFile, folder: Path, most: int) -> list[Path]:
     every = archive.infolist()
     if len(every) > _MOST_ENTRIES:
         raise Refused(413, "too_large", f"the zip holds more than {_MOST_ENTRIES} entries", "send fewer clips")
-    chosen = [(info, parts) for info in every if not info.is_dir() and (parts := _checked(info))]
+    files = [info for info in every if not info.is_dir()]
+    above = _folders_above(files)
+    chosen = [(info, parts) for info in files if (parts := _checked(info, above))]
     if sum(info.file_size for info, _ in chosen) > most:
         raise Refused(413, "too_large", f"the clips in the zip take more than {most >> 20} MiB", "send fewer clips")
     keys = {tuple(map(class_key, parts)) for _, parts in chosen}
@@ -103,8 +105,21 @@ def _write(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, left: 
     return written
 
 
-def _checked(info: zipfile.ZipInfo) -> tuple[str, ...] | None:
+def _folders_above(files: list[zipfile.ZipInfo]) -> int:
+    """How many folders lie above those of the classes: one where the support folder itself was put into the zip."""
+    split = [info.filename.split("/") for info in files]
+    paths = [parts for parts in split if not any(passed_over(part) for part in parts)]
+    moving = (VIDEO_SUFFIXES | ANIMATED_SUFFIXES) - IMAGE_SUFFIXES
+    deep = any(len(parts) > 3 or (len(parts) == 3 and Path(parts[2]).suffix.lower() in moving) for parts in paths)
+    return int(deep and len({parts[0] for parts in paths}) == 1)
+
+
+def _checked(info: zipfile.ZipInfo, above: int) -> tuple[str, ...] | None:
     """Class and clip, and perhaps frame, of an entry; None of one that systems and archivers add.
+
+    Args:
+        info: The entry.
+        above: Folders above the class's.
 
     Raises:
         Refused: It is something else.
@@ -123,6 +138,7 @@ def _checked(info: zipfile.ZipInfo) -> tuple[str, ...] | None:
         raise Refused(422, "archive", f"{shown} in the zip is no path of a clip", _HINT)
     if any(passed_over(part) for part in parts):
         return None
+    parts = parts[above:]
     if not 2 <= len(parts) <= 3:
         raise Refused(422, "archive", f"{shown} in the zip lies in no class", _HINT)
     if parts[0] != BACKGROUND:

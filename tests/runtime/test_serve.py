@@ -228,6 +228,14 @@ def test_a_zip_carries_everything_and_is_taken_as_one_change(served: Served, mod
         assert labels(other) == {"blue": ["b.mp4"]}
         told(other.client.post("/v1/undo"))
         assert labels(other) == labels(served)
+        whole = io.BytesIO()
+        with zipfile.ZipFile(whole, "w") as archive:  # of the folder itself, by hand
+            for name in ("red/0.mp4", "green/0.mp4"):
+                archive.write(tmp_path / "actions" / name, f"actions/{name}")
+            archive.writestr("actions/.m2df/last.json", b"{}")
+        told(other.client.post("/v1/import", files=[("file", whole.getvalue())]))
+        assert labels(other) == {"green": ["0.mp4"], "red": ["0.mp4"]}
+        told(other.client.post("/v1/undo"))
         damaged = io.BytesIO()
         with zipfile.ZipFile(damaged, "w") as archive:
             archive.writestr("wave/a.mp4", clip.read_bytes())
