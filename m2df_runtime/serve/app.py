@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import html
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -246,7 +246,7 @@ class App:
         cut: float | None,
     ) -> dict[str, str]:
         kept = self._service.answers.get(answer) if answer else None
-        with self._service.folder() as place:
+        with self._service.folder() as place, _none_of(len(clips), self._service):
             if kept and not clips and not frames:
                 received = [copied_answer(kept, place)]
             elif kept:
@@ -331,6 +331,19 @@ class App:
 
 
 _MANY = Refused(429, "busy", "too many cameras are watched", "close one of the pages")
+
+
+@contextmanager
+def _none_of(count: int, service: Service) -> Iterator[None]:
+    """Say of what is wrong with one of several clips that the others are not taught either."""
+    try:
+        yield
+    except (Refused, M2dfError) as error:
+        told = error if isinstance(error, Refused) else service.refused(error)
+        if count < 2:
+            raise
+        message = f"{told.message}; none of the {count} clips is taught"
+        raise Refused(told.status, told.code, message, told.hint, told.retry_after) from None
 
 
 def _received(clips: list[UploadFile], frames: list[UploadFile], times: str | None, place: Path) -> list[Received]:

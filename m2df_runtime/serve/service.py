@@ -196,7 +196,7 @@ class Service:
         """
         matcher = self.matcher
         path = received.path or self._kept(received, folder, trim=False)[0]
-        read = self.workers.read(path, received.name, self._spec, None)
+        read = replace(self.workers.read(path, received.said, self._spec, None), name=received.name)
         bank, answer = _answer(matcher, read)
         self.metrics.answered(answer.timings)
         return self.answers.keep(answer, bank, path)
@@ -247,10 +247,10 @@ class Service:
     def _kept(self, one: Received, place: Path, *, trim: bool, cut: float | None = None) -> list[Path]:
         """The clips that are made of what was sent; a file that is kept as it is was read in another process before."""
         if one.path and not trim and cut is None:
-            self.workers.read(one.path, one.name, self._spec, None)
+            self.workers.read(one.path, one.said, self._spec, None)
             return [one.path]
         return self.workers.keep(
-            one.name,
+            one.said,
             place,
             Path(one.name).stem,
             path=one.path,
@@ -409,4 +409,4 @@ def copied_answer(kept: Kept, folder: Path) -> Received:
     """The clip of an answer, to be taught."""
     path = folder / f"{recording_stem()}{kept.clip.suffix}"
     shutil.copy(kept.clip, path)
-    return Received(path.name, path)
+    return Received(path.name, path.name, path)

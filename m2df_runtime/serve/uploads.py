@@ -14,6 +14,7 @@ from typing import IO
 
 from m2df_runtime.clips.listing import VIDEO_SUFFIXES
 from m2df_runtime.clips.pictures import ANIMATED_SUFFIXES
+from m2df_runtime.errors import printable, shortened
 from m2df_runtime.serve.problems import Refused
 
 _UNFIT = re.compile(r"[^\w-]+")
@@ -28,12 +29,14 @@ class Received:
 
     Attributes:
         name: What it is called: the client's name for it, as far as that is one.
+        said: What messages call it: the client's name for it.
         path: The file; None of frames.
         frames: JPEG files; none of a file.
         times: Seconds of each.
     """
 
     name: str
+    said: str
     path: Path | None
     frames: tuple[Path, ...] = ()
     times: tuple[float, ...] = ()
@@ -46,11 +49,15 @@ def safe_name(name: str | None, other: str) -> str:
         name: As it came.
         other: The stem where nothing is left of it.
     """
-    base = re.split(r"[/\\]", name or "")[-1]
+    base = _base(name)
     stem, dot, suffix = base.rpartition(".")
     known = f".{suffix.lower()}" if dot else ""
     kept = _UNFIT.sub("_", stem if dot else base).strip("_-")[:_LONGEST]
     return f"{kept or other}{known if known in VIDEO_SUFFIXES | ANIMATED_SUFFIXES else '.mp4'}"
+
+
+def _base(name: str | None) -> str:
+    return re.split(r"[/\\]", name or "")[-1]
 
 
 def received_file(file: IO[bytes], name: str | None, folder: Path, number: int = 1) -> Received:
@@ -61,14 +68,15 @@ def received_file(file: IO[bytes], name: str | None, folder: Path, number: int =
         OSError: The disk is full.
     """
     called = safe_name(name, f"clip-{number}")
+    said = shortened(printable(_base(name)), _LONGEST) or called
     place = folder / f"{number}"
     place.mkdir()
     path = place / called
     with path.open("xb") as target:
         shutil.copyfileobj(file, target, _BLOCK)
     if not path.stat().st_size:
-        raise Refused(422, "clip", f"{called}: the file is empty", "record it again")
-    return Received(called, path)
+        raise Refused(422, "clip", f"{said}: the file is empty", "record it again")
+    return Received(called, said, path)
 
 
 def received_frames(files: Sequence[IO[bytes]], times: str | None, folder: Path, stem: str) -> Received:
@@ -93,7 +101,7 @@ def received_frames(files: Sequence[IO[bytes]], times: str | None, folder: Path,
         with path.open("xb") as target:
             shutil.copyfileobj(file, target, _BLOCK)
         paths.append(path)
-    return Received(f"{stem}.mp4", None, tuple(paths), seconds)
+    return Received(f"{stem}.mp4", f"{stem}.mp4", None, tuple(paths), seconds)
 
 
 def checked_times(text: str | None, count: int) -> tuple[float, ...]:

@@ -171,6 +171,18 @@ def test_what_is_taught_is_corrected_forgotten_and_brought_back(kind: str, model
     assert dict.fromkeys(SupportBank.of(model, support).labels) == dict.fromkeys(("crimson", "green"))
 
 
+def test_what_is_wrong_with_a_clip_is_said_of_the_name_it_was_sent_with(served: Served, tmp_path: Path):
+    before = labels(served)
+    good = write_clip(tmp_path / "good.mp4", "blue", seed=3).read_bytes()
+    for name, content in (("my notes.txt", b"no video"), ("nothing.mp4", b"")):
+        bad = (name, content)
+        alone = served.client.post("/v1/predict", files=[("clip", bad)]).json()["error"]["message"]
+        assert alone.startswith(f"{name}: ") and alone.count(name) == 1
+        both = served.client.post("/v1/classes/blue/clips", files=[("clips", ("good.mp4", good)), ("clips", bad)])
+        assert both.json()["error"]["message"] == f"{alone}; none of the 2 clips is taught"
+    assert labels(served) == before
+
+
 @pytest.mark.parametrize("kind", ["folder", "file"])
 def test_texts_of_ones_own_are_matched_with_shown_and_kept(kind: str, model: Model, master: Path, tmp_path: Path):
     support = Path(shutil.copytree(master, tmp_path / "actions"))

@@ -47,7 +47,7 @@ async function one(file) {
     const answer = await api.predict(file);
     waiting.replaceWith(result(file, answer));
   } catch (error) {
-    const line = make("li", { class: "moment failed" }, make("p", {}, `${file.name}: ${said(error)}`));
+    const line = make("li", { class: "moment failed" }, make("p", {}, error.message.startsWith(file.name) ? said(error) : `${file.name}: ${said(error)}`));
     line.append(iconButton("close", "Forget this", () => line.remove(), "quiet small away"));
     waiting.replaceWith(line);
   }
