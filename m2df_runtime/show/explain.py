@@ -97,17 +97,20 @@ def _page(found: Explanation, name: str) -> Iterator[str]:
     if found.problem:
         before = "" if found.matching else "The distances cannot be taken apart: "
         yield f'<p class="note">{before}{text(found.problem)}.</p>'
-    yield from _classes(found)
-    if found.matching and found.second:
-        yield "<h2>What decides</h2>"
-        yield from decision(found)
-    yield "<h2>Distances on one scale</h2>"
-    yield from distances(found)
     query = Strip.of("query", prediction.frames, _frames(found))
     yield query.symbol()
     for place, one in enumerate(found.shown):
-        yield f"<h2>{'Best' if place == 0 else 'Second'}: {text(one.score.label)}, frame by frame</h2>"
+        nearest = "Nearest" if prediction.rejected else "Best"
+        yield f"<h2>{nearest if place == 0 else 'Second'}: {text(one.score.label)}, frame by frame</h2>"
         yield from strips(found, one, query, f"class{place}")
+    yield from _classes(found)
+    yield "<h2>Distances on one scale</h2>"
+    yield from distances(found)
+    if found.matching and found.second and not prediction.rejected:
+        yield "<h2>What decides</h2>"
+        yield from decision(found)
+    for one in found.shown if found.matching else ():
+        yield f"<h2>All pairs of frames: {text(one.score.label)}</h2>"
         yield from _grids(found, one)
     yield _numbers(found)
     yield how_to_read()
@@ -126,17 +129,17 @@ def lead_sentence(found: Explanation) -> str:
     second = found.second.score if found.second else None
     label = f"<b>{text(best.label)}</b>"
     if prediction.rejected and prediction.threshold is not None:
-        said = (
-            f"No action is near enough. The best is {label} at a distance of {number(best.distance)}; beyond "
-            f"{number(prediction.threshold)}, the threshold of this bank, a clip is taken for none of its actions."
+        return (
+            f"It is none of the actions that were taught. The nearest is {label}, at a distance of "
+            f"{number(best.distance)}; up to {number(prediction.threshold)} it would have been taken for one. "
+            "Smaller is nearer."
         )
-    elif prediction.rejected:
-        said = (
+    if prediction.rejected:
+        return (
             f"No action is sure enough. The most probable is {label} with {prediction.probability:.1%}, and answers "
             f"are rejected {text(found.about_rejection)}."
         )
-    else:
-        said = f"Of {len(prediction.classes)} actions, {label} fits best ({prediction.probability:.1%})."
+    said = f"Of {len(prediction.classes)} actions, {label} fits best ({prediction.probability:.1%})."
     if second is None:
         return said + " The bank has no other action."
     said += f" Second is {text(second.label)} ({second.probability:.1%})."

@@ -223,7 +223,8 @@ def test_a_rejected_answer_is_explained_as_one(shipped: m2df.Model, evil_support
     number = f"{strict.rejection.threshold:.2f}".replace("-", "\N{MINUS SIGN}")
     read = Checked(m2df.explain(answer, strict))
     assert answer.rejected
-    assert f"beyond {number}, the threshold of this bank" in read.text
+    assert f"up to {number} it would have been taken for one" in read.text
+    assert "What decides" not in read.text
     assert len([one for one in read.seen["line"] if one["class"] == "mark"]) == 2
 
 
