@@ -19,6 +19,8 @@ sys.path[:0] = [str(DOCS.parent), str(DOCS.parent / "tests" / "runtime")]
 
 from page_tools import CHROMIUM, Camera, clip_of, serving  # noqa: E402
 
+from m2df_runtime.bundle.shipped import demo_queries  # noqa: E402
+
 WIDTH, HEIGHT = 1180, 860
 COLOURS = 128  # a page has few; a picture of it stays below 150 kB
 PATIENCE = 120_000  # milliseconds
@@ -36,13 +38,13 @@ def main() -> None:
         for label in TAUGHT:
             shutil.copytree(clip_of(label).parent, Path(place, "actions", label.replace("_", " ")))
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=camera.options, timeout=PATIENCE)
-        with serving(Path(place, "actions"), "--reject", "off") as server:  # few clips reject much
+        with serving(Path(place, "actions")) as server:
             page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, permissions=["camera"])
             page.set_default_timeout(PATIENCE)
             page.goto(server.address)
             expect(page.locator("#winner")).to_have_text(SHOWN.replace("_", " "))
             save(page, "page.png")
-            page.locator("#clip").set_input_files(clip_of(SHOWN, 2))
+            page.locator("#clip").set_input_files(demo_queries() / f"{SHOWN}.mp4")
             page.locator("#results").get_by_role("button", name="Why?").click()
             expect(page.frame_locator("#why-page").locator("h1, h2").first).to_be_visible()
             save(page, "why.png")
