@@ -79,7 +79,7 @@ ONE = "cameras:\n- name: a\n  url: rtsp://a:hunter2@x/1\n"
         (ONE + "  labels:\n  - wave\n  - no\n", r"line 6, cameras\[0\]\.labels\[1\]: text is wanted; put it"),
         (ONE + "  zones:\n    b: 1,2,3,4\n", r"line 5, cameras\[0\]\.zones\.b: a list is wanted"),
         (ONE + "  zones: {b: [1, 2, 3]}\n", r"line 2, cameras\[0\], a: zone b: 1, 2, 3 are not four numbers"),
-        (ONE + "  leave: 0.9\n", r"line 2, cameras\[0\], a: events enter at 0\.6 and leave at 0\.9"),
+        (ONE + "  leave: 0.9\n", r"line 2, cameras\[0\], a: events enter at 0\.7 and leave at 0\.9"),
         (ONE + "  device: 0\n", r"line 2, cameras\[0\]: it has url and device; give one of url, device, file"),
         ("cameras:\n- name: a\n", r"line 2, cameras\[0\]: it has no source; give one of"),
         ("cameras:\n- device: 0\n", r"line 2, cameras\[0\]: name is missing"),

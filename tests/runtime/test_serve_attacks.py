@@ -266,7 +266,7 @@ REQUESTS: dict[str, tuple[Ask, set[int]]] = {
     "label of 300 bytes": (teach("a" * 300), {422}),
     "new label with slashes": (rename(json={"label": "../../x"}), {422}),
     "new label of half a letter": (rename(content=b'{"label": "\\ud800"}', headers=JSON), {422}),
-    "label that is there": (rename(json={"label": "green"}), {422}),
+    "label that is there": (rename(json={"label": "green"}), {409}),
     # JSON and parameters
     "no json": (rename(content=b"{", headers=JSON), {422}),
     "deep json": (rename(content=b"[" * 100_000, headers=JSON), {400, 422}),
