@@ -8,14 +8,14 @@ import platform
 import statistics
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
 from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.manifest import MANIFEST_NAME
-from m2df_runtime.cpus import available_cpus
+from m2df_runtime.commands.doctor import version_of
+from m2df_runtime.cpus import available_cpus, processor_name
 from m2df_runtime.files import atomic_write, sha256_bytes, sha256_file
 from m2df_runtime.other_programs import OtherPrograms
 
@@ -52,9 +52,9 @@ class Machine:
         return {
             "time": self._time.isoformat(timespec="seconds"),
             "python": platform.python_version(),
-            "versions": {name: version for name in PACKAGES if (version := _version(name)) is not None},
+            "versions": {name: version for name in PACKAGES if (version := version_of(name)) is not None},
             "system": platform.platform(),
-            "processor": _processor(),
+            "processor": processor_name(),
             "cores": available_cpus(),
             "memory_gib": _memory_gib(),
             "load_before": self._load,
@@ -78,22 +78,6 @@ def bundle_hash(bundle: Bundle) -> str:
     """Hash of the bundle's manifest, which holds the hash of every other file; of the zip if it is one."""
     manifest = bundle.path / MANIFEST_NAME
     return sha256_bytes(manifest.read_bytes()) if manifest.is_file() else sha256_file(bundle.path)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _memory_gib() -> float | None:

@@ -1,4 +1,4 @@
-"""How many processors this process may use: what a job is pinned to, and what its control group grants.
+"""The processor, and how many this process may use: what a job is pinned to, and what its control group grants.
 
 One number for everything that starts threads. Clips are decoded on the caller's thread, before inference
 begins, so decoding and inference share this budget in turns and never add up.
@@ -14,6 +14,7 @@ from pathlib import Path
 from m2df_runtime.errors import InputError
 
 MAX_THREADS = 256  # beyond it no graph here gains; 100,000 stopped the machine while they were created
+_CPUINFO = Path("/proc/cpuinfo")
 _PROCESS = Path("/proc/self")
 _PROCESSORS = Path("/sys/devices/system/cpu")
 
@@ -23,6 +24,20 @@ def available_cpus() -> int:
     quota = cgroup_quota()
     allowed = len(_affinity())
     return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
+
+
+def processor_name() -> str:
+    """What the processor calls itself, for people."""
+    try:
+        with _CPUINFO.open(encoding="utf-8", errors="replace") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not Linux
+    import platform
+
+    return platform.processor() or platform.machine()
 
 
 def thread_count(threads: int | None) -> int:

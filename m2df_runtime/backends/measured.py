@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import platform
 from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from m2df_runtime.cpus import thread_count
+from m2df_runtime.cpus import processor_name, thread_count
 from m2df_runtime.engine_names import EngineName, RunPrecision
 from m2df_runtime.errors import CheckFailed, first_line
 from m2df_runtime.files import atomic_write, sha256_bytes
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 
 _MAX_BYTES = 1 << 16
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt")
-_CPUINFO = Path("/proc/cpuinfo")
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +54,7 @@ class Machine(_Schema):
     @classmethod
     def here(cls, threads: int | None) -> Machine:
         """This machine with so many threads; None stands for the cores that this process may use. Raises InputError."""
-        return cls(processor=_processor()[:200], threads=thread_count(threads), engines=dict(_installed()))
+        return cls(processor=processor_name()[:200], threads=thread_count(threads), engines=dict(_installed()))
 
     def text(self) -> str:
         """For people."""
@@ -182,17 +180,6 @@ def _read(path: Path) -> Measured | None:
         reason = error.strerror or first_line(error)
     _log.warning("%s: not used: %s (m2df-doctor --measure writes it anew)", path, reason)
     return None
-
-
-def _processor() -> str:
-    try:
-        with _CPUINFO.open(encoding="utf-8", errors="replace") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass  # not Linux
-    return platform.processor() or platform.machine()
 
 
 def _installed() -> Iterator[tuple[str, str]]:
