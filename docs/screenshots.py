@@ -17,13 +17,12 @@ from playwright.sync_api import Page, expect, sync_playwright
 DOCS = Path(__file__).parent
 sys.path[:0] = [str(DOCS.parent), str(DOCS.parent / "tests" / "runtime")]
 
-from page_tools import CHROMIUM, Camera, clip_of, serving  # noqa: E402
+from page_tools import CHROMIUM, PATIENCE, Camera, clip_of, serving  # noqa: E402
 
 from m2df_runtime.bundle.shipped import demo_queries  # noqa: E402
 
 WIDTH, HEIGHT = 1180, 860
 COLOURS = 128  # a page has few; a picture of it stays below 150 kB
-PATIENCE = 120_000  # milliseconds
 SHOWN, TAUGHT = "high_knees", ("high_knees", "side_bend", "clap")
 
 

@@ -10,13 +10,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from page_tools import CHROMIUM
+from page_tools import CHROMIUM, PATIENCE
 from playwright.sync_api import expect, sync_playwright
 
 import m2df_runtime
 
 ROOT = Path(__file__).parents[1]
-PATIENCE = 120_000  # milliseconds, for busy machines
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from m2df_runtime.clips.opening import open_source
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PATIENCE = 120_000  # milliseconds that a browser waits, for busy machines
 
 
 class Camera:

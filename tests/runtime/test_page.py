@@ -13,14 +13,13 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from page_tools import CHROMIUM, Camera, clip_of, serving
+from page_tools import CHROMIUM, PATIENCE, Camera, clip_of, serving
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 
 import m2df_runtime
 from m2df_runtime.bundle.shipped import demo_queries, demo_support
 
 PAGE = Path(m2df_runtime.__file__).parent / "serve" / "page"
-PATIENCE = 120_000  # milliseconds, for busy machines
 FIRST, SECOND, THIRD = "high_knees", "side_bend", "golf_swing"  # none of them looks like another
 GONE = re.compile(r"WebSocket connection to|Failed to load resource")  # what a browser says of a server that is gone
 
