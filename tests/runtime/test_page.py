@@ -186,7 +186,7 @@ def test_why_is_shown_and_a_wrong_answer_is_taught(browser: Browser, tmp_path: P
         page.locator("#clip").set_input_files(demo_queries() / f"{THIRD}.mp4")
         page.get_by_role("button", name="Why?").click()
         why = page.frame_locator("#why-page")
-        expect(why.locator("svg, img").first).to_be_visible()
+        expect(why.locator("figure svg").first).to_be_visible()
         page.get_by_role("button", name="Close").click()
         page.locator("#results").get_by_text("That is wrong").click()
         field = page.locator("#results .other input")
