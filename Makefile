@@ -82,6 +82,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.evaluation
 	$(BIN)/python -m benchmarks.bulk
+	$(BIN)/python -m benchmarks.stream
 	$(BIN)/python -m benchmarks.cameras
 	$(BIN)/python -m benchmarks.serve
 	$(BIN)/python -m benchmarks.training --updates 4

@@ -30,7 +30,7 @@ import numpy as np
 
 from benchmarks.record import Machine, percentiles, write
 from benchmarks.ruled import described, ruled
-from benchmarks.stream import COST_FPS, COST_SIZE, COST_STRIDE, COST_WINDOW, stages
+from benchmarks.stream import COST_FPS, COST_SIZE, COST_STRIDE, COST_WINDOW, filmed, stages
 from m2df_runtime import Matcher, Stream, SupportBank
 from m2df_runtime.clips.source import FrameSource, Picture
 from m2df_runtime.commands.console import main_entry, progress
@@ -40,7 +40,7 @@ from m2df_runtime.stream.sources.live import Shown
 from m2df_runtime.stream.sources.network import NetworkFrames
 from m2df_runtime.stream.sources.timed import TimedFrames
 from m2df_runtime.stream.stream import Counts
-from m2df_train.synthetic import SyntheticRecording, split_actions
+from m2df_train.synthetic import split_actions
 from m2df_train.synthetic.recording_files import write_support
 
 _APART = 7.0  # seconds of the recording between the beginnings of two cameras
@@ -319,12 +319,11 @@ def cli(
     machine = Machine()
     model = ruled(path, threads)
     chosen = split_actions("test")[:actions]
-    taught, untaught = chosen[::2], chosen[1::2]
+    taught = chosen[::2]
     with tempfile.TemporaryDirectory() as folder:
         support, recording = Path(folder) / "support", Path(folder) / "recording.mp4"
         write_support(support, taught, 1)
-        made = SyntheticRecording(taught, untaught, 1, seconds=length, people=2, size=COST_SIZE, fps=COST_FPS)
-        write_as_camera(recording, made, keyframes)
+        write_as_camera(recording, filmed(chosen, length, shaking=False), keyframes)
         matcher = Matcher(model, SupportBank.of(model, support))
         spent, windows, still = stages(matcher, recording)
         rows = []

@@ -434,9 +434,9 @@ def _share(value: float) -> str:
     return f"{100 * value:.0f} %"
 
 
-def stream(record: Record, stem: str, files: Files) -> str:
-    """Events in recordings: quality, then cost."""
-    settings, costs = record["settings"], record["cost"]
+def events(record: Record, stem: str, files: Files) -> str:
+    """How well events are found in recordings."""
+    settings = record["settings"]
     first = next(iter(record["quality"].values()))["test"]["defaults"]
     what = (
         f"{first['recordings']} generated recordings of {settings['length']:g} s, {settings['minutes']:g} minutes, of "
@@ -454,34 +454,48 @@ def stream(record: Record, stem: str, files: Files) -> str:
     for rules, result in (record["joined"] or {}).items():
         told = {"defaults": "default rules", "chosen": "rules chosen on generated recordings"}[rules]
         rows.append(_events(f"{result['recordings']} joins of real clips (hard cuts), {told}", result))
-    whole, command = costs["stream"], costs["command"]
-    about = (
-        f"Cost of {costs['size'][0]}×{costs['size'][1]} at {costs['fps']:g} frames per second, two people, windows of "
-        f"{costs['window']:g} s every {costs['stride']:g} s: **{whole['times_real_time']:g} times real time**; "
-        f"`m2df-run` takes {number_text(command['cpu_per_minute'])} processor seconds per minute of video and "
-        f"{number_text(command['peak_mib'])} MiB. Nothing moves in {costs['still']} of {costs['windows']} windows.\n"
+    return "\n".join(["## Recordings\n", what, _machine(record["environment"]), _table(head, rows)])
+
+
+def stream(record: Record, stem: str, files: Files) -> str:
+    """What recordings cost."""
+    settings, target = record["settings"], record["target_times_real_time"]
+    what = (
+        f"{settings['size'][0]}×{settings['size'][1]} at {settings['fps']:g} frames per second, two people, windows of "
+        f"{settings['window']:g} s every {settings['stride']:g} s; {record['model']['name']} in "
+        f"{record['model']['precision']}, `{record['model']['sha256'][:12]}`. The camera's movement is taken out of a "
+        f"picture that shakes. Budget on 2 cores: {target} times real time.\n"
     )
-    stages, usual = costs["stage_cpu_per_minute"], costs["usual_cpu_per_minute"] or {}
-    total, of_usual = sum(stages.values()), sum(usual.values())
-    table = [
-        [
-            name,
-            number_text(value),
-            f"{100 * value / total:.0f} %",
-            number_text(usual[name]) if name in usual else "–",
+    out = ["## Cost of recordings\n", what, _machine(record["environment"])]
+    for camera, found in record["cameras"].items():
+        whole, command = found["stream"], found["command"]
+        out.append(
+            f"{camera[0].upper()}{camera[1:]}: **{whole['times_real_time']:g} times real time**; `m2df-run` takes "
+            f"{number_text(command['cpu_per_minute'])} processor seconds per minute of video and "
+            f"{number_text(command['peak_mib'])} MiB. Nothing moves in {found['still']} of {found['windows']} "
+            f"windows.\n"
+        )
+        stages, usual = found["stage_cpu_per_minute"], found["usual_cpu_per_minute"] or {}
+        total, of_usual = sum(stages.values()), sum(usual.values())
+        rows = [
+            [
+                name,
+                number_text(value),
+                f"{100 * value / total:.0f} %",
+                number_text(usual[name]) if name in usual else "–",
+            ]
+            for name, value in stages.items()
         ]
-        for name, value in stages.items()
-    ]
-    table.append(["**all**", number_text(total), "100 %", number_text(of_usual) if usual else "–"])
-    columns = ["processor seconds per minute of video", "m2df", "share", "a loop with PyTorch eager ¹"]
-    note = (
-        f"¹ every window prepared and encoded anew from decoded frames, extrapolated from "
-        f"{costs['usual_extrapolated_from_windows']} windows.\n"
-        if usual
-        else f"¹ not measured: {costs['usual_left_out']}.\n"
-    )
-    machine = _machine(record["environment"])
-    return "\n".join(["## Recordings\n", what, machine, _table(head, rows), about, _table(columns, table), note])
+        rows.append(["**all**", number_text(total), "100 %", number_text(of_usual) if usual else "–"])
+        columns = ["processor seconds per minute of video", "m2df", "share", "a loop with PyTorch eager ¹"]
+        note = (
+            f"¹ every window prepared and encoded anew from decoded frames, extrapolated from "
+            f"{settings['usual_extrapolated_from_windows']} windows.\n"
+            if usual
+            else f"¹ not measured: {found['usual_left_out']}.\n"
+        )
+        out += [_table(columns, rows), note]
+    return "\n".join(out)
 
 
 def cameras(record: Record, stem: str, files: Files) -> str:
@@ -616,6 +630,7 @@ SECTIONS: dict[str, Callable[[Record, str, Files], str]] = {
     "accuracy": accuracy,
     "rejection": rejection,
     "lint": lint,
+    "events": events,
     "stream": stream,
     "cameras": cameras,
     "bulk": bulk,

@@ -1,11 +1,8 @@
-"""Events in recordings: how well they are found, and what a minute of video costs, stage by stage.
+"""What a minute of a recording costs, stage by stage, of a camera that stands and of one that shakes.
 
-    python -m benchmarks.stream --minutes 120
+    python -m benchmarks.stream
 
-Recordings are generated, of actions that no training has seen. Those of validation actions choose when an event begins
-and ends, those of test actions are reported; `--joins DIR --groups REGEX` adds real clips, joined. Beside the cost
-stands the usual way: a loop over the decoded frames that prepares and encodes every window with PyTorch. `--minutes 10`
-shows in some minutes whether all of it works.
+Beside it stands the usual way: a loop over the decoded frames that prepares and encodes every window with PyTorch.
 """
 
 from __future__ import annotations
@@ -15,8 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
@@ -25,7 +21,6 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.joined import joined_recordings
 from benchmarks.models import random_twin
 from benchmarks.record import Machine, write
 from benchmarks.ruled import as_options, described, ruled
@@ -33,140 +28,51 @@ from m2df_runtime import EventRules, Matcher, SupportBank
 from m2df_runtime.backends.model import Model
 from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.clips.opening import open_source
-from m2df_runtime.clips.source import ArraySource, FrameSource
+from m2df_runtime.clips.source import ArraySource
 from m2df_runtime.commands.console import main_entry, progress
 from m2df_runtime.errors import InputError
 from m2df_runtime.pixels.load import load_clip
-from m2df_runtime.stream.default_window import default_window
 from m2df_runtime.stream.events import EventTracker, WindowScores
 from m2df_runtime.stream.frames import kept_frames
 from m2df_runtime.stream.sources.file import FileFrames
 from m2df_runtime.stream.sources.timed import RisingTimes
 from m2df_runtime.stream.stream import Stream, scores_of
 from m2df_runtime.stream.windows import cut
-from m2df_train.evaluation.event_measures import TrueAction
-from m2df_train.evaluation.event_tables import MeasuredEvents, record
-from m2df_train.evaluation.event_tuning import tune
-from m2df_train.evaluation.recordings import ScoredRecording
-from m2df_train.synthetic import Action, Split, SyntheticRecording, split_actions
-from m2df_train.synthetic.recording import BESIDES
-from m2df_train.synthetic.recording_files import Part, write_besides, write_clip, write_support
+from m2df_train.synthetic import Action, SyntheticRecording, split_actions
+from m2df_train.synthetic.recording_files import Part, write_clip, write_support
 
-ALONE = "taught actions alone"
 COST_WINDOW, COST_STRIDE, COST_SIZE, COST_FPS = 2.0, 0.5, (640, 480), 15.0
 STAGES = ("decode", "reduce", "pixels", "visual", "query", "events")
-_SEEDS: dict[Split, int] = {"val": 10_000, "test": 20_000}
+CAMERAS = {"a camera that stands": False, "a camera that shakes": True}
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What the quality is measured on."""
-
-    minutes: float
-    length: float  # seconds of each recording
-    shots: int
-    width: int
-    actions: int | None  # at most, of each split; None for all
+def filmed(actions: Sequence[Action], seconds: float, *, shaking: bool) -> SyntheticRecording:
+    """A recording of two people, half of whose actions are taught."""
+    return SyntheticRecording(
+        actions[::2], actions[1::2], 1, seconds=seconds, people=2, size=COST_SIZE, fps=COST_FPS, shaking=shaking
+    )
 
 
-def quality(model: Model, settings: Settings, folder: Path) -> dict[str, Any]:
-    """Rules chosen on validation actions, and what they and the defaults give on test actions, of each kind of bank."""
-    kinds = {ALONE: False, "with standing, turning and walking taught, too": True}
-    seen = {split: _seen(model, split, settings, folder / split, list(kinds.values())) for split in _SEEDS}
-    found: dict[str, Any] = {}
-    for name, with_rest in kinds.items():
-        validation, test = (seen[split][with_rest] for split in ("val", "test"))
-        with progress(f"tuning, {name}") as _:
-            chosen = tune(validation, EventRules()).best.rules
-        found[name] = {
-            "chosen": {one: getattr(chosen, one) for one in ("enter", "leave", "min_duration", "merge_gap")},
-            "validation": {"defaults": _result(validation, EventRules()), "chosen": _result(validation, chosen)},
-            "test": {"defaults": _result(test, EventRules()), "chosen": _result(test, chosen)},
-        }
-    return found
-
-
-def _seen(
-    model: Model, split: Split, settings: Settings, folder: Path, kinds: Sequence[bool]
-) -> dict[bool, list[ScoredRecording]]:
-    """Scores of the recordings of one split, from banks without and with classes of what people do besides.
-
-    Half of the actions are taught and the others only occur; in every second recording it is the other way round.
-    """
-    actions = split_actions(split)[: settings.actions]
-    halves = (actions[::2], actions[1::2])
-    banks = {}
-    for half, taught in enumerate(halves):
-        support = folder / f"support-{half}"
-        write_support(support, taught, settings.shots, _SEEDS[split])
-        for with_rest in kinds:
-            if with_rest:
-                write_besides(support, settings.shots, _SEEDS[split])
-            banks[half, with_rest] = Matcher(model, SupportBank.of(model, support, in_cache=False))
-    found: dict[bool, list[ScoredRecording]] = {with_rest: [] for with_rest in kinds}
-    count = max(2, round(60 * settings.minutes / settings.length))
-    # Windows of one length in all recordings, as rules in seconds are chosen for it.
-    window = default_window(banks[0, kinds[0]].bank)
-    with progress(f"{split} recordings", count) as advance:
-        for number in range(count):
-            half = number % 2
-            made = _made(halves[half], halves[1 - half], _SEEDS[split] + number, settings)
-            path = folder / "recording.mp4"
-            write_clip(path, made)
-            truth = [TrueAction(one.start, one.end, one.label) for one in made.truth]
-            matchers = [banks[half, with_rest] for with_rest in kinds]
-            for with_rest, seen in zip(kinds, _scored(matchers, open_source(path), truth, window), strict=True):
-                found[with_rest].append(seen)
+def costs(model: Model, actions: Sequence[Action], folder: Path, seconds: float, sample: int) -> dict[str, Any]:
+    """Processor seconds per minute of one recording of each kind of camera, of the stream and of the usual way."""
+    support = folder / "support"
+    write_support(support, actions[::2], 1)
+    paths = {camera: folder / f"{number}.mp4" for number, camera in enumerate(CAMERAS)}
+    for camera, path in paths.items():
+        write_clip(path, filmed(actions, seconds, shaking=CAMERAS[camera]))
+    matcher = Matcher(model, SupportBank.of(model, support))
+    # All of these before PyTorch is here: a process begins with its parent's peak.
+    commands = {camera: _command(model.bundle.path, support, path, seconds / 60) for camera, path in paths.items()}
+    found = {}
+    with progress("cameras", len(paths)) as advance:
+        for camera, path in paths.items():
+            found[camera] = {"command": commands[camera], **_cost(matcher, path, seconds, sample)}
             advance(1)
     return found
 
 
-def _scored(
-    matchers: Sequence[Matcher], source: FrameSource, truth: Sequence[TrueAction], window: float
-) -> list[ScoredRecording]:
-    """What each bank makes of a recording, whose windows are encoded once; without what people do besides."""
-    stream = Stream(matchers[0], source, window=window)
-    found: list[list[WindowScores]] = [[] for _ in matchers]
-    with closing(stream.steps()) as steps:
-        answers = [step.answer for step in steps if step.answer]
-    for answer in answers:
-        for matcher, windows in zip(matchers, found, strict=True):
-            scores: dict[str, float] = {}
-            distances: dict[str, float] = {}
-            if answer.prediction is not None and answer.prediction.features is not None and not answer.still:
-                (prediction,) = matcher.predict_encoded(answer.prediction.features[None], [stream.name])
-                scores = scores_of(prediction)
-                distances = {one.label: one.distance for one in prediction.classes}
-            windows.append(WindowScores(answer.start, answer.end, scores, distances))
-    return [
-        ScoredRecording(stream.name, source.duration, truth, windows, stream.window, stream.stride).without(
-            {*BESIDES.values()}
-        )
-        for windows in found
-    ]
-
-
-def _made(taught: Sequence[Action], untaught: Sequence[Action], seed: int, settings: Settings) -> SyntheticRecording:
-    size = (settings.width, settings.width * 3 // 4)
-    return SyntheticRecording(taught, untaught, seed, seconds=settings.length, size=size)
-
-
-def _result(recordings: Sequence[ScoredRecording], rules: EventRules) -> dict[str, object]:
-    measured = MeasuredEvents.of(recordings, rules, ("", "", "", ""))
-    return {name: value for name, value in record(measured).items() if value != ""}
-
-
-def cost(model: Model, actions: Sequence[Action], folder: Path, seconds: float, sample: int) -> dict[str, object]:
-    """Processor seconds per minute of one recording, of the stream and of the usual way."""
-    taught, untaught = actions[::2], actions[1::2]
-    support, path = folder / "support", folder / "recording.mp4"
-    write_support(support, taught, 1)
-    made = SyntheticRecording(taught, untaught, 1, seconds=seconds, people=2, size=COST_SIZE, fps=COST_FPS)
-    write_clip(path, made)
-    matcher = Matcher(model, SupportBank.of(model, support))
+def _cost(matcher: Matcher, path: Path, seconds: float, sample: int) -> dict[str, object]:
     minutes = seconds / 60
-    # Before PyTorch is here: a process begins with its parent's peak.
-    command = _command(model.bundle.path, support, path, minutes)
     spent, windows, still = stages(matcher, path)
     stream = Stream(matcher, path, window=COST_WINDOW, stride=COST_STRIDE)
     for _ in stream:  # an engine's first runs are not the recording's
@@ -177,16 +83,11 @@ def cost(model: Model, actions: Sequence[Action], folder: Path, seconds: float, 
     wall, cpu = perf_counter() - begun, process_time() - cpu
     usual = None
     try:
-        usual = _usual(model.bundle, matcher, path, sample) if sample else None
+        usual = _usual(matcher.model.bundle, matcher, path, sample) if sample else None
         left_out = None if sample else "not asked for"
     except InputError as error:
         left_out = str(error)
     return {
-        "seconds": seconds,
-        "size": list(COST_SIZE),
-        "fps": COST_FPS,
-        "window": COST_WINDOW,
-        "stride": COST_STRIDE,
         "windows": windows,
         "still": still,
         "stage_cpu_per_minute": {name: round(value / minutes, 4) for name, value in spent.items()},
@@ -196,13 +97,11 @@ def cost(model: Model, actions: Sequence[Action], folder: Path, seconds: float, 
             "times_real_time": round(seconds / wall, 1),
             "encoded": stream.counts.encoded,
         },
-        "command": command,
         "usual_cpu_per_minute": usual
         and {
             "decode": round(spent["decode"] / minutes, 4),
             **{name: round(value * windows / minutes, 4) for name, value in usual.items()},
         },
-        "usual_extrapolated_from_windows": usual and sample,
         "usual_left_out": left_out,
     }
 
@@ -296,56 +195,29 @@ def _command(bundle: Path, support: Path, path: Path, minutes: float) -> dict[st
 
 @click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
 @click.option("--bundle", "path", type=click.Path(path_type=Path), help="Bundle [newest, else the shipped one].")
-@click.option("--minutes", type=click.FloatRange(0.1), default=120.0, help="Of test recordings; as much to choose on.")
-@click.option("--length", type=click.FloatRange(10), default=120.0, help="Seconds of each recording.")
-@click.option("--shots", type=click.IntRange(2), default=5, help="Support clips of each action.")
-@click.option("--width", type=click.IntRange(64, 1024), default=320, help="Pixels of a recording.")
-@click.option("--cost", "cost_seconds", type=click.FloatRange(5), default=120.0, help="Seconds whose cost is measured.")
-@click.option("--actions", type=click.IntRange(4), help="At most so many of each split. [default: all]")
+@click.option("--seconds", type=click.FloatRange(5), default=120.0, help="Length of the recordings.")
+@click.option("--actions", type=click.IntRange(4), help="At most so many. [default: all]")
 @click.option("--sample", type=click.IntRange(0), default=20, help="Windows of the usual way, from which all follow.")
-@click.option("--joins", type=click.Path(path_type=Path), help="Folder of class folders of real clips, to be joined.")
-@click.option("--groups", metavar="REGEX", help="First capture group in a clip's name: clips of one recording.")
-@click.option("--classes", help="Only these classes of --joins, separated by commas.")
-@click.option("--labels", type=click.Path(path_type=Path), help="CSV with columns class,text for --joins.")
 @click.option("--out", type=click.Path(path_type=Path), help="JSON file [benchmarks/results/stream.json].")
-def cli(
-    path: Path | None,
-    minutes: float,
-    length: float,
-    shots: int,
-    width: int,
-    cost_seconds: float,
-    actions: int | None,
-    sample: int,
-    joins: Path | None,
-    groups: str | None,
-    classes: str | None,
-    labels: Path | None,
-    out: Path | None,
-) -> None:
-    """Measure quality and cost of events on generated recordings."""
-    if (joins is None) != (groups is None):
-        raise click.UsageError("--joins needs --groups, and the other way round")
+def cli(path: Path | None, seconds: float, actions: int | None, sample: int, out: Path | None) -> None:
+    """Measure what a minute of a recording costs: 640x480 at 15 frames a second, windows of 2 s every 0.5 s."""
     machine = Machine()
     model = ruled(path)
-    settings = Settings(minutes, length, shots, width, actions)
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "cost").mkdir()
-        costs = cost(model, split_actions("test")[:actions], Path(folder) / "cost", cost_seconds, sample)
-        found = quality(model, settings, Path(folder))
-        joined = None
-        if joins and groups:
-            only = classes.split(",") if classes else None
-            seen = joined_recordings(model, joins, groups, only, shots, Path(folder), labels)
-            chosen = EventRules(**found[ALONE]["chosen"])
-            joined = {"defaults": _result(seen, EventRules()), "chosen": _result(seen, chosen)}
+        found = costs(model, split_actions("test")[:actions], Path(folder), seconds, sample)
     result = {
         "environment": machine.environment(),
         "model": described(model),
-        "settings": asdict(settings),
-        "quality": found,
-        "joined": joined,
-        "cost": costs,
+        "settings": {
+            "seconds": seconds,
+            "size": list(COST_SIZE),
+            "fps": COST_FPS,
+            "window": COST_WINDOW,
+            "stride": COST_STRIDE,
+            "usual_extrapolated_from_windows": sample,
+        },
+        "target_times_real_time": 30,
+        "cameras": found,
     }
     print(write("stream", result, out))
 

@@ -71,14 +71,14 @@ def test_latency_takes_turns_checks_answers_and_says_what_is_missing(
     assert set(files) == {PAGE, "latency-tiny.svg"} and "m2df cpu fp32" in files[PAGE]
 
 
-def test_stream_measures_quality_and_cost_and_its_report_is_made(tiny_bundle: Path, tmp_path: Path, run_module) -> None:
-    out = tmp_path / "results" / "stream.json"
+def test_events_are_measured_and_their_report_is_made(tiny_bundle: Path, tmp_path: Path, run_module) -> None:
+    out = tmp_path / "results" / "events.json"
     for colour in ("red", "green", "blue", "white"):
         for person in "abcd":
             write_clip(tmp_path / "clips" / colour / f"{colour}_{person}.mp4", colour, seed=ord(person), frames=40)
     done = run_module(
-        "benchmarks.stream", "--bundle", tiny_bundle, "--minutes", 1, "--length", 30, "--shots", 2, "--width", 96,
-        "--actions", 4, "--cost", 5, "--sample", 0, "--joins", tmp_path / "clips", "--groups", "_([a-d])", "--out", out,
+        "benchmarks.events", "--bundle", tiny_bundle, "--minutes", 1, "--length", 30, "--shots", 2, "--width", 96,
+        "--actions", 4, "--joins", tmp_path / "clips", "--groups", "_([a-d])", "--out", out,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     record = json.loads(out.read_text())
@@ -92,17 +92,27 @@ def test_stream_measures_quality_and_cost_and_its_report_is_made(tiny_bundle: Pa
     joined = record["joined"]["defaults"]
     assert (joined["recordings"], joined["events"]["iou_0.3"]["true"]) == (4, 8)  # two of four classes are taught
     assert joined["background_hours"] == pytest.approx(4 * 2 * 1.6 / 3600, abs=1e-4)
-    costs = record["cost"]
-    assert (costs["windows"], costs["seconds"]) == (7, 5)  # (5 - 2) / 0.5 + 1
-    assert all(value >= 0 for value in costs["stage_cpu_per_minute"].values())
-    assert (costs["usual_cpu_per_minute"], costs["usual_left_out"]) == (None, "not asked for")
     assert str(tmp_path) not in out.read_text()
     files = build(out.parent)
-    assert (
-        "## Recordings" in files[PAGE]
-        and "4 joins of real clips (hard cuts)" in files[PAGE]
-        and "not measured: not asked for" in files[PAGE]
+    assert "## Recordings" in files[PAGE] and "4 joins of real clips (hard cuts)" in files[PAGE]
+
+
+@pytest.mark.slow
+def test_what_recordings_cost_is_measured_and_its_report_is_made(tiny_bundle: Path, tmp_path: Path, run_module) -> None:
+    out = tmp_path / "results" / "stream.json"
+    done = run_module(
+        "benchmarks.stream", "--bundle", tiny_bundle, "--seconds", 5, "--actions", 4, "--sample", 0, "--out", out
     )
+    assert done.returncode == 0, done.stderr
+    cameras = json.loads(out.read_text())["cameras"]
+    assert len(cameras) == 2
+    for found in cameras.values():
+        assert found["windows"] == 7  # (5 - 2) / 0.5 + 1
+        assert all(value >= 0 for value in found["stage_cpu_per_minute"].values())
+        assert (found["usual_cpu_per_minute"], found["usual_left_out"]) == (None, "not asked for")
+    assert str(tmp_path) not in out.read_text()
+    page = build(out.parent)[PAGE]
+    assert "A camera that shakes: **" in page and "not measured: not asked for" in page
 
 
 @pytest.mark.slow

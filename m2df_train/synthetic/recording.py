@@ -26,6 +26,7 @@ from m2df_train.synthetic.table import Action
 BESIDES = {Stand: "standing", Turn: "turning", Walk: "walking"}
 _TOGETHER = 16  # frames that are posed at once
 _TAUGHT = 0.6  # of the actions
+_SHAKING = 0.15  # of the cameras
 _BESIDE = 0.4  # body heights from a person's middle to the edge of the picture
 
 
@@ -52,6 +53,7 @@ class SyntheticRecording(FrameSource):
         people: 1 or 2; None lets the seed decide. Actions of two people are left out where there is one.
         size: Width and height in pixels.
         fps: Frames per second.
+        shaking: Whether the camera shakes; None lets the seed decide, of which one in seven does.
 
     Attributes:
         truth: What of `taught` is performed, in order of time.
@@ -72,6 +74,7 @@ class SyntheticRecording(FrameSource):
         people: int | None = None,
         size: tuple[int, int] = (320, 240),
         fps: float = 15.0,
+        shaking: bool | None = None,
     ) -> None:
         if not (seconds >= 1 and fps >= 1 and min(size) >= 32 and max(size) <= 2048):
             raise InputError(
@@ -82,6 +85,7 @@ class SyntheticRecording(FrameSource):
         self.name = f"recording {seed}"
         self.width, self.height = size
         self.fps = float(fps)
+        self._shaking = shaking
         self.n_frames = round(seconds * fps)
         self.times: NDArray[np.float64] = np.arange(self.n_frames) / self.fps
         self.people = int(rng.integers(1, 3)) if people is None else people
@@ -147,7 +151,8 @@ class SyntheticRecording(FrameSource):
         rng = np.random.default_rng(self._set_seed)
         looks = [sample_look(rng, child=0.05) for _ in range(self.people)]
         shake = np.zeros((self.n_frames, 2))
-        if rng.random() < 0.15:
+        shakes = rng.random() < _SHAKING
+        if shakes if self._shaking is None else self._shaking:
             steps = int(rng.integers(3, 12))
             shake = np.round(rng.uniform(0.3, 1.5) * smooth_path(rng, self.n_frames, steps)).clip(-MARGIN, MARGIN)
         horizon = self._ground - rng.uniform(0.0, 0.3) * self.height + MARGIN

@@ -31,6 +31,14 @@ def test_a_frame_does_not_depend_on_what_was_read_before(people: int) -> None:
         assert np.array_equal(again.read([index])[0], streamed[index - start])
 
 
+def test_a_camera_stands_or_shakes_as_it_is_told() -> None:
+    made = [SyntheticRecording(TAUGHT, OTHERS, 1, seconds=4, shaking=told) for told in (False, True, None)]
+    first, last = (np.stack([one.read([index])[0] for one in made]).astype(int) for index in (0, 59))
+    still, shaking, _ = np.abs(first - last)[:, :40, :40].mean(axis=(1, 2, 3))  # where nobody is
+    assert still < shaking
+    assert np.array_equal(first[0], first[2]) and np.array_equal(last[0], last[2])  # as most do
+
+
 def test_truth_is_in_order_inside_the_recording_and_of_what_is_asked_for() -> None:
     seen = set()
     for seed in range(6):
