@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from m2df_export.commands.engines import after_export, engine_options, engine_precision, engines, require_tensorrt
-from m2df_export.commands.triton import check_inputs, publish, triton
+from m2df_export.commands.engines import after_export, engine_options, engine_precision, require_tensorrt
+from m2df_export.commands.triton import check_inputs, publish
 from m2df_export.commands.triton import json_record as triton_record
 from m2df_export.commands.triton import summary as triton_summary
-from m2df_export.commands.verify import verify
 from m2df_export.precision.optional_packages import modelopt_missing, nncf_missing
 from m2df_runtime.commands.console import M2dfGroup, emit, emit_json, main_entry, say, stages
 from m2df_runtime.errors import InputError
@@ -52,7 +51,10 @@ Exit codes: 0 done, 1 a comparison failed, 2 bad input, 3 missing engine.
 """
 
 
-@click.group("m2df-export", cls=M2dfGroup, epilog=EPILOG)
+SUBCOMMANDS = {name: f"m2df_export.commands.{name}:{name}" for name in ("engines", "triton", "verify")}
+
+
+@click.group("m2df-export", cls=M2dfGroup, subcommands=SUBCOMMANDS, epilog=EPILOG)
 @click.option(
     "--checkpoint",
     type=click.Path(path_type=Path),
@@ -298,11 +300,6 @@ def summary(result: ExportResult, options: ExportOptions, seconds: float) -> str
         lines.append(f"zip: {result.archive}")
     lines.append(f"bundle: {result.bundle}   ({seconds:.0f} s)")
     return "\n".join(lines)
-
-
-cli.add_command(engines)
-cli.add_command(triton)
-cli.add_command(verify)
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ output carries results and nothing else.
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import os
@@ -34,25 +35,43 @@ class M2dfGroup(click.Group):
     """A click group that does its main job without a subcommand; inputs are options, never positionals.
 
     `-h` and `--version` come with it; subcommands take `-h` from their group.
+
+    Args:
+        subcommands: Module and name of each by its name, such as `m2df_runtime.commands.bank:bank`. A module loads when
+            its subcommand is asked for: no call pays for the others.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - click's own signature
+    def __init__(self, *args: Any, subcommands: Mapping[str, str] | None = None, **kwargs: Any) -> None:  # noqa: ANN401
         kwargs.setdefault("invoke_without_command", True)
         kwargs["context_settings"] = {"help_option_names": ["-h", "--help"], **(kwargs.get("context_settings") or {})}
         super().__init__(*args, **kwargs)
+        self._subcommands = dict(subcommands or {})
         click.version_option(__version__, prog_name=self.name)(self)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of the subcommands."""
+        return sorted(self._subcommands)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """A subcommand, loaded by now; None where there is none of that name."""
+        place = self._subcommands.get(cmd_name)
+        if place is None:
+            return None
+        module, _, name = place.partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
         """Usage line, without a place for subcommands where there are none."""
         pieces = super().collect_usage_pieces(ctx)
-        return pieces if self.commands else [p for p in pieces if p != self.subcommand_metavar]
+        return pieces if self._subcommands else [p for p in pieces if p != self.subcommand_metavar]
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the subcommand; a stray file name gets told that inputs are options."""
-        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
-            known = f"; subcommands: {', '.join(sorted(self.commands))}" if self.commands else ""
+        if args and args[0] not in self._subcommands and not args[0].startswith("-"):
+            known = f"; subcommands: {', '.join(self.list_commands(ctx))}" if self._subcommands else ""
             several = "; an option takes one value: repeat it, or quote a pattern"
             message = f"unexpected argument {args[0]!r}: inputs are given as options, see --help{several}{known}"
             raise click.UsageError(message, ctx)

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 import click
 from click.core import ParameterSource
 
-from m2df_runtime.commands.bank import bank
 from m2df_runtime.commands.bulk import Asked, BulkOptions, answer_all, bulk_options
 from m2df_runtime.commands.console import M2dfGroup, emit, emit_json, main_entry, progress, report, say
 from m2df_runtime.commands.options import Reject, TextOptions, engine_options, reject_options, say_engine, text_options
@@ -28,7 +27,6 @@ from m2df_runtime.commands.recordings import (
     say_how_to_watch,
     watch,
 )
-from m2df_runtime.commands.serve import serve
 from m2df_runtime.cpus import available_cpus
 from m2df_runtime.engine_names import BackendName, RunPrecision
 from m2df_runtime.errors import CheckFailed, ClipError, InputError
@@ -130,7 +128,10 @@ class RunOptions:
                 raise click.UsageError(f"--out takes one answer per clip, and {name} is for another job")
 
 
-@click.group("m2df-run", cls=M2dfGroup, epilog=EXAMPLES)
+SUBCOMMANDS = {"bank": "m2df_runtime.commands.bank:bank", "serve": "m2df_runtime.commands.serve:serve"}
+
+
+@click.group("m2df-run", cls=M2dfGroup, subcommands=SUBCOMMANDS, epilog=EXAMPLES)
 @click.option(
     "--support",
     type=click.Path(path_type=Path),
@@ -184,10 +185,6 @@ def cli(**options: Any) -> None:  # noqa: ANN401 - click hands over every option
     texts = TextOptions.taken_from(options)
     recording, bulk = RecordingOptions.taken_from(options), BulkOptions.taken_from(options)
     run(RunOptions(**options, texts=texts, recording=recording, bulk=bulk))
-
-
-cli.add_command(bank)
-cli.add_command(serve)
 
 
 def run(options: RunOptions) -> None:

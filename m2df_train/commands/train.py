@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from m2df_runtime.commands.console import M2dfGroup, emit, emit_json, main_entry, stages
-from m2df_train.commands.import_ import import_command
-from m2df_train.commands.prepare import prepare_command
 from m2df_train.public_benchmarks import BENCHMARKS
 
 if TYPE_CHECKING:
@@ -32,7 +30,13 @@ Examples:
 """
 
 
-@click.group("m2df-train", cls=M2dfGroup, epilog=EPILOG)
+SUBCOMMANDS = {
+    "import": "m2df_train.commands.import_:import_command",
+    "prepare": "m2df_train.commands.prepare:prepare_command",
+}
+
+
+@click.group("m2df-train", cls=M2dfGroup, subcommands=SUBCOMMANDS, epilog=EPILOG)
 @click.option("--recipe", help="Name of a shipped recipe, or a YAML file.  [default: demo; custom with --data]")
 @click.option("--data", type=click.Path(path_type=Path), help="Folder of class folders, or a download of --dataset.")
 @click.option("--dataset", type=click.Choice(BENCHMARKS), help="Benchmark that --data is a download of.")
@@ -92,10 +96,6 @@ def run(options: Options) -> None:
         emit_json({**found, **measured(result.splits)})
     else:
         emit("\n".join(lines(result)))
-
-
-cli.add_command(import_command)
-cli.add_command(prepare_command)
 
 
 def _settings(options: Options) -> tuple[str, ...]:
