@@ -291,7 +291,8 @@ def _without_jumps(path: Path, seconds: NDArray[np.float64]) -> NDArray[np.float
     if len(seconds) < 3:
         return seconds
     gaps = np.diff(seconds)
-    usual = float(np.median(gaps))
+    # As `np.median` does it, which on floats loads masked arrays first: 25 ms of the first clip.
+    usual = float(np.sort(gaps)[(len(gaps) - 1) // 2 : len(gaps) // 2 + 1].mean())
     jumps = (gaps > _LONGEST_GAP[0]) & (gaps > _LONGEST_GAP[1] * usual)
     if not jumps.any():
         return seconds
