@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import click
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from benchmarks.record import RESULTS, Machine, write
@@ -33,6 +34,8 @@ from m2df_runtime.pixels.load import load_clip
 from m2df_train.data.clips import LabelledClip, clip_groups, folder_clips, generated_clips
 from m2df_train.data.episodes import EpisodeIndices, EpisodeSampler
 from m2df_train.evaluation.open_set import OpenAnswers, open_set
+from m2df_train.evaluation.torch_scorer import HeadScorer
+from m2df_train.model.heads import build_head
 
 Float = NDArray[np.float32]
 MODEL = "bundle"
@@ -52,8 +55,8 @@ class Given(NamedTuple):
 Answer = Callable[[EpisodeIndices, int], Given]
 
 
-def bundle_answers(session: Model, clips: Sequence[LabelledClip], texts: ClassTexts) -> Answer:
-    """Encode the clips with a bundle and answer by its support and query graphs."""
+def model_answers(session: Model, clips: Sequence[LabelledClip], texts: ClassTexts) -> dict[str, Answer]:
+    """Encode the clips with a bundle and answer by its support and query graphs, and by the training-free head."""
     spec, rules = session.bundle.manifest.clip, session.bundle.manifest.text.rules.over(texts)
     names = list(dict.fromkeys(clip.label for clip in clips))
     prompts = prompt_embeddings(map(rules.prompts, names), session.encode_texts)
@@ -64,13 +67,17 @@ def bundle_answers(session: Model, clips: Sequence[LabelledClip], texts: ClassTe
             advance(1)
     values = np.stack(features)  # (N, T, D)
 
-    def answer(episode: EpisodeIndices, way: int) -> Given:
-        pairs = zip(episode.classes[:way].tolist(), episode.support[:way], strict=True)
-        prototypes = np.stack([session.prototypes(values[chosen], prompts[c : c + 1]) for c, chosen in pairs])
-        scores = session.match(values[episode.query.ravel()], prompts[episode.classes[:way]], prototypes)
-        return _given(scores.distances.sum(axis=1), scores.logits.argmax(axis=1))
+    def answer_of(scorer: Model | HeadScorer) -> Answer:
+        def answer(episode: EpisodeIndices, way: int) -> Given:
+            pairs = zip(episode.classes[:way].tolist(), episode.support[:way], strict=True)
+            prototypes = np.stack([scorer.prototypes(values[chosen], prompts[c : c + 1]) for c, chosen in pairs])
+            scores = scorer.match(values[episode.query.ravel()], prompts[episode.classes[:way]], prototypes)
+            return _given(scores.distances.sum(axis=1), scores.logits.argmax(axis=1))
 
-    return answer
+        return answer
+
+    untrained = HeadScorer(build_head("training-free", values.shape[-1], values.shape[1]), torch.device("cpu"))
+    return {MODEL: answer_of(session), "its tower, training-free head": answer_of(untrained)}
 
 
 def _given(distances: Float, classes: NDArray[np.int64]) -> Given:
@@ -200,8 +207,7 @@ def cli(
         for k in shot
     ]
     model = ruled(bundle_path)
-    answers = {MODEL: bundle_answers(model, clips, read_labels(labels) if labels else {})}
-    answers |= descriptor_answers(clips)
+    answers = model_answers(model, clips, read_labels(labels) if labels else {}) | descriptor_answers(clips)
     results = {f"{way}-way {s.shot}-shot": compare(answers, s, episodes, unknown) for s in samplers}
     record = {
         "results": results,

@@ -26,13 +26,12 @@ from weakref import WeakKeyDictionary
 
 import av
 import click
-import numpy as np
 
 from benchmarks.record import Machine, percentiles, write
 from benchmarks.ruled import described, ruled
-from benchmarks.stream import COST_FPS, COST_SIZE, COST_STRIDE, COST_WINDOW, filmed, stages
+from benchmarks.stream import BIT_RATE, COST_FPS, COST_SIZE, COST_STRIDE, COST_WINDOW, film, stages
 from m2df_runtime import Matcher, Stream, SupportBank
-from m2df_runtime.clips.source import FrameSource, Picture
+from m2df_runtime.clips.source import Picture
 from m2df_runtime.commands.console import main_entry, progress
 from m2df_runtime.errors import CheckFailed
 from m2df_runtime.stream.policy import BUDGET, Dropped
@@ -204,6 +203,7 @@ def playing(recording: Path, count: int) -> Iterator[list[str]]:
     here, there = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=_serve, args=(recording, there), daemon=True)
     process.start()
+    there.close()  # or a process that dies is waited for
     try:
         port = here.recv()
         yield [f"http://127.0.0.1:{port}/{number}" for number in range(count)]
@@ -271,21 +271,6 @@ def _play(recording: Path, start: float, out: BufferedIOBase) -> None:
                 ahead += length * (number == 0)
 
 
-def write_as_camera(path: Path, clip: FrameSource, keyframes: float) -> None:
-    """Write a recording as cameras encode it: every frame from those before it, a keyframe every so many seconds."""
-    with av.open(str(path), "w") as container:
-        gop = str(round(keyframes * COST_FPS))
-        options = {"preset": "veryfast", "tune": "zerolatency", "g": gop, "keyint_min": gop, "sc_threshold": "0"}
-        stream = container.add_stream("libx264", rate=round(COST_FPS), options=options)
-        stream.width, stream.height = COST_SIZE
-        stream.pix_fmt = "yuv420p"
-        for number, picture in enumerate(clip.pictures(np.arange(clip.n_frames))):
-            frame = av.VideoFrame.from_ndarray(picture.rgb(), format="rgb24")
-            frame.pts = number
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-
-
 def _numbers(ctx: click.Context, param: click.Parameter, value: str) -> list[int]:
     try:
         numbers = [int(part) for part in value.split(",")]
@@ -323,7 +308,7 @@ def cli(
     with tempfile.TemporaryDirectory() as folder:
         support, recording = Path(folder) / "support", Path(folder) / "recording.mp4"
         write_support(support, taught, 1)
-        write_as_camera(recording, filmed(chosen, length, shaking=False), keyframes)
+        film(recording, chosen, length, shaking=False, keyframes=keyframes)
         matcher = Matcher(model, SupportBank.of(model, support))
         spent, windows, still = stages(matcher, recording)
         rows = []
@@ -340,6 +325,7 @@ def cli(
             "fps": COST_FPS,
             "window": COST_WINDOW,
             "stride": COST_STRIDE,
+            "bit_rate": BIT_RATE,
             "keyframes_s": keyframes,
             "threads": threads,
             "actions": len(taught),

@@ -461,7 +461,8 @@ def stream(record: Record, stem: str, files: Files) -> str:
     """What recordings cost."""
     settings, target = record["settings"], record["target_times_real_time"]
     what = (
-        f"{settings['size'][0]}×{settings['size'][1]} at {settings['fps']:g} frames per second, two people, windows of "
+        f"{settings['size'][0]}×{settings['size'][1]} at {settings['fps']:g} frames and {settings['bit_rate'] / 1e6:g} "
+        f"Mbit per second, two people, windows of "
         f"{settings['window']:g} s every {settings['stride']:g} s; {record['model']['name']} in "
         f"{record['model']['precision']}, `{record['model']['sha256'][:12]}`. The camera's movement is taken out of a "
         f"picture that shakes. Budget on 2 cores: {target} times real time.\n"
@@ -502,7 +503,8 @@ def cameras(record: Record, stem: str, files: Files) -> str:
     """Live cameras, as they become more than the machine keeps up with."""
     settings, alone, target = record["settings"], record["alone"]["stage_cores_per_camera"], record["target"]
     what = (
-        f"Cameras of {settings['size'][0]}×{settings['size'][1]} at {settings['fps']:g} frames per second over HTTP, a "
+        f"Cameras of {settings['size'][0]}×{settings['size'][1]} at {settings['fps']:g} frames and "
+        f"{settings['bit_rate'] / 1e6:g} Mbit per second over HTTP, a "
         f"keyframe every {settings['keyframes_s']:g} s; windows of {settings['window']:g} s every "
         f"{settings['stride']:g} s; {record['model']['name']} in {record['model']['precision']}, "
         f"`{record['model']['sha256'][:12]}`. Stages alone take {number_text(sum(alone.values()))} cores per camera: "

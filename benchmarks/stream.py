@@ -17,6 +17,7 @@ from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
 
+import av
 import click
 import numpy as np
 from numpy.typing import NDArray
@@ -39,18 +40,34 @@ from m2df_runtime.stream.sources.timed import RisingTimes
 from m2df_runtime.stream.stream import Stream, scores_of
 from m2df_runtime.stream.windows import cut
 from m2df_train.synthetic import Action, SyntheticRecording, split_actions
-from m2df_train.synthetic.recording_files import Part, write_clip, write_support
+from m2df_train.synthetic.recording_files import Part, write_support
 
 COST_WINDOW, COST_STRIDE, COST_SIZE, COST_FPS = 2.0, 0.5, (640, 480), 15.0
+BIT_RATE = 1_000_000  # as cameras of this size are set
 STAGES = ("decode", "reduce", "pixels", "visual", "query", "events")
 CAMERAS = {"a camera that stands": False, "a camera that shakes": True}
 
 
-def filmed(actions: Sequence[Action], seconds: float, *, shaking: bool) -> SyntheticRecording:
-    """A recording of two people, half of whose actions are taught."""
-    return SyntheticRecording(
+def film(path: Path, actions: Sequence[Action], seconds: float, *, shaking: bool, keyframes: float = 2.0) -> None:
+    """Write a recording of two people, half of whose actions are taught, as cameras encode it.
+
+    At a constant bit rate, every frame from those before it, with a keyframe every so many seconds.
+    """
+    made = SyntheticRecording(
         actions[::2], actions[1::2], 1, seconds=seconds, people=2, size=COST_SIZE, fps=COST_FPS, shaking=shaking
     )
+    with av.open(str(path), "w") as container:
+        gop = str(round(keyframes * COST_FPS))
+        options = {"preset": "veryfast", "tune": "zerolatency", "g": gop, "keyint_min": gop, "sc_threshold": "0"}
+        options |= {"nal-hrd": "cbr", "maxrate": str(BIT_RATE), "minrate": str(BIT_RATE), "bufsize": str(BIT_RATE)}
+        stream = container.add_stream("libx264", rate=round(COST_FPS), options=options)
+        stream.width, stream.height = COST_SIZE
+        stream.pix_fmt, stream.bit_rate = "yuv420p", BIT_RATE
+        for number, picture in enumerate(made.pictures(np.arange(made.n_frames))):
+            frame = av.VideoFrame.from_ndarray(picture.rgb(), format="rgb24")
+            frame.pts = number
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
 
 
 def costs(model: Model, actions: Sequence[Action], folder: Path, seconds: float, sample: int) -> dict[str, Any]:
@@ -59,7 +76,7 @@ def costs(model: Model, actions: Sequence[Action], folder: Path, seconds: float,
     write_support(support, actions[::2], 1)
     paths = {camera: folder / f"{number}.mp4" for number, camera in enumerate(CAMERAS)}
     for camera, path in paths.items():
-        write_clip(path, filmed(actions, seconds, shaking=CAMERAS[camera]))
+        film(path, actions, seconds, shaking=CAMERAS[camera])
     matcher = Matcher(model, SupportBank.of(model, support))
     # All of these before PyTorch is here: a process begins with its parent's peak.
     commands = {camera: _command(model.bundle.path, support, path, seconds / 60) for camera, path in paths.items()}
@@ -212,6 +229,7 @@ def cli(path: Path | None, seconds: float, actions: int | None, sample: int, out
             "seconds": seconds,
             "size": list(COST_SIZE),
             "fps": COST_FPS,
+            "bit_rate": BIT_RATE,
             "window": COST_WINDOW,
             "stride": COST_STRIDE,
             "usual_extrapolated_from_windows": sample,

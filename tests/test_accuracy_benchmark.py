@@ -17,7 +17,7 @@ from m2df_train.synthetic import render_action
 from m2df_train.synthetic.demo_clips import encode_mp4
 
 DESCRIPTORS = {"motion history", "HOG, OTAM", "HOG, mean cosine", "HOG, mean cosine, centred"}
-SUBJECTS = {"bundle", "frozen EfficientNet-Lite0"} | DESCRIPTORS
+SUBJECTS = {"bundle", "its tower, training-free head", "frozen EfficientNet-Lite0"} | DESCRIPTORS
 
 
 @pytest.fixture(scope="module")
