@@ -27,6 +27,7 @@ from weakref import WeakKeyDictionary
 import av
 import click
 
+from benchmarks.models import export, random_model
 from benchmarks.record import Machine, percentiles, write
 from benchmarks.ruled import described, ruled
 from benchmarks.stream import BIT_RATE, COST_FPS, COST_SIZE, COST_STRIDE, COST_WINDOW, film, stages
@@ -283,6 +284,7 @@ def _numbers(ctx: click.Context, param: click.Parameter, value: str) -> list[int
 
 @click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
 @click.option("--bundle", "path", type=click.Path(path_type=Path), help="Bundle [newest, else the shipped one].")
+@click.option("--model", "tower", help="In its place an open_clip model with random weights and the M2DF head.")
 @click.option("--cameras", callback=_numbers, default="1,4,8,16,24", help="How many at once, one run for each.")
 @click.option("--seconds", type=click.FloatRange(1), default=60.0, help="Of each run, after all cameras run.")
 @click.option("--length", type=click.FloatRange(10), default=120.0, help="Seconds of the recording that they play.")
@@ -292,6 +294,7 @@ def _numbers(ctx: click.Context, param: click.Parameter, value: str) -> list[int
 @click.option("--out", type=click.Path(path_type=Path), help="JSON file [benchmarks/results/cameras.json].")
 def cli(
     path: Path | None,
+    tower: str | None,
     cameras: list[int],
     seconds: float,
     length: float,
@@ -302,10 +305,13 @@ def cli(
 ) -> None:
     """Measure live cameras of 640x480 at 15 frames a second, windows of 2 s every 0.5 s."""
     machine = Machine()
-    model = ruled(path, threads)
     chosen = split_actions("test")[:actions]
     taught = chosen[::2]
     with tempfile.TemporaryDirectory() as folder:
+        if tower:
+            path = Path(folder) / f"{tower}.bundle"
+            export(random_model(tower), path, ("fp32",))
+        model = ruled(path, threads)
         support, recording = Path(folder) / "support", Path(folder) / "recording.mp4"
         write_support(support, taught, 1)
         film(recording, chosen, length, shaking=False, keyframes=keyframes)
