@@ -13,7 +13,6 @@ import multiprocessing
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -35,7 +34,7 @@ from m2df_runtime import Matcher, Stream, SupportBank
 from m2df_runtime.clips.source import Picture
 from m2df_runtime.commands.console import main_entry, progress
 from m2df_runtime.errors import CheckFailed
-from m2df_runtime.stream.policy import BUDGET, Dropped
+from m2df_runtime.stream.policy import BUDGET
 from m2df_runtime.stream.sources.live import Shown
 from m2df_runtime.stream.sources.network import NetworkFrames
 from m2df_runtime.stream.sources.timed import TimedFrames
@@ -73,8 +72,8 @@ class _Measured(NetworkFrames):
         self._due: WeakKeyDictionary[Picture, float] = WeakKeyDictionary()
 
     @contextmanager
-    def connected(self, dropped: Counter[Dropped] | None = None) -> Iterator[Iterator[Shown]]:
-        with super().connected(dropped) as frames:
+    def connected_fresh(self, tell_left_out: Callable[[int], None]) -> Iterator[Iterator[Shown]]:
+        with super().connected_fresh(tell_left_out) as frames:
             yield self._noted(frames)
 
     def parts(self) -> Generator[TimedFrames]:

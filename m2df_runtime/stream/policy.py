@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
 Item = TypeVar("Item")
-Dropped = Literal["stale", "full", "undecoded"]
+Dropped = Literal["stale", "full"]
 
 BUDGET = 0.5  # seconds that a frame may be old
 _MOST_FRAMES = 64  # twice the budget at 60 frames a second
@@ -94,12 +94,14 @@ class FreshestEncoded(Generic[Item]):
 
     Args:
         clock: Seconds that rise.
-        dropped: Where frames that are left out are counted, as `undecoded`.
+        tell_left_out: Told how many frames are left out, each time that some are.
         budget: Seconds that a frame may be old.
     """
 
-    def __init__(self, clock: Callable[[], float], dropped: Counter[Dropped], budget: float = BUDGET) -> None:
-        self._clock, self._dropped, self._budget = clock, dropped, budget
+    def __init__(
+        self, clock: Callable[[], float], tell_left_out: Callable[[int], None], budget: float = BUDGET
+    ) -> None:
+        self._clock, self._tell_left_out, self._budget = clock, tell_left_out, budget
         self._waiting: deque[_Waiting[Item]] = deque()
         self._nbytes = 0
         self._begins = False
@@ -110,7 +112,7 @@ class FreshestEncoded(Generic[Item]):
         """The next frame, of so many bytes, which comes so many seconds late."""
         now = self._clock()
         if self._missing is not None and not keyframe:
-            self._dropped["undecoded"] += 1
+            self._tell_left_out(1)
             return
         self._missing = None
         self._waiting.append(_Waiting(item, now - late, nbytes, keyframe))
@@ -157,7 +159,7 @@ class FreshestEncoded(Generic[Item]):
         """The oldest so many."""
         for _ in range(count):
             self._nbytes -= self._waiting.popleft().nbytes
-            self._dropped["undecoded"] += 1
-            self._begins = True
+        self._begins = True
+        self._tell_left_out(count)
         if not self._waiting:
             self._missing = now

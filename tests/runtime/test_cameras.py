@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache, partial
@@ -30,7 +29,7 @@ from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.clips.source import ArrayPicture, grey_of
 from m2df_runtime.errors import ClipError
 from m2df_runtime.stream import read_ahead
-from m2df_runtime.stream.policy import Dropped, Freshest
+from m2df_runtime.stream.policy import Freshest
 from m2df_runtime.stream.sources import live
 
 WATCH = ("--window", 0.8, "--stride", 0.2)
@@ -330,7 +329,7 @@ def test_a_window_that_cannot_be_answered_is_said_and_the_next_ones_are(
 
     class Camera(live.LiveFrames):
         @contextmanager
-        def connected(self, dropped: Counter[Dropped] | None = None) -> Iterator[Iterator[live.Shown]]:
+        def connected(self) -> Iterator[Iterator[live.Shown]]:
             frames = enumerate(scene(("red", 60 / FPS)))
             yield (live.Shown(number / FPS, (Odd if number < 20 else ArrayPicture)(frame)) for number, frame in frames)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import cache, partial
@@ -33,7 +32,7 @@ from made_videos import number_of, numbered, write_video
 from m2df_runtime.clips.source import ArrayPicture, Picture
 from m2df_runtime.errors import ClipError, InputError
 from m2df_runtime.stream import picture_states
-from m2df_runtime.stream.policy import Dropped, Freshest
+from m2df_runtime.stream.policy import Freshest
 from m2df_runtime.stream.sources import live, network, packets
 from m2df_runtime.stream.sources.device import DeviceFrames
 from m2df_runtime.stream.sources.live import LiveFrames, Shown, SourceLost, SourceState, pauses
@@ -402,7 +401,7 @@ class Scripted(LiveFrames):
         self._script = iter(script)
 
     @contextmanager
-    def connected(self, dropped: Counter[Dropped] | None = None) -> Iterator[Iterator[Shown]]:
+    def connected(self) -> Iterator[Iterator[Shown]]:
         count, error = next(self._script)
 
         def frames() -> Iterator[Shown]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2df_runtime.clips.source import fitted
-from m2df_runtime.stream.policy import Dropped
 from m2df_runtime.stream.sources.given import HeldPicture
 from m2df_runtime.stream.sources.live import LiveFrames, Shown, SourceLost, SourceState
 
@@ -40,7 +38,7 @@ class DeviceFrames(LiveFrames):
         super().__init__(name or f"camera {number}", on_state)
 
     @contextmanager
-    def connected(self, dropped: Counter[Dropped] | None = None) -> Iterator[Iterator[Shown]]:
+    def connected(self) -> Iterator[Iterator[Shown]]:
         """See `LiveFrames.connected`."""
         capture = self._capture(self._number)
         try:

@@ -11,7 +11,6 @@ import random
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import Literal, NamedTuple
 from m2df_runtime.clips.source import Picture
 from m2df_runtime.errors import ClipError, printable
 from m2df_runtime.stream.picture_states import PictureState, PictureWatch
-from m2df_runtime.stream.policy import Dropped, Freshest
+from m2df_runtime.stream.policy import Freshest
 from m2df_runtime.stream.sources.live_times import LiveTimes
 from m2df_runtime.stream.sources.timed import TimedFrames
 
@@ -129,15 +128,23 @@ class LiveFrames(TimedFrames, ABC):
         self._stopped = threading.Event()
 
     @abstractmethod
-    def connected(self, dropped: Counter[Dropped] | None = None) -> AbstractContextManager[Iterator[Shown]]:
-        """The source, opened: an iterator of its frames.
-
-        Args:
-            dropped: Where frames are counted that are left out because they are too old. None leaves none out.
+    def connected(self) -> AbstractContextManager[Iterator[Shown]]:
+        """The source, opened: an iterator of all its frames.
 
         Raises:
             SourceLost: It cannot be opened, or, from the iterator, gives nothing more.
         """
+
+    def connected_fresh(self, tell_left_out: Callable[[int], None]) -> AbstractContextManager[Iterator[Shown]]:
+        """The same, without frames that would be too old when they are decoded; here, where none waits for that, all.
+
+        Args:
+            tell_left_out: Told how many are left out, each time that some are, on whatever thread finds it.
+
+        Raises:
+            SourceLost: As `connected`.
+        """
+        return self.connected()
 
     @property
     def dropped(self) -> dict[str, int]:
@@ -187,6 +194,7 @@ class _Reading:
         self._newest = self._started  # when the last frame came
         self._held: _Taken | None = None  # the first frame of the next part
         self._failure: Exception | None = None
+        self._undecoded = 0
         self._telling = threading.RLock()
         self._state: tuple[State | None, PictureState | None] = (None, None)
         self._pictures = PictureWatch()
@@ -213,8 +221,8 @@ class _Reading:
     def dropped(self) -> dict[str, int]:
         """Frames by why nobody looked at them."""
         with self._ready:
-            found: dict[str, int] = dict(self._frames.dropped.copy().items())
-            found |= {"repeated": self._times.repeated, "late": self._times.late}
+            found: dict[str, int] = dict(self._frames.dropped.items())
+            found |= {"undecoded": self._undecoded, "repeated": self._times.repeated, "late": self._times.late}
         return {cause: count for cause, count in found.items() if count}
 
     def watch(self, taken: _Taken) -> None:
@@ -284,7 +292,7 @@ class _Reading:
     def _lost(self) -> SourceLost:
         """Read what one connection gives, and tell how it was lost."""
         try:
-            with self._source.connected(self._frames.dropped) as frames:
+            with self._source.connected_fresh(self._left_out) as frames:
                 self._times.connected()
                 for shown in frames:
                     if self._end.is_set():
@@ -295,6 +303,10 @@ class _Reading:
         except ClipError as error:  # pictures that are too large; another stream may come
             return SourceLost("codec", error.reason)
         return SourceLost("closed", "the stream ended")
+
+    def _left_out(self, count: int) -> None:
+        with self._ready:
+            self._undecoded += count
 
     def _put(self, shown: Shown) -> None:
         with self._ready:

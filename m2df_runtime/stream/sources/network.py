@@ -8,23 +8,25 @@ import os
 import socket
 import ssl
 import time
-from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from m2df_runtime.clips.decoded_frames import Look, VideoPicture, frames_of, pixel_aspect, shown_stream
 from m2df_runtime.clips.limits import check_pixels, max_pixels
 from m2df_runtime.errors import ClipError
-from m2df_runtime.stream.policy import Dropped, Encoded
+from m2df_runtime.stream.policy import Encoded
 from m2df_runtime.stream.sources.addresses import UNREACHABLE, checked_address, filled_in, masked
 from m2df_runtime.stream.sources.live import Cause, LiveFrames, Shown, SourceLost, SourceState
 from m2df_runtime.stream.sources.packets import all_packets, fresh_packets
 
 if TYPE_CHECKING:
+    from av.container import InputContainer
     from av.packet import Packet
     from av.video.stream import VideoStream
+
+    _Packets = Iterable[Encoded[Packet[Any]]]
 
 TIMEOUT = 10.0  # seconds for opening, and without anything that arrives
 _UNDECODED = 30.0  # seconds in which data comes and no picture: longer than cameras let pass between two keyframes
@@ -87,9 +89,19 @@ class NetworkFrames(LiveFrames):
         self._nothing = f"nothing came for {timeout:g} s"
         super().__init__(name or masked(address), on_state)
 
-    @contextmanager
-    def connected(self, dropped: Counter[Dropped] | None = None) -> Iterator[Iterator[Shown]]:
+    def connected(self) -> AbstractContextManager[Iterator[Shown]]:
         """See `LiveFrames.connected`."""
+        return self._opened(lambda container, stream, _: nullcontext(all_packets(container, stream)))
+
+    def connected_fresh(self, tell_left_out: Callable[[int], None]) -> AbstractContextManager[Iterator[Shown]]:
+        """See `LiveFrames.connected_fresh`."""
+        return self._opened(lambda container, stream, tick: fresh_packets(container, stream, tick, tell_left_out))
+
+    @contextmanager
+    def _opened(
+        self, reading: Callable[[InputContainer, VideoStream, float], AbstractContextManager[_Packets]]
+    ) -> Iterator[Iterator[Shown]]:
+        """The frames of those packets that `reading` gives of a connection, its stream and the seconds of a tick."""
         import av
 
         scheme = self._address.partition(":")[0]
@@ -121,18 +133,13 @@ class NetworkFrames(LiveFrames):
             stream.codec_context.options = {"max_pixels": str(max_pixels())}
             stamped = stream.time_base is not None and container.format.name not in _WITHOUT_STAMPS
             tick = float(stream.time_base or 0) if stamped else 0.0
-            reading = (
-                nullcontext(all_packets(container, stream))
-                if dropped is None
-                else fresh_packets(container, stream, tick, dropped)
-            )
             try:
-                with reading as packets:
+                with reading(container, stream, tick) as packets:
                     yield self._frames(packets, stream, tick)
             except (av.error.FFmpegError, OSError) as error:
                 raise self._lost(error) from None
 
-    def _frames(self, packets: Iterable[Encoded[Packet[Any]]], stream: VideoStream, tick: float) -> Generator[Shown]:
+    def _frames(self, packets: _Packets, stream: VideoStream, tick: float) -> Generator[Shown]:
         """What the stream shows. Raises FFmpeg's errors, and SourceLost where data comes and no picture."""
         look: Look | None = None
         since = shown = time.monotonic()

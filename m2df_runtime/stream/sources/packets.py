@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from m2df_runtime.stream.policy import Dropped, Encoded, FreshestEncoded
+from m2df_runtime.stream.policy import Encoded, FreshestEncoded
 from m2df_runtime.stream.sources.lateness import Lateness
 from m2df_runtime.stream.sources.live import SourceLost
 
@@ -32,7 +31,7 @@ def all_packets(container: InputContainer, stream: VideoStream) -> Iterator[Enco
 
 @contextmanager
 def fresh_packets(
-    container: InputContainer, stream: VideoStream, tick: float, dropped: Counter[Dropped]
+    container: InputContainer, stream: VideoStream, tick: float, tell_left_out: Callable[[int], None]
 ) -> Iterator[Iterator[Encoded[Packet[Any]]]]:
     """The packets of a stream as they are to be decoded; what reading raises is raised where they are taken.
 
@@ -40,9 +39,9 @@ def fresh_packets(
         container: The connection; it is read until the block is left, which waits for what FFmpeg reads then.
         stream: The stream of it.
         tick: Seconds of one unit of its stamps; 0 where they tell nothing.
-        dropped: Where those that are left out are counted.
+        tell_left_out: Told how many are left out, each time that some are, on either thread.
     """
-    waiting: FreshestEncoded[Packet[Any]] = FreshestEncoded(time.monotonic, dropped)
+    waiting: FreshestEncoded[Packet[Any]] = FreshestEncoded(time.monotonic, tell_left_out)
     news = threading.Condition()  # guards `waiting`
     over: list[BaseException | None] = []  # why nothing more comes, when nothing does
     unwanted = threading.Event()
