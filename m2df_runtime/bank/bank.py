@@ -26,7 +26,7 @@ from m2df_runtime.bank.folder import (
 from m2df_runtime.bank.follow import file_bank
 from m2df_runtime.bank.origin import OnDisk
 from m2df_runtime.bank.update import folder_bank
-from m2df_runtime.bundle.prompt_texts import LabelRules, class_key
+from m2df_runtime.bundle.prompt_texts import LabelRules, class_called
 from m2df_runtime.clips.folder_entries import named, natural_key
 from m2df_runtime.errors import ClipError, InputError
 from m2df_runtime.progress import Progress, silent
@@ -256,8 +256,9 @@ class SupportBank(BankContents):
         return made.calibrated(self.model) if calibrated else made
 
     def _like(self, label: str) -> BankClass | None:
-        """The class that is called so, in any Unicode form."""
-        return next((entry for entry in self.classes if class_key(entry.label) == class_key(label)), None)
+        """The class that is called so."""
+        found = class_called(self.labels, label)
+        return None if found is None else self.classes[self.labels.index(found)]
 
     def _others(self, own: BankClass | None) -> list[Members]:
         return [entry.members for entry in self.classes if entry is not own]

@@ -9,11 +9,12 @@ import hashlib
 import os
 import stat
 import unicodedata
+from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from m2df_runtime.bundle.prompt_texts import class_key
+from m2df_runtime.bundle.prompt_texts import class_called, class_key
 from m2df_runtime.clips.folder_entries import entries, named, passed_over
 from m2df_runtime.clips.listing import clip_files, list_clips
 from m2df_runtime.clips.pictures import folder_images, frames_of
@@ -114,8 +115,8 @@ def checked_label(label: str) -> str:
     """
     if not label.strip():
         raise InputError("a class needs a label", "name what is done, such as wave")
-    if label == BACKGROUND:
-        raise InputError(f"{label} holds clips of nothing, and is no class", "bank background adds to it")
+    if class_key(label) == BACKGROUND:
+        raise InputError(f"{BACKGROUND} holds clips of nothing, and is no class", "bank background adds to it")
     shown = repr(label if len(label) <= MAX_NAME else label[:40] + "...")
     if any(unicodedata.category(char) in ("Cc", "Cs") for char in label):
         raise InputError(f"label {shown} holds characters that cannot be written", "take letters of any language")
@@ -135,20 +136,10 @@ def found_class(where: Path, labels: Iterable[str], name: str) -> str:
         InputError: There is none.
     """
     every = list(labels)
-    found = next((label for label in every if class_key(label) == class_key(name)), None)
+    found = class_called(every, name)
     if found is None:
         raise InputError(f"{where}: no class {name!r}", f"there are: {named(every)}" if every else "it has no class")
     return found
-
-
-def taught_label(labels: Iterable[str], name: str) -> str:
-    """What a class is called that is to be taught: as it is already, where only capital letters differ.
-
-    Phones begin a word with one, and a class beside the other would be a rival of it.
-    """
-    every = {class_key(label): label for label in labels}
-    alike = {key.casefold(): label for key, label in every.items()}
-    return every.get(class_key(name)) or alike.get(class_key(name).casefold(), name)
 
 
 def renamed_onto(labels: Iterable[str], label: str, new: str, join: bool) -> str | None:
@@ -160,7 +151,7 @@ def renamed_onto(labels: Iterable[str], label: str, new: str, join: bool) -> str
     """
     checked_label(new)
     others = [other for other in labels if other != label]
-    taken = next((other for other in others if class_key(other) == class_key(new)), None)
+    taken = class_called(others, new)
     if taken and not join:
         raise ClassTaken(f"there is a class {taken!r} already", "--join makes the two one")
     if join and not taken:
@@ -229,9 +220,22 @@ def list_support(path: Path) -> SupportFolder:
     loose = [entry.path.name for entry in inside if entry.path in moving]
     if loose and classes:
         warnings.append(f"{path}: clips outside class folders are not used: {named(loose)}")
+    rivals = _alike(classes)
+    if rivals:
+        warnings.append(
+            f"{path}: classes whose names differ in capital letters alone: {named(rivals)}; "
+            "bank rename --join makes two of them one"
+        )
     if len(classes) == 1:
         warnings.append(f"{path}: only one class ({next(iter(classes))}), every query will be given that label")
     return SupportFolder(path, classes, background, tuple(warnings), _why_no_class(folders, loose))
+
+
+def _alike(labels: Iterable[str]) -> list[str]:
+    """Those that have another's name but for capital letters."""
+    every = list(labels)
+    keys = Counter(map(class_key, every))
+    return [label for label in every if keys[class_key(label)] > 1]
 
 
 def _why_no_class(folders: list[Path], loose: list[str]) -> str:

@@ -181,7 +181,7 @@ def _still(bank: SupportBank) -> Iterator[Finding]:
 
 def _same_text(bank: SupportBank) -> Iterator[Finding]:
     for one, other in combinations(bank.classes, 2):
-        if {class_key(text).casefold() for text in one.texts} & {class_key(text).casefold() for text in other.texts}:
+        if {class_key(text) for text in one.texts} & {class_key(text) for text in other.texts}:
             yield Finding(
                 "same text",
                 (one.label, other.label),

@@ -43,9 +43,23 @@ def text_from_folder(name: str) -> str:
     return " ".join(words) or name
 
 
-def class_key(name: str) -> str:
-    """What class names are compared by: composed characters (a Mac's folders are decomposed), no spaces around."""
+def spelling(name: str) -> str:
+    """A class name with composed characters (a Mac's folders are decomposed) and no spaces around."""
     return unicodedata.normalize("NFC", name).strip()
+
+
+def class_key(name: str) -> str:
+    """What class names are compared by: their spelling, in which capital letters count for nothing.
+
+    Phones begin a word with one, and there are disks on which `Wave` and `wave` are one folder.
+    """
+    return spelling(spelling(name).casefold())
+
+
+def class_called(labels: Iterable[str], name: str) -> str | None:
+    """The label of the class that a name means: the one that is spelt so, else one that differs in capital letters."""
+    alike = [label for label in labels if class_key(label) == class_key(name)]
+    return next((label for label in alike if spelling(label) == spelling(name)), alike[0] if alike else None)
 
 
 def check_template(template: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from m2df_runtime.bank.contents import BankContents
 from m2df_runtime.bank.folder import BACKGROUND, MAX_NAME, checked_label
-from m2df_runtime.bundle.prompt_texts import class_key
+from m2df_runtime.bundle.prompt_texts import class_key, spelling
 from m2df_runtime.clips.folder_entries import passed_over
 from m2df_runtime.clips.listing import VIDEO_SUFFIXES
 from m2df_runtime.clips.pictures import ANIMATED_SUFFIXES, IMAGE_SUFFIXES
@@ -77,7 +77,7 @@ def _unpacked(archive: zipfile.ZipFile, folder: Path, most: int) -> list[Path]:
     chosen = [(info, parts) for info in files if (parts := _checked(info, above))]
     if sum(info.file_size for info, _ in chosen) > most:
         raise Refused(413, "too_large", f"the clips in the zip take more than {most >> 20} MiB", "send fewer clips")
-    keys = {tuple(map(class_key, parts)) for _, parts in chosen}
+    keys = {(class_key(label), *map(spelling, inside)) for _, (label, *inside) in chosen}
     if len(keys) < len(chosen):
         raise Refused(422, "archive", "two entries of the zip have one name", _HINT)
     if not chosen:
@@ -85,7 +85,9 @@ def _unpacked(archive: zipfile.ZipFile, folder: Path, most: int) -> list[Path]:
     folder.mkdir()
     clips: dict[Path, None] = {}
     left = most
-    for info, parts in chosen:
+    spelt: dict[str, str] = {}  # of classes that differ in capital letters alone, the first
+    for info, (label, *inside) in chosen:
+        parts = (spelt.setdefault(class_key(label), label), *inside)
         target = folder.joinpath(*parts)
         target.parent.mkdir(parents=True, exist_ok=True)
         left -= _write(archive, info, target, left, most)

@@ -26,7 +26,7 @@ from m2df_runtime.bank.bank import SupportBank
 from m2df_runtime.bank.contents import BankClip, keys_of
 from m2df_runtime.bank.folder import BACKGROUND, ClassTaken
 from m2df_runtime.bank.lint import Finding, lint
-from m2df_runtime.bundle.prompt_texts import class_key
+from m2df_runtime.bundle.prompt_texts import class_called
 from m2df_runtime.clips.source import DEFAULT_FPS
 from m2df_runtime.cpus import available_cpus
 from m2df_runtime.errors import ClipError, InputError, M2dfError
@@ -366,7 +366,7 @@ class Service:
 
 
 def _label(view: SupportView, label: str) -> str:
-    found = next((one.label for one in view.classes if class_key(one.label) == class_key(label)), None)
+    found = class_called((one.label for one in view.classes), label)
     if found is None:
         raise Refused(404, "no_class", "there is no such class", "GET /v1/classes names them")
     return found

@@ -29,7 +29,7 @@ from m2df_runtime.bank.folder import (
 )
 from m2df_runtime.bank.origin import OnDisk, Origin
 from m2df_runtime.bank.update import digests_of, folder_bank, kept_bank
-from m2df_runtime.bundle.prompt_texts import LabelRules, class_key
+from m2df_runtime.bundle.prompt_texts import LabelRules, class_called
 from m2df_runtime.clips.folder_entries import named
 from m2df_runtime.clips.listing import list_clips
 from m2df_runtime.errors import ClipError, InputError
@@ -157,7 +157,7 @@ def _new(
     home = {digests[clip.name]: clip.name.partition("/")[0] for clip in support.clips if clip.name in digests}
     new: list[_New] = []
     for one, path in zip(taught, copies, strict=True):
-        label = next((label for label in support.classes if class_key(label) == class_key(one.label)), one.label)
+        label = class_called(support.classes, one.label) or one.label
         copy = SupportClip(path, f"{label}/{one.name}", clip_stamp(path))
         digest = copy.digest()
         known = home.setdefault(digest, label)

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 from m2df_runtime.bank.bank import SupportBank
 from m2df_runtime.bank.changes import changing, undo, undoing
 from m2df_runtime.bank.contents import BankContents, Past, make_classes, read_stored
-from m2df_runtime.bank.folder import BACKGROUND, checked_label, list_support, taught_label
+from m2df_runtime.bank.folder import BACKGROUND, checked_label, found_class, list_support
 from m2df_runtime.bank.follow import described, followed
 from m2df_runtime.bank.origin import InBank
 from m2df_runtime.bank.update import bank_name
-from m2df_runtime.bundle.prompt_texts import class_key, text_from_folder
+from m2df_runtime.bundle.prompt_texts import class_called, spelling, text_from_folder
 from m2df_runtime.clips.folder_entries import named, passed_over
 from m2df_runtime.errors import InputError
 from m2df_runtime.files import locked, temporary_folder
@@ -124,9 +124,9 @@ class Support:
         """
         checked_label(label)
         there = self.is_file or os.path.isdir(self.path)
-        own = taught_label((entry.label for entry in self.view().classes) if there else (), label)
+        own = (class_called((entry.label for entry in self.view().classes), label) if there else None) or label
         did = self._taught(own, clips)
-        capitals = class_key(own) != class_key(label)
+        capitals = spelling(own) != spelling(label)
         return f"{did}; {label!r} differs from {own!r} in capital letters alone" if capitals else did
 
     def record(self, label: str, source: Path | str, *, seconds: float | None = None, trim: bool = True) -> str:
@@ -187,9 +187,11 @@ class Support:
             return folder_verbs.rename(self.path, label, new, join=join)
 
         def renamed(bank: SupportBank) -> tuple[SupportBank, str]:
-            made = bank.rename(label, new, join=join, calibrated=False)
-            did = f"joined class {label!r} to {new!r}" if join else f"renamed class {label!r} to {new!r}"
-            return made, did
+            own = found_class(self.path, bank.labels, label)
+            made = bank.rename(own, new, join=join, calibrated=False)
+            if join:
+                return made, f"joined class {own!r} to {found_class(self.path, bank.labels, new)!r}"
+            return made, f"renamed class {own!r} to {new!r}"
 
         return self._changed(renamed)
 

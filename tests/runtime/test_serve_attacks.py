@@ -317,6 +317,7 @@ REQUESTS: dict[str, tuple[Ask, set[int]]] = {
     "zip that lies of its size": (carry(lying_zip()), {413, 422}),
     "zip of 30,000 entries": (carry(zipped({f"a/{n}.mp4": b"" for n in range(30_000)})), {413}),
     "zip with a name twice": (carry(zipped({"\u00e9/a.mp4": PAGE, "e\u0301/a.mp4": PAGE})), {422}),
+    "zip with a name twice but for capitals": (carry(zipped({"Wave/a.mp4": PAGE, "wave/a.mp4": PAGE})), {422}),
     "zip in a zip": (carry(zipped({"wave/a.mp4": zipped({"a/a.mp4": PAGE})})), {422}),
     "zip with a deep path": (carry(zipped({"a/" * 50 + "a.mp4": PAGE})), {422}),
 }

@@ -23,6 +23,7 @@ from tiny_bundle import write_bundle, write_clip, write_support
 
 from m2df_runtime import Support, SupportBank
 from m2df_runtime.bank.changes import Change, changing, commit
+from m2df_runtime.bank.folder import ClassTaken, list_support
 from m2df_runtime.clips.opening import open_source
 from m2df_runtime.errors import ClipError, InputError
 from m2df_runtime.files import locked
@@ -362,6 +363,33 @@ def test_capital_letters_alone_make_no_class(support: Support, tmp_path: Path) -
     )
     assert set(state(support)) == before
     assert "capital" not in support.undo()
+    with pytest.raises(ClassTaken, match="there is a class 'blue' already"):
+        support.rename("red", "Blue")
+    assert support.rename("RED", "Red") == "renamed class 'red' to 'Red'", "of the class itself they are changed"
+    assert support.rename("rEd", "BLUE", join=True).startswith("joined class")
+    assert set(state(support)) == before - {"red"} and len(state(support)["blue"]) == 4
+    with pytest.raises(InputError, match="_background holds clips of nothing"):
+        support.add("_Background", made(tmp_path / "new", 2))
+    bank = SupportBank.of(support.model, support.path)
+    assert bank.add("Green", made(tmp_path / "new", 3)).labels == bank.labels
+    support.remove("GREEN")
+    assert "green" not in state(support)
+
+
+def test_classes_that_differ_in_capital_letters_are_two_where_they_lie_so_and_it_is_said(
+    masters: dict[str, Path], model: Counting, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(masters["folder"], tmp_path / "actions")
+    shutil.copytree(folder / "red", folder / "Red")
+    (line,) = (line for line in list_support(folder).warnings if "capital" in line)
+    assert "Red, red; bank rename --join makes two of them one" in line
+    support = Support(folder, model)
+    assert [support.view().clips_of(label)[0].name for label in ("red", "Red", "RED")] == [
+        "red/0.mp4",
+        *["Red/0.mp4"] * 2,
+    ]
+    support.rename("red", "Red", join=True)
+    assert not [line for line in list_support(folder).warnings if "capital" in line]
 
 
 def test_the_only_class_of_a_file_stays_and_a_folder_may_begin_empty(
