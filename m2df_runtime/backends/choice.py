@@ -25,17 +25,25 @@ class Choice:
         precision: None leaves it to the fixed rule.
         measured: Whether both are what was measured fastest here.
         why: Why it is this, in words; None where both were named, or nothing was ever measured.
+        slower: What else was measured and fits, the fastest first.
+        broken: What was faster, and cannot be used.
     """
 
     backend: BackendName
     precision: RunPrecision | None
     measured: bool = False
     why: str | None = None
+    slower: tuple[Timed, ...] = ()
+    broken: tuple[str, ...] = ()
 
     def unusable(self, backend: BackendName, precision: RunPrecision | None) -> Choice:
-        """What to open in its place, where this was asked for."""
-        why = f"by the fixed rule: {self.backend} {self.precision}, the fastest here, cannot be used"
-        return Choice(backend, precision, why=why)
+        """What to open in its place, where this was asked for: the next that was measured, else by the fixed rule."""
+        broken = (*self.broken, f"{self.backend} {self.precision}")
+        cannot = f"{' and '.join(broken)}, the fastest here, cannot be used"
+        if not self.slower:
+            return Choice(backend, precision, why=f"by the fixed rule: {cannot}")
+        best, *slower = self.slower
+        return Choice(best.backend, best.precision, True, f"measured here: {cannot}", tuple(slower), broken)
 
 
 def choose(bundle: Bundle, backend: BackendName, precision: RunPrecision | None, threads: int | None) -> Choice:
@@ -70,7 +78,8 @@ def choose(bundle: Bundle, backend: BackendName, precision: RunPrecision | None,
         of = f" of {asked}" if asked else ""
         why = f"by the fixed rule: nothing that was measured{of} on {known.date} may be taken ({again})"
         return Choice(backend, precision, why=why)
-    return Choice(fitting[0].backend, fitting[0].precision, True, _praise(bundle, known, fitting))
+    best, *slower = fitting
+    return Choice(best.backend, best.precision, True, _praise(bundle, known, fitting), tuple(slower))
 
 
 def _praise(bundle: Bundle, known: Measured, fitting: list[Timed]) -> str:

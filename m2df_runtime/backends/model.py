@@ -105,14 +105,15 @@ class Model:
         self.precision: RunPrecision
         self.files: Precision
         choice = choose(bundle, backend, precision, threads)
-        try:
-            self._take(choice.backend, choice.precision, threads)
-        except EnvironmentMissing as error:
-            if not choice.measured:
-                raise
-            _log.warning("%s %s, the fastest here, cannot be used: %s", choice.backend, choice.precision, error)
-            choice = choice.unusable(backend, precision)
-            self._take(backend, precision, threads)
+        while True:
+            try:
+                self._take(choice.backend, choice.precision, threads)
+                break
+            except EnvironmentMissing as error:
+                if not choice.measured:
+                    raise
+                _log.warning("%s %s, the fastest here, cannot be used: %s", choice.backend, choice.precision, error)
+                choice = choice.unusable(backend, precision)
         self.about_engine = f"{self.backend} {self.precision}, {choice.why}" if choice.why else None
 
     def _take(self, backend: BackendName, precision: RunPrecision | None, threads: int | None) -> None:

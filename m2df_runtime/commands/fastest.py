@@ -20,7 +20,7 @@ _BUSY = 0.1  # share of the processors that others may have; two equal engines w
 
 
 def measure_engines(path: Path | None, rounds: int, threads: int | None, *, busy: bool, as_json: bool) -> None:
-    """Measure a bundle, None for the newest, print what was found and keep it.
+    """Measure a bundle, None for the newest, keep what was found and print it.
 
     Args:
         path: The bundle.
@@ -47,8 +47,14 @@ def measure_engines(path: Path | None, rounds: int, threads: int | None, *, busy
     share = others.share() or 0.0
     timed = [timed for one in found if (timed := one.timed)]
     counts = bool(timed) and (busy or share <= _BUSY)
+    kept: Path | None = None
+    lost: Exception | None = None
+    try:
+        kept = keep(bundle, machine, timed, share if share > _BUSY else None) if counts else None
+    except (CheckFailed, OSError) as error:  # what took minutes is printed all the same
+        lost = error
     if as_json:
-        for record in _records(found, absent, counts):
+        for record in _records(found, absent, kept is not None):
             emit_json(record)
     else:
         clip = bundle.manifest.clip
@@ -61,7 +67,8 @@ def measure_engines(path: Path | None, rounds: int, threads: int | None, *, busy
             f"nothing is kept: other programs had {share:.0%} of the processors, which changes what is fastest",
             "let them rest, or add --busy if they never do",
         )
-    kept = keep(bundle, machine, timed, share if share > _BUSY else None)
+    if lost is not None:
+        raise lost
     if not as_json:
         where = "" if threads is None else f" with --threads {threads}"
         emit(f"auto takes {timed[0].name} for this bundle{where} from now on (kept in {kept})")
@@ -70,7 +77,7 @@ def measure_engines(path: Path | None, rounds: int, threads: int | None, *, busy
         )
 
 
-def _records(found: list[Contender], absent: list[Absent], counts: bool) -> Iterator[dict[str, object]]:
+def _records(found: list[Contender], absent: list[Absent], kept: bool) -> Iterator[dict[str, object]]:
     best = found[0].ms if found else None
     for place, one in enumerate(found):
         yield {
@@ -82,7 +89,7 @@ def _records(found: list[Contender], absent: list[Absent], counts: bool) -> Iter
             "behind": one.behind,
             "cosine": one.cosine,
             "agreement": one.agreement,
-            "auto": counts and place == 0,
+            "auto": kept and place == 0,
             "problem": one.problem,
         }
     for backend in absent:

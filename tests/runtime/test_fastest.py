@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from full_disk import file_size_limit
 from tiny_bundle import graph_bytes, write_bundle
 
 from benchmarks.ruled import ruled
@@ -26,6 +27,7 @@ from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.shipped import demo_bundle, demo_queries
 from m2df_runtime.clips.opening import open_source
 from m2df_runtime.commands.doctor import cli
+from m2df_runtime.commands.fastest import measure_engines
 from m2df_runtime.cpus import available_cpus, thread_count
 from m2df_runtime.errors import CheckFailed, EnvironmentMissing
 from m2df_runtime.files import sha256_bytes
@@ -262,7 +264,7 @@ def test_nothing_is_kept_of_a_busy_machine(bundle: Path, tmp_path: Path) -> None
 def test_an_engine_that_no_longer_works_is_replaced_by_the_rule(
     bundle: Path, kept: Path, command, support_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changed(kept, timed=timed("openvino fp32", "cpu fp32"))
+    changed(kept, timed=timed("openvino fp32"))
     monkeypatch.setitem(sys.modules, "openvino", None)
     done = command("--bundle", bundle, "--support", support_dir, "--query", support_dir / "red/0.mp4", "--json")
     assert done.returncode == 0, done.stderr
@@ -271,6 +273,28 @@ def test_an_engine_that_no_longer_works_is_replaced_by_the_rule(
     said = "engine: cpu fp32, by the fixed rule: openvino fp32, the fastest here, cannot be used"
     assert said in done.stderr.splitlines()
     assert json.loads(done.stdout)["backend"] == "cpu"
+
+
+def test_an_engine_that_no_longer_works_is_replaced_by_the_next_that_was_measured(
+    bundle: Path, kept: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    changed(kept, timed=timed("openvino fp32", "openvino fp16", "cpu fp16", "cpu fp32"))
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    model = Model(Bundle.open(bundle))
+    said = "measured here: openvino fp32 and openvino fp16, the fastest here, cannot be used"
+    assert (model.backend, model.precision, model.about_engine) == ("cpu", "fp16", f"cpu fp16, {said}")
+    assert caplog.text.count("cannot be used: OpenVINO cannot be used: ") == 2
+
+
+def test_what_cannot_be_kept_is_printed_and_auto_does_not_take_it(
+    bundle: Path, kept: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = kept.read_bytes()
+    with file_size_limit(0), pytest.raises(OSError, match="File too large"):
+        measure_engines(bundle, 1, None, busy=True, as_json=True)
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert any(line["ms"] for line in lines) and not any(line["auto"] for line in lines)
+    assert kept.read_bytes() == before
 
 
 @pytest.mark.parametrize("option", ["--rounds 3", "--threads 1", "--busy"])
