@@ -117,7 +117,7 @@ def _serve(options: ServeOptions, engine: EngineOptions) -> None:
     from m2df_runtime.serve.access import Access
     from m2df_runtime.serve.app import App
     from m2df_runtime.serve.limits import Limits
-    from m2df_runtime.serve.logs import log_json_lines
+    from m2df_runtime.serve.logs import log_lines
     from m2df_runtime.serve.server import Server, listening
     from m2df_runtime.serve.service import Service
 
@@ -135,7 +135,7 @@ def _serve(options: ServeOptions, engine: EngineOptions) -> None:
         server = Server(App(service, Access(options.token, options.names), watched), limits, options.certificate)
         if not options.support:
             say("these are the demo actions; what you teach is gone at the end: --support DIR keeps it")
-        log_json_lines()
+        log_lines()
         kind = "https" if options.certificate else "http"
         _run(server, sock, f"{kind}://{_shown(options.host)}:{sock.getsockname()[1]}/")
 

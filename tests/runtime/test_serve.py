@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import pty
+import re
 import shutil
 import signal
 import socket
@@ -384,6 +386,28 @@ def test_the_command_serves_and_ends_whatever_goes_on(
     assert ("POST", "/v1/classes/{label}/clips", 200) in routes
     assert not [line for line in log if TOKEN in line or "secret" in line]
     assert [line for line in log if line and not line.startswith("{")] == (["error: interrupted"] if code else [])
+
+
+LOGGING = """
+import logging
+from m2df_runtime.serve.logs import log_lines
+
+log_lines()
+log = logging.getLogger("m2df_runtime.serve.guard")
+fields = {"client": "127.0.0.1", "method": "GET", "route": "/v1/classes", "status": 200, "ms": 1.5}
+log.info("request", extra={"fields": fields})
+log.warning("%s: no such folder", "actions")
+"""
+
+
+def test_on_a_terminal_the_log_is_plain():
+    ours, its = pty.openpty()
+    subprocess.run([sys.executable, "-c", LOGGING], stderr=its, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    os.close(its)
+    request, warning = os.read(ours, 1000).decode().splitlines()
+    os.close(ours)
+    assert re.fullmatch(r"\d\d:\d\d:\d\d 127\.0\.0\.1 GET /v1/classes 200 1\.5 ms", request)
+    assert warning.endswith(" warning: actions: no such folder")
 
 
 def test_others_are_let_in_with_a_token_alone(command, tmp_path: Path):
