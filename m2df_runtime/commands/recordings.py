@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from m2df_runtime.clips.folder_entries import named
 from m2df_runtime.commands.console import emit, emit_json, report, say
 from m2df_runtime.commands.options import Command, with_options
 from m2df_runtime.errors import CheckFailed, ClipError, InputError, printable
@@ -237,6 +238,12 @@ def say_how_to_watch(name: str, seconds: float, length: float) -> None:
     )
 
 
+def say_written(paths: Sequence[Path]) -> None:
+    """Name the files that were written, of many the first."""
+    if paths:
+        say(f"written: {named(map(str, paths))}")
+
+
 def numbered(path: Path, number: int | None) -> Path:
     """The path of one of several files, such as `match-2.png`."""
     return path if number is None else path.with_name(f"{path.stem}-{number}{path.suffix}")
@@ -338,6 +345,7 @@ class _Files:
             atomic_write(self._explain, page.encode())
         if self._video:
             self._annotated.write(self._video, self._recording)
+        say_written([path for path in (self._picture, self._explain, self._video) if path])
 
 
 def say_what_it_took(stream: Stream) -> None:

@@ -25,6 +25,7 @@ from m2df_runtime.commands.recordings import (
     numbered,
     recording_options,
     say_how_to_watch,
+    say_written,
     watch,
 )
 from m2df_runtime.cpus import available_cpus
@@ -282,6 +283,7 @@ def _classify(queries: Sequence[Path], matcher: Matcher, options: RunOptions) ->
     failed = undrawn = 0
     length, said = default_window(matcher.bank), False
     look = _look(matcher) if options.picture or options.explain else None
+    written: list[Path] = []
     for number, query in enumerate(queries, 1):
         try:
             prediction = matcher.predict(query, roi=options.rectangle, look=look)
@@ -302,14 +304,15 @@ def _classify(queries: Sequence[Path], matcher: Matcher, options: RunOptions) ->
             try:
                 several = number if len(queries) > 1 else None
                 if options.picture:
-                    _draw(numbered(options.picture, several), prediction, matcher, look)
+                    written.append(_draw(numbered(options.picture, several), prediction, matcher, look))
                 if options.explain:
-                    _explain(numbered(options.explain, several), prediction, matcher)
+                    written.append(_explain(numbered(options.explain, several), prediction, matcher))
             except (ClipError, OSError) as error:
                 if len(queries) == 1:
                     raise
                 report(error)
                 undrawn += 1
+    say_written(written)
     counts = ((failed, "could not be read"), (undrawn, "were answered without a picture or page"))
     problems = [f"{count} of {len(queries)} queries {what}" for count, what in counts if count]
     if problems:
@@ -322,20 +325,22 @@ def _look(matcher: Matcher) -> ClipSpec:
     return display_spec(matcher.model.bundle.manifest.clip)
 
 
-def _draw(path: Path, prediction: Prediction, matcher: Matcher, look: ClipSpec) -> None:
+def _draw(path: Path, prediction: Prediction, matcher: Matcher, look: ClipSpec) -> Path:
     from m2df_runtime.show.filmstrip import filmstrip, save_picture
 
     assert prediction.features is not None and prediction.frames is not None  # `look` asked for them
     nearest = matcher.bank.nearest_clip(prediction.features, prediction.label)
     assert nearest.origin is not None  # of a clip that was encoded or read
     save_picture(path, filmstrip(prediction.frames, nearest.origin.frames(look), prediction, nearest.name))
+    return path
 
 
-def _explain(path: Path, prediction: Prediction, matcher: Matcher) -> None:
+def _explain(path: Path, prediction: Prediction, matcher: Matcher) -> Path:
     from m2df_runtime import explain
     from m2df_runtime.files import atomic_write
 
     atomic_write(path, explain(prediction, matcher).encode())
+    return path
 
 
 def main() -> None:

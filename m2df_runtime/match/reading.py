@@ -5,6 +5,7 @@ Reading needs no model, so other processes may do it.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -21,6 +22,8 @@ from m2df_runtime.clips.source import CroppedSource, FrameSource, Made, Picture,
 from m2df_runtime.pixels.load import load_clip
 from m2df_runtime.pixels.spec import ClipSpec
 from m2df_runtime.pixels.thumbnails import WatchedClip, shown_frames
+
+_log = logging.getLogger(__name__)
 
 
 class TimedSource(SeenThrough):
@@ -110,5 +113,7 @@ def read_clip(
     pixels = load_clip(watched or seen, spec)
     decode, loaded = 1000 * source.seconds, 1000 * (perf_counter() - start)
     frames = shown_frames(watched.small, look) if watched and look else None
+    if source.n_frames == 1 and not isinstance(clip, FrameSource):  # of frames in memory the caller knows how many
+        _log.warning("%s: one picture, which shows no action (name a video, or a folder of frames)", clip)
     named = source.name if isinstance(clip, FrameSource) else os.fspath(clip)
     return ReadClip(named, pixels, decode, loaded - decode, frames, source.duration)

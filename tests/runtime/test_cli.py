@@ -253,7 +253,9 @@ def test_rejected_query_is_unknown(run, query_dir: Path) -> None:
 
 
 def test_pictures_are_numbered_in_a_batch(run, query_dir: Path, tmp_path: Path) -> None:
-    assert run("--query", query_dir, "--picture", tmp_path / "out.png").returncode == 0
+    done = run("--query", query_dir, "--picture", tmp_path / "out.png")
+    names = [str(tmp_path / f"out-{number}.png") for number in (1, 2, 3)]
+    assert (done.returncode, f"written: {', '.join(names)}" in done.stderr.splitlines()) == (0, True)
     for number in (1, 2, 3):
         with Image.open(tmp_path / f"out-{number}.png") as image:
             assert image.format == "PNG"
@@ -269,7 +271,7 @@ def test_a_picture_follows_links_and_replaces_files_alone(run, query_dir: Path, 
     (tmp_path / "old.png").write_bytes(b"old")
     (tmp_path / "link.png").symlink_to("old.png")
     done = run("--query", query_dir / "red.mp4", "--picture", tmp_path / "link.png")
-    assert (done.returncode, done.stderr.count("\n")) == (0, 1)
+    assert (done.returncode, done.stderr.count("\n")) == (0, 2)
     assert (tmp_path / "link.png").is_symlink()
     with Image.open(tmp_path / "old.png") as image:
         assert image.format == "PNG"
@@ -281,6 +283,15 @@ def test_a_picture_follows_links_and_replaces_files_alone(run, query_dir: Path, 
         assert done.stderr.startswith(f"error: {tmp_path / name}: ")
         assert done.stderr.count("\n") == 1
     assert (tmp_path / "pipe.png").is_fifo()
+
+
+def test_a_photo_is_answered_and_it_is_said_that_it_is_no_clip(run, query_dir: Path, tmp_path: Path) -> None:
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (32, 32), "red").save(photo)
+    done = run("--query", query_dir / "red.mp4", "--query", photo, "--json")
+    said = f"warning: {photo}: one picture, which shows no action (name a video, or a folder of frames)"
+    assert (done.returncode, done.stdout.count("\n")) == (0, 2)
+    assert [line for line in done.stderr.splitlines() if "picture" in line] == [said]
 
 
 def test_a_rectangle_leaves_the_support_clips_as_they_are(run, support_dir: Path, query_dir: Path) -> None:
