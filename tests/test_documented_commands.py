@@ -179,6 +179,16 @@ def strings(path: Path) -> Iterator[str]:
             yield re.sub(r"%(?:\.\d)?[sdf]", "…", node.value)
 
 
+def test_the_image_is_made_of_what_is_there() -> None:
+    """Nothing here builds it: what it installs are extras of ours, and what it is sent are our files."""
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (extras,) = re.findall(r"'/m2df\[(.+?)\]'", (ROOT / "Dockerfile").read_text(encoding="utf-8"))
+    assert all(f"\n{extra} = [" in project for extra in extras.split(","))
+    sent = re.findall("^!(.+)$", (ROOT / ".dockerignore").read_text(encoding="utf-8"), re.MULTILINE)
+    assert all((ROOT / name).exists() for name in sent)
+    assert {*PACKAGES, "pyproject.toml", "constraints.txt", "README.md", "LICENSE"} == {*sent}
+
+
 def test_every_block_says_what_it_is() -> None:
     assert [f"{name(b)} {b.language}" for b in BLOCKS if b.language not in LANGUAGES] == []
     assert len([b for b in SHELL if b.reason is None]) >= 8
