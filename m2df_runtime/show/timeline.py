@@ -12,8 +12,9 @@ from m2df_runtime.show.course import ROWS, Course
 from m2df_runtime.show.filmstrip import ACCENT, BACKGROUND, FAINT, INK, MARGIN, OTHER, TRACK, write_text
 from m2df_runtime.stream.events import Event, clock
 
-_WIDTH, _LABELS = 1200, 150  # pixels of the plot and of the names beside it
+_WIDTH, _LABELS, _RULES = 1200, 150, 66  # pixels of the plot, of the names before it and of the thresholds behind it
 _ROW, _GAP, _THUMB = 56, 14, 84  # height of a class, space below it, height of a frame
+_FLOOR, _RISE = _ROW - 10, _ROW - 12  # of a class: where a score of 0 lies, and how far above it one of 1
 
 
 class Timeline(Course):
@@ -34,7 +35,7 @@ class Timeline(Course):
         labels = every[:ROWS]
         top = MARGIN + 34 + (_THUMB + 24 if frames else 0)
         height = top + len(labels) * (_ROW + _GAP) + 40
-        image = Image.new("RGB", (2 * MARGIN + _LABELS + _WIDTH, height), BACKGROUND)
+        image = Image.new("RGB", (2 * MARGIN + _LABELS + _WIDTH + _RULES, height), BACKGROUND)
         draw = ImageDraw.Draw(image)
         number = len(self.events)
         title = f"{self.name}: {number} event{'' if number == 1 else 's'} in {clock(self.end)}"
@@ -49,6 +50,7 @@ class Timeline(Course):
             write_text(draw, (left, MARGIN + 32 + _THUMB), event.label, 11, FAINT, thumb.width)
         for row, label in enumerate(labels):
             self._draw_class(draw, label, top + row * (_ROW + _GAP))
+        self._name_thresholds(draw, top)
         self._draw_axis(draw, height - 36)
         return image
 
@@ -66,8 +68,7 @@ class Timeline(Course):
 
     def _draw_class(self, draw: ImageDraw.ImageDraw, label: str, top: int) -> None:
         """Scores of one class as columns, its events as bars below them, the thresholds as lines."""
-        left, floor = MARGIN + _LABELS, top + _ROW - 10
-        rise = _ROW - 12
+        left, floor, rise = MARGIN + _LABELS, top + _FLOOR, _RISE
         found = [event for event in self.events if event.label == label]
         write_text(draw, (MARGIN, top + rise // 2 - 8), label, 13, INK if found else FAINT, _LABELS - 12)
         draw.rectangle((left, floor - rise, left + _WIDTH, floor), TRACK)
@@ -85,6 +86,14 @@ class Timeline(Course):
         for event in found:
             draw.rectangle(
                 (self._x(event.start), floor + 3, max(self._x(event.end), self._x(event.start) + 2), floor + 8), ACCENT
+            )
+
+    def _name_thresholds(self, draw: ImageDraw.ImageDraw, top: int) -> None:
+        """Beside the first class: which dashed line is which."""
+        for what, threshold, above in (("begins", self.rules.enter, 11), ("ends", self.rules.leave, 3)):
+            y = top + _FLOOR - round(_RISE * threshold) - above
+            write_text(
+                draw, (MARGIN + _LABELS + _WIDTH + 8, y), f"{what} {threshold:g}", 11, FAINT, _RULES + MARGIN - 8
             )
 
     def _draw_axis(self, draw: ImageDraw.ImageDraw, top: int) -> None:
