@@ -235,7 +235,7 @@ def test_places_that_cannot_be_written_are_named(watch, options: list[str], mess
 
 def test_a_time_line_of_anything_can_be_drawn() -> None:
     empty = Timeline("nothing.mp4", EventRules())
-    assert empty.draw([]).width == 1390
+    assert empty.draw([]).width == 1456
     line = Timeline("a" * 300, EventRules())
     labels = [f"класс {k}" for k in range(20)]
     for k in range(400):
