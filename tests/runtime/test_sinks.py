@@ -246,4 +246,4 @@ def test_a_time_line_of_anything_can_be_drawn() -> None:
     frames = [np.zeros((60, 1000, 3), np.uint8)] * len(line.moments)
     assert 0 < len(frames) <= 12
     image = line.draw(frames)
-    assert image.width == 1390 and image.height < 900
+    assert image.width == 1456 and image.height < 900
