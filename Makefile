@@ -14,6 +14,9 @@ BIN := $(VENV)/bin
 RUN := runs/demo-bundle
 BUNDLE := m2df_runtime/demo/demo.bundle.zip
 
+# Where a shell sets it, each of the many processes that the tests start compiles m2df again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test docs soak lint bench demo-bundle clean
 
