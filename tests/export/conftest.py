@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 import torch
-from exports import export_here, save, take_graphs
+from exports import export_here, read_operators_once, save, take_graphs
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1}  # tracing costs by the layer
 VISION = {
@@ -36,6 +36,13 @@ def configs(tmp_path_factory):
         (folder / f"{name}.json").write_text(json.dumps(config))
     import_open_clip().add_model_config(folder)
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _operators():
+    with pytest.MonkeyPatch.context() as patch:
+        read_operators_once(patch)
+        yield
 
 
 @pytest.fixture(scope="session")

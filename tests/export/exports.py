@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import subprocess
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 
 import onnx_ir
 import torch
+from torch.onnx._internal.exporter import _registration
 
 from m2df_export.graphs import specs
 
@@ -69,3 +71,9 @@ def take_graphs(patch, folder, *anew):
         return made[graph]
 
     patch.setattr(torch.onnx, "export", export)
+
+
+def read_operators_once(patch):
+    """Have the exporter read its library of operators once per process: it reads 500 sources, 2 s, for every graph."""
+    library = _registration.onnxscript_apis
+    patch.setattr(library, "get_torchlib_ops", functools.cache(library.get_torchlib_ops))

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from exports import read_operators_once
 from reference import Reference
 from safetensors.torch import load_file
 from test_heads_reference import episode_of
@@ -443,7 +444,7 @@ def test_misuse_exits_2(tmp_path, run_here, monkeypatch, arguments, reason):
 
 @pytest.mark.slow
 def test_an_official_file_runs_in_the_runtime_with_the_official_logits(
-    shared_dir, tmp_path, towers, text_model, head_state, run_here
+    shared_dir, tmp_path, towers, text_model, head_state, run_here, monkeypatch
 ):
     from m2df_export.commands.export import cli as export
     from m2df_runtime.backends.model import Model
@@ -453,6 +454,7 @@ def test_an_official_file_runs_in_the_runtime_with_the_official_logits(
     from m2df_runtime.pixels.load import load_clip
     from m2df_train.evaluation.torch_scorer import CheckpointScorer
 
+    read_operators_once(monkeypatch)
     path = write(tmp_path / "official.pt", head_state("m2df"), towers["vit"], m2df_periodic)
     run, bundle = tmp_path / "runs" / "official", tmp_path / "bundle"
     steps = (
