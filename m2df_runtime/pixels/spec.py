@@ -46,7 +46,7 @@ class ClipSpec(BaseModel):
         std: Divided by after that; (1, 1, 1) for none.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)  # most are a part of a manifest
 
     frames: Frames = 8
     size: Length = 224
