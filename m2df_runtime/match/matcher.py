@@ -207,7 +207,8 @@ class Matcher:
             ClipError('gone.mp4: no such file')
         """
         classes = self._classes
-        self.model.prepare("visual", "query")
+        self.model.prepare_beside("query")
+        self.model.prepare("visual")
         if not isinstance(clips, list | tuple):
             return self._answered(classes, [self._read(clips, FrameSource.name, roi, look)])[0]
         read: list[ReadClip | ClipError] = []
@@ -283,6 +284,7 @@ class Matcher:
             return []
         pixels, names = np.stack([query.pixels for query in queries]), [query.name for query in queries]
         watched = any(query.frames is not None for query in queries)
+        self.model.prepare("visual", "query")
         start = perf_counter()
         features = (self.model.encode_clips if watched else self.model.encode_resident)(pixels, names)  # (B, T, D)
         encoded = perf_counter()
