@@ -11,7 +11,7 @@ import itertools
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -268,7 +268,7 @@ def _past_entry(past: Past, rows: Mapping[str, int]) -> PastEntry:
 
 
 def _clip_entry(clip: BankClip, own: Parts) -> ClipEntry:
-    stamp = asdict(clip.stamp)
+    stamp = clip.stamp._asdict()
     return ClipEntry(
         name=clip.name, digest=clip.digest, **stamp, seconds=clip.seconds, strip=own.strip, files=own.files
     )

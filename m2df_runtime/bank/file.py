@@ -103,7 +103,8 @@ class ClipEntry(_Schema):
     @property
     def bytes(self) -> int:
         """How many of `bytes` are its."""
-        return (self.strip.bytes if self.strip else 0) + sum(file.bytes for file in self.files)
+        files = sum(file.bytes for file in self.files) if self.files else 0
+        return files + (self.strip.bytes if self.strip else 0)
 
 
 class ClassEntry(_Schema):
@@ -181,9 +182,14 @@ class BankIndex(_Schema):
         yield from self.background
         yield from self.removed
 
+    @property
+    def rows(self) -> int:
+        """How many clips it has."""
+        return sum(len(entry.clips) for entry in self.classes) + len(self.background) + len(self.removed)
+
     @model_validator(mode="after")
     def _past_is_here(self) -> BankIndex:
-        rows = sum(1 for _ in self.clips())
+        rows = self.rows
         if self.past:
             past = (*(clip for entry in self.past.classes for clip in entry.clips), *self.past.background)
             if any(clip.row >= rows for clip in past):
@@ -284,7 +290,7 @@ def read_bank(path: Path, fit: Fit | None = None) -> BankRead:
                 raise OtherEncoder(f"{path}: this bank was made with another bundle or preprocessing", REMEDY)
             places = _check_shapes(path, header, fit)
             tensors = _read_tensors(path, file, header, places)
-            content = Content(file, file.tell()) if any(clip.bytes for clip in header.content.clips()) else None
+            content = Content(file, file.tell()) if BYTES in header.tensors else None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
@@ -342,7 +348,7 @@ def _values(text: bytes) -> int:
 def _check_shapes(path: Path, header: _Header, fit: Fit | None) -> dict[str, tuple[int, tuple[int, ...]]]:
     """Where each tensor begins in the data, and its shape, all as the index wants them."""
     classes = len(header.content.classes)
-    clips = sum(1 for _ in header.content.clips())
+    clips = header.content.rows
     frames, dim = (fit.frames, fit.dim) if fit else _own_sizes(header.tensors.get("features"))
     views = _views(header.tensors.get("prototypes"))
     shapes = ((clips, frames, dim), (classes, dim), (classes, views, frames, dim))

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from m2df_runtime.bundle.prompt_texts import class_called, class_key
 from m2df_runtime.clips.folder_entries import entries, named, passed_over
@@ -27,8 +28,7 @@ KEPT_FOLDER = ".m2df"  # what m2df keeps in a support folder: its bank, and what
 LAYOUT_HINT = "expected one sub-folder per class with its clips inside, for example jump/clip.mp4"
 
 
-@dataclass(frozen=True)
-class Stamp:
+class Stamp(NamedTuple):
     """Cheap sign that a clip did not change: bytes, times of content and of any change in ns, and inode.
 
     Tools that keep size and modification time (`rsync --times --inplace`, a restored backup, two clips exchanged)
@@ -52,11 +52,13 @@ def clip_stamp(path: Path) -> Stamp:
     Raises:
         OSError: It is not there, or a folder that may not be listed.
     """
-    own = path.stat()
+    own = os.stat(path)
     stats = [frame.stat() for frame in frames_of(path)[0]] if stat.S_ISDIR(own.st_mode) else []
-    size = sum(s.st_size for s in stats) if stats else own.st_size
+    if not stats:
+        return Stamp(own.st_size, own.st_mtime_ns, own.st_ctime_ns, own.st_ino)
     every = (own, *stats)
-    return Stamp(size, max(s.st_mtime_ns for s in every), max(s.st_ctime_ns for s in every), own.st_ino)
+    newest = max(s.st_mtime_ns for s in every), max(s.st_ctime_ns for s in every)
+    return Stamp(sum(s.st_size for s in stats), *newest, own.st_ino)
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class SupportFolder:
         classes: Class label (folder name) to its clips; no class is empty.
         background: Clips of what belongs to no class.
         warnings: One line for each oddity met.
-        why_no_class: What to say where there is none.
+        why_no_class: What to say where there is none, else nothing.
     """
 
     path: Path
@@ -228,7 +230,8 @@ def list_support(path: Path) -> SupportFolder:
         )
     if len(classes) == 1:
         warnings.append(f"{path}: only one class ({next(iter(classes))}), every query will be given that label")
-    return SupportFolder(path, classes, background, tuple(warnings), _why_no_class(folders, loose))
+    why = "" if classes else _why_no_class(folders, loose)  # which looks into every folder once more
+    return SupportFolder(path, classes, background, tuple(warnings), why)
 
 
 def _alike(labels: Iterable[str]) -> list[str]:

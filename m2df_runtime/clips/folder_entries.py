@@ -57,8 +57,8 @@ def entries(folder: Path) -> list[Entry]:
         OSError: It is no folder, or may not be listed.
     """
     with os.scandir(folder) as found:
-        kept = [_entry(folder, entry) for entry in found if not passed_over(entry.name)]
-    return sorted(kept, key=lambda entry: natural_key(entry.path.name))
+        kept = [entry for entry in found if not passed_over(entry.name)]
+    return [_entry(folder, entry) for entry in sorted(kept, key=lambda entry: natural_key(entry.name))]
 
 
 def folders_below(folder: Path) -> tuple[list[Path], list[str]]:

@@ -77,10 +77,12 @@ def clips_below(folder: Path) -> ClipListing:
 
 def clip_files(inside: Iterable[Entry]) -> set[Path]:
     """Those of a folder's entries that are clips by themselves: video files and animated pictures."""
-    files = [entry.path for entry in inside if not entry.is_folder and entry.problem is None]
-    found = {path for path in files if path.suffix.lower() in VIDEO_SUFFIXES}
+    files = [
+        (entry.path, entry.path.suffix.lower()) for entry in inside if not entry.is_folder and entry.problem is None
+    ]
+    found = {path for path, suffix in files if suffix in VIDEO_SUFFIXES}
     # A folder may hold a million frames: of a family of names only the first one is looked into.
-    for family in families([path for path in files if path.suffix.lower() in ANIMATED_SUFFIXES]):
+    for family in families([path for path, suffix in files if suffix in ANIMATED_SUFFIXES]):
         if is_moving(family[0]):
             found.update(path for path in family if is_moving(path))
     return found

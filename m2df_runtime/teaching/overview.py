@@ -177,7 +177,9 @@ def _closest(encoded: Mapping[str, BankClass]) -> dict[str, tuple[str, float]]:
     if len(encoded) < 2:
         return {}
     labels = list(encoded)
-    means = np.stack([entry.features.mean(axis=(0, 1)) for entry in encoded.values()])  # (C, D)
+    counts = [len(entry.clips) for entry in encoded.values()]
+    clips = np.stack([clip.features for entry in encoded.values() for clip in entry.clips]).mean(axis=1)  # (M, D)
+    means = np.add.reduceat(clips, np.cumsum([0, *counts[:-1]])) / np.asarray(counts, np.float32)[:, None]  # (C, D)
     means /= np.linalg.norm(means, axis=1, keepdims=True) + 1e-12
     alike = means @ means.T
     np.fill_diagonal(alike, -np.inf)

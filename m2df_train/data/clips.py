@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -61,7 +61,7 @@ def file_key(path: Path, stamp: Stamp | None = None) -> str:
         stamp = stamp or clip_stamp(path)
     except OSError:  # such as a dangling link, which opening the clip will report
         return place
-    return "|".join([place, *map(str, astuple(stamp))])
+    return "|".join([place, *map(str, stamp)])
 
 
 def generated_clips(
