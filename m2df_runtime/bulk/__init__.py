@@ -1,1 +1,1 @@
-"""Many clips at once: read by processes or by a cluster, answered into a file that a later run goes on with."""
+"""Many clips at once: read by processes, answered into a file that a later run goes on with."""

@@ -1,1 +1,1 @@
-"""Where events go besides standard output: files that are written while, or after, a recording is read."""
+"""Where events go besides standard output: a broker, a web server, clips, an annotated copy; and their metrics."""

@@ -1,1 +1,1 @@
-"""Data: episodes, generated clips, features."""
+"""Labelled clips of folders, benchmarks and the generator: their splits, the episodes drawn of them, random changes."""
