@@ -22,7 +22,7 @@ from m2df_runtime.clips.opening import open_source
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-PATIENCE = 120_000  # milliseconds that a browser waits, for busy machines
+PATIENCE = 240_000  # milliseconds that a browser waits, for busy machines
 
 
 class Camera:
@@ -86,7 +86,7 @@ class Server:
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
-        self.process.wait(60)
+        self.process.wait(PATIENCE / 1000)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx2
 import numpy as np
+from live_servers import LONGEST
 from PIL import Image
 from tiny_bundle import COLOURS
 from websockets.sync.client import ClientConnection, connect
@@ -39,7 +40,7 @@ class Served:
     client: httpx2.Client
 
     def live(self, query: str = "", **options: object) -> ClientConnection:
-        return connect(f"ws://127.0.0.1:{self.port}/v1/live?{query}", proxy=None, **options)  # type: ignore[arg-type]
+        return connect(f"ws://127.0.0.1:{self.port}/v1/live?{query}", proxy=None, open_timeout=LONGEST, **options)  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -63,7 +64,7 @@ def serving(
         thread.start()
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         with httpx2.Client(
-            base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=120, trust_env=False
+            base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=LONGEST, trust_env=False
         ) as client:
             while not server.started and thread.is_alive():
                 time.sleep(0.01)

@@ -135,7 +135,7 @@ def test_mpeg_ts_and_mjpeg_over_http(states: States, tmp_path: Path) -> None:
         (_, picture), *_ = first(NetworkFrames(locked), 1)
         assert number_of(picture.rgb()) == 0
         for path, cause in (("/locked.ts", "unauthorised"), ("/gone.ts", "not found"), ("/page", "codec")):
-            with read(NetworkFrames(server.url(path), told := States(), timeout=5)):
+            with read(NetworkFrames(server.url(path), told := States(), timeout=LONGEST)):
                 assert told.wait_for("restarting").cause == cause, path
         with pytest.raises(ClipError, match=r"film\.mp4: a recording of 1 s, not a live stream; save it"):
             first(NetworkFrames(server.url("/film.mp4"), states), 1)
@@ -155,10 +155,10 @@ def test_mpeg_ts_without_more_around_it(kind: str, states: States) -> None:
 def test_a_certificate_must_be_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
     with serving(Http(Play(numbers(kind="mpegts")), (), b"", secure=True)) as server:
-        with read(NetworkFrames(server.url("/live.ts"), told := States(), timeout=5)):
+        with read(NetworkFrames(server.url("/live.ts"), told := States(), timeout=LONGEST)):
             told.wait_for("restarting", "TLS")
         monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
-        ((_, picture),) = first(NetworkFrames(server.url("/live.ts"), timeout=5), 1)
+        ((_, picture),) = first(NetworkFrames(server.url("/live.ts"), timeout=LONGEST), 1)
         assert number_of(picture.rgb()) == 0
 
 
@@ -212,7 +212,7 @@ def test_what_is_lost_comes_back_as_another_part(then: str, cause: str, states: 
         Play(numbers(kind="hevc"), "hevc", fps=12.5, stamps=lambda k: 7 + k / 12.5),
     ]
     with serving(Rtsp(*plays)) as server:
-        source = NetworkFrames(server.url(), states, timeout=1)
+        source = NetworkFrames(server.url(), states, timeout=2 if then == "stall" else LONGEST)
         parts = []
         with closing(source.parts()) as found:
             for part in islice(found, 3):
@@ -472,7 +472,7 @@ def test_a_certificate_is_that_of_the_host(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
     with serving(Http(Play(numbers(kind="mpegts")), (), b"", secure=True, host="0.0.0.0")) as server:
         address = server.url("/live.ts").replace("127.0.0.1", "127.0.0.2")  # this machine, too
-        with read(NetworkFrames(address, told := States(), timeout=5)):
+        with read(NetworkFrames(address, told := States(), timeout=LONGEST)):
             told.wait_for("restarting", "TLS")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
+from live_servers import LONGEST
 from made_videos import write_video
 from prometheus_client.parser import text_string_to_metric_families as parsed
 from test_stream import FPS, scene
@@ -73,7 +74,7 @@ def test_a_recording_is_counted(
     for step in stream.steps():
         metrics.step(step)
         taken += bool(step.answer and step.answer.prediction)
-    page = urlopen(address, timeout=60).read().decode()
+    page = urlopen(address, timeout=LONGEST).read().decode()
     assert {family.name: family.type for family in parsed(page)} == NAMES
     found = samples(page)
     name, counts = str(recording), stream.counts

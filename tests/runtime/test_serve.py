@@ -20,7 +20,7 @@ from pathlib import Path
 import httpx2
 import pytest
 from event_servers import until
-from live_servers import CERTIFICATE
+from live_servers import CERTIFICATE, LONGEST
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from serving import TOKEN, Served, message, picture, recording, serving
@@ -369,7 +369,9 @@ def test_the_command_serves_and_ends_whatever_goes_on(
     trusted = ssl.create_default_context(cafile=CERTIFICATE) if TLS[0] in options else False
     try:
         headers = {"Authorization": f"Bearer {TOKEN}"}
-        with httpx2.Client(base_url=address, headers=headers, trust_env=False, timeout=60, verify=trusted) as client:
+        with httpx2.Client(
+            base_url=address, headers=headers, trust_env=False, timeout=LONGEST, verify=trusted
+        ) as client:
             told(client.post("/v1/classes/red/clips", files=sent(write_clip(tmp_path / "secret name.mp4"))))
             assert client.get("/v1/classes").json()["classes"][0]["texts"] == ["something red"]
             with client.stream("GET", "/v1/events") as events:
@@ -377,7 +379,7 @@ def test_the_command_serves_and_ends_whatever_goes_on(
                 assert next(lines) == "retry: 2000"
                 process.send_signal(number)
                 assert "".join(lines) == ""
-        log = process.communicate(timeout=60)[1].splitlines()
+        log = process.communicate(timeout=LONGEST)[1].splitlines()
     finally:
         process.kill()
     assert process.returncode == code

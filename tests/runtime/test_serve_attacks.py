@@ -21,6 +21,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from live_servers import LONGEST
 from serving import TOKEN, Served, jpeg, picture, serving
 from test_serve import refusal
 from tiny_bundle import write_clip, write_support
@@ -82,7 +83,7 @@ def unharmed(server: Served, place: Path) -> Iterator[Served]:
 
 def raw(port: int, request: bytes) -> tuple[int, bytes]:
     """Status and body of what comes back; 0 where the connection is closed without a word."""
-    with socket.create_connection(("127.0.0.1", port), timeout=60) as sock:
+    with socket.create_connection(("127.0.0.1", port), timeout=LONGEST) as sock:
         sock.sendall(request)
         got = b""
         try:
@@ -347,7 +348,7 @@ def closed_with(server: Served, *messages: str | bytes, query: str = "", first: 
             for one in (*([first] if first is not None else []), *messages):
                 live.send(one)
             while True:
-                got = json.loads(live.recv(timeout=60))
+                got = json.loads(live.recv(timeout=LONGEST))
                 said = got.get("error", {}).get("code", said)
         except ConnectionClosed as closed:
             assert closed.rcvd is not None
@@ -426,7 +427,7 @@ def test_200_sockets_that_say_nothing_are_in_nobodys_way(server: Served):
     try:
         assert server.client.get("/healthz").status_code == 200
         for sock in sockets:  # each is closed in its time
-            sock.settimeout(60)
+            sock.settimeout(LONGEST)
             assert sock.recv(1) == b""
     finally:
         for sock in sockets:
@@ -457,7 +458,7 @@ def test_of_one_kind_of_client_there_are_so_many(model: Model, place: Path, clip
             assert next(lines)
             assert refusal(few.client.get("/v1/events")) == (429, "busy")
         crowd = [socket.create_connection(("127.0.0.1", few.port)) for _ in range(20)]
-        crowd[-1].settimeout(60)
+        crowd[-1].settimeout(LONGEST)
         with suppress(ConnectionResetError):
             assert crowd[-1].recv(1) == b""
         for sock in crowd:
