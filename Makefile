@@ -58,7 +58,7 @@ lint: $(VENV)/.installed-dev
 # per process; one that has none left takes tests from another.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-# mypy takes one core for two minutes where it has no cache, so it runs beside the tests; its lines follow theirs.
+# mypy takes one core for a minute where it has no cache, so it runs beside the tests; its lines follow theirs.
 test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
