@@ -252,7 +252,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     place = tmp_path_factory.mktemp("documented")
     queries = sorted(demo_queries().iterdir())
-    shutil.copytree(demo_support(), place / "actions")
+    # Whoever ran the demo has a bank beside its clips.
+    shutil.copytree(demo_support(), place / "actions", ignore=shutil.ignore_patterns(".*"))
+    actions = sorted((place / "actions").iterdir())
     for clip, query in zip(("clip.mp4", "a.mp4", "b.mp4"), queries, strict=False):
         shutil.copy(query, place / clip)
     for folder in ("new", "cam3"):
@@ -262,12 +264,12 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_long(place / "long.mp4", place / "events.csv")
     (place / "days").mkdir()
     shutil.copy(place / "long.mp4", place / "days" / "monday.mp4")
-    rows = [f"{folder.name},a person doing {folder.name}" for folder in sorted(demo_support().iterdir())]
+    rows = [f"{folder.name},a person doing {folder.name}" for folder in actions]
     (place / "labels.csv").write_text("\n".join(["class,text", *rows]) + "\n", encoding="utf-8")
     for bundle in ("old", "mine"):
         with zipfile.ZipFile(demo_bundle()) as archive:
             archive.extractall(place / "bundles" / bundle)
-    for folder in sorted(demo_support().iterdir()):
+    for folder in actions:
         clips = [*sorted(folder.iterdir()), demo_queries() / f"{folder.name}.mp4"]
         for number, clip in enumerate(clips * 2, 1):
             write_copy(clip, place / "clips" / folder.name / f"{folder.name}_person{number}.mp4", mirrored=number > 3)
