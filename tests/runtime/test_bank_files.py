@@ -233,8 +233,9 @@ def test_pictures_and_recordings_take_a_bank_file(
         SupportBank.of(model, folder).save(tmp_path / f"{name}.bank", clips=clips)
         bank = ("--bundle", tiny_bundle, "--support", tmp_path / f"{name}.bank", "--reject", "off")
         common = (*bank, "--query", query_dir / "red.mp4")
-        done = command(*common, "--picture", tmp_path / f"{name}.png")
-        assert done.returncode == 0 and ": red " in done.stdout and not done.stderr
+        picture = tmp_path / f"{name}.png"
+        done = command(*common, "--picture", picture)
+        assert (done.returncode, done.stderr) == (0, f"written: {picture}\n") and ": red " in done.stdout
         assert command(*common, "--window", "0.2", "--windows").returncode == 0
     shown = [np.asarray(Image.open(tmp_path / f"{name}.png"), float) for name in ("whole", "slim")]
     assert np.abs(shown[0] - shown[1]).mean() < 3

@@ -277,7 +277,7 @@ def start(*arguments: object, **environment: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_killed_and_interrupted_commands_go_on_to_the_same_weights(recipe: Recipe, tmp_path: Path) -> None:
     # Long enough to be met in the middle; adapters, whose state is the most involved.
     long = with_values(recipe, tuning={"strategy": "adapter"}, train={"episodes": 16, "validate_every": 4})
