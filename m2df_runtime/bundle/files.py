@@ -7,6 +7,7 @@ blocks. It is opened for each read, so that threads share nothing and nothing st
 from __future__ import annotations
 
 import hashlib
+import os
 import zipfile
 from pathlib import Path
 from typing import IO, BinaryIO
@@ -39,7 +40,7 @@ def read_file(bundle: Path, name: str, size: int | None, limit: int) -> tuple[by
         if not path.is_file():
             raise InputError(f"{bundle}: missing {name}", "export the bundle again")
         with open_regular(path) as file:
-            found = path.stat().st_size
+            found = os.fstat(file.fileno()).st_size  # another export may have put another file there
             _check_size(f"{path}: {found} bytes", found, size, limit)
             return _hashed(file, f"{path}", found)
     try:

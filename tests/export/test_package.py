@@ -131,7 +131,8 @@ def test_who_opens_a_bundle_during_exports_finds_one(tmp_path, tiny_bundle):
             with replacing(target) as work:
                 for path in tiny_bundle.iterdir():
                     shutil.copy(path, work)
-                (work / "manifest.json").write_text(text.replace('"tiny"', f'"number {number}"', 1))
+                name = f"number {'1' * (number % 40)}"  # no two manifests in a row are of one size
+                (work / "manifest.json").write_text(text.replace('"tiny"', f'"{name}"', 1))
             assert reader.poll() is None
         (tmp_path / "done").touch()
         found = reader.communicate()[0]
