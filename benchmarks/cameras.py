@@ -311,6 +311,7 @@ def cli(
             path = Path(folder) / f"{tower}.bundle"
             export(random_model(tower), path, ("fp32",))
         model = ruled(path, threads)
+        about = described(model)
         support, recording = Path(folder) / "support", Path(folder) / "recording.mp4"
         write_support(support, taught, 1)
         film(recording, chosen, length, shaking=False, keyframes=keyframes)
@@ -324,7 +325,7 @@ def cli(
                 advance(1)
     result = {
         "environment": machine.environment(),
-        "model": described(model),
+        "model": about,
         "settings": {
             "size": [*COST_SIZE],
             "fps": COST_FPS,
