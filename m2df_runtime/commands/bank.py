@@ -43,7 +43,11 @@ def bank() -> None:
 
 def _support_option(command: Command) -> Command:
     return click.option(
-        "--support", type=click.Path(path_type=Path), metavar="DIR|FILE", required=True, help="What is changed."
+        "--support",
+        type=click.Path(path_type=Path),
+        metavar="DIR|FILE",
+        required=True,
+        help="The support folder, or a bank file.",
     )(command)
 
 

@@ -47,7 +47,14 @@ RUNTIME_PACKAGES = (
     "rich",
 )
 TRAINING_PACKAGES = ("torch", "open_clip_torch", "safetensors", "onnx", "onnxscript")
-EVENT_PACKAGES = {"paho-mqtt": ("mqtt", "--mqtt"), "prometheus_client": ("metrics", "--metrics-port")}
+OPTIONAL_PACKAGES = {
+    "paho-mqtt": ("mqtt", "--mqtt"),
+    "prometheus_client": ("metrics", "--metrics-port"),
+    "fastapi": ("serve", "m2df-run serve"),
+    "uvicorn": ("serve", "m2df-run serve"),
+    "matplotlib": ("report", "m2df-eval --report"),
+    "scikit-learn": ("report", "m2df-eval --report"),
+}
 REPLACED_BY = {"opencv-python-headless": "opencv-python"}  # either one provides cv2
 PROBE_SECONDS = 10.0
 _NEWEST = ""  # what --measure without a bundle stands for
@@ -76,9 +83,9 @@ def examine() -> list[Check]:
     """Look at everything; takes a second or two and changes nothing."""
     runtime = [_package(name, needed=True) for name in RUNTIME_PACKAGES]
     training = [_package(name, hint="pip install 'm2df[train]', for training and export") for name in TRAINING_PACKAGES]
-    events = [
+    optional = [
         _package(name, hint=f"pip install 'm2df[{extra}]', for {option}")
-        for name, (extra, option) in EVENT_PACKAGES.items()
+        for name, (extra, option) in OPTIONAL_PACKAGES.items()
     ]
     return [
         Check("python", "info", f"{platform.python_version()} ({sys.executable})"),
@@ -92,7 +99,7 @@ def examine() -> list[Check]:
         _attempt("auto", _auto),
         _attempt("decode", _decode, needed=True),
         _gpu(),
-        *events,
+        *optional,
         *training,
         _weights_cache(),
         _own_cache(),

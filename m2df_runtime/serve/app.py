@@ -165,7 +165,7 @@ class App:
         answer.set_cookie(
             COOKIE,
             self._access.session,
-            path="/v1",
+            path="/",  # the description of the interface, too
             httponly=True,
             samesite="strict",
             secure=request.url.scheme == "https",

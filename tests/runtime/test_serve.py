@@ -321,6 +321,9 @@ def test_a_token_is_asked_for_everywhere_but_of_probes_and_the_page(model: Model
         # A browser gets a cookie for the token; it alone changes nothing, unless the own page asks.
         set_by = served.client.post("/v1/session").headers["set-cookie"]
         assert "HttpOnly" in set_by and "SameSite=strict" in set_by
+        for path in ("/docs", "/openapi.json"):
+            page = httpx2.get(served.client.base_url.join(path), cookies=served.client.cookies, trust_env=False)
+            assert page.status_code == 200
         cookie = {"Cookie": set_by.partition(";")[0]}
         assert stranger.get("/v1/classes", headers=cookie).status_code == 200
         assert refusal(stranger.post("/v1/undo", headers=cookie)) == (403, "origin")
