@@ -230,7 +230,11 @@ def teaching(record: Record, stem: str, files: Files) -> str:
         "list_clock_s": "the same by the clock",
     }
     rows = [
-        [what, *(_percentiles(record[kind][name], "s") for kind in ("folder", "file")), str(targets.get(name, ""))]
+        [
+            what,
+            *(", ".join(f"{p} {record[kind][name][p]:.2f}" for p in ("p50", "p95")) for kind in ("folder", "file")),
+            str(targets.get(name, "")),
+        ]
         for name, what in names.items()
     ]
     return "\n".join(
