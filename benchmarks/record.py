@@ -14,9 +14,9 @@ import numpy as np
 
 from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.manifest import MANIFEST_NAME
-from m2df_runtime.commands.doctor import version_of
 from m2df_runtime.cpus import available_cpus, processor_name
 from m2df_runtime.files import atomic_write, sha256_bytes, sha256_file
+from m2df_runtime.installed import version_of
 from m2df_runtime.other_programs import OtherPrograms
 
 RESULTS = Path(__file__).parent / "results"

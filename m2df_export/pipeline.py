@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -44,6 +43,7 @@ from m2df_runtime.bundle.manifest import (
 from m2df_runtime.engine_names import Precision
 from m2df_runtime.errors import CheckFailed, InputError
 from m2df_runtime.files import exclusive
+from m2df_runtime.installed import version_of
 from m2df_runtime.pixels.spec import ClipSpec
 from m2df_runtime.progress import Advance, unseen
 from m2df_train.model.backbone import load_backbone
@@ -304,13 +304,8 @@ def _fp16_alone(options: ExportOptions, reason: TooLarge) -> ExportOptions:
 
 
 def _version(package: str) -> str | None:
-    names = (package, "onnxruntime-gpu") if package == "onnxruntime" else (package,)
-    for name in names:
-        try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return None
+    version = version_of(package)
+    return version_of("onnxruntime-gpu") if version is None and package == "onnxruntime" else version
 
 
 def _summary(graphs: dict[GraphName, GraphInfo], reports: dict[Precision, EngineResult]) -> tuple[ExportedFile, ...]:

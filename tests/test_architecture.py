@@ -79,9 +79,9 @@ def test_imports_run_downwards_only(package):
 # Rooms of each floor, from the ground up: a file imports from its own room and from those before it.
 ROOMS = {
     "m2df_runtime": (
-        "errors", "engine_names", "regular_files", "files", "user_cache", "cpus", "other_programs", "deaf_children",
-        "progress", "bounds", "parity", "clips", "pixels", "bundle", "backends", "bank", "match", "fastest", "stream",
-        "show", "sinks", "bulk", "teaching", "serve", "commands",
+        "errors", "engine_names", "installed", "median", "regular_files", "files", "user_cache", "cpus",
+        "other_programs", "deaf_children", "progress", "bounds", "parity", "clips", "pixels", "bundle", "backends",
+        "bank", "match", "fastest", "stream", "show", "sinks", "bulk", "teaching", "serve", "commands",
     ),
     "m2df_train": (
         "public_benchmarks", "interrupt", "model", "synthetic", "recipe", "data", "cache", "evaluation", "training",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -20,6 +20,7 @@ from m2df_runtime.cpus import processor_name, thread_count
 from m2df_runtime.engine_names import EngineName, RunPrecision
 from m2df_runtime.errors import CheckFailed, first_line
 from m2df_runtime.files import atomic_write, sha256_bytes
+from m2df_runtime.installed import version_of
 from m2df_runtime.pixels.spec import PIXELS_VERSION
 from m2df_runtime.regular_files import open_regular
 from m2df_runtime.user_cache import MEASURED, cache_dir, user_cache
@@ -54,7 +55,8 @@ class Machine(_Schema):
     @classmethod
     def here(cls, threads: int | None) -> Machine:
         """This machine with so many threads; None stands for the cores that this process may use. Raises InputError."""
-        return cls(processor=processor_name()[:200], threads=thread_count(threads), engines=dict(_installed()))
+        engines = {package: version for package in _PACKAGES if (version := version_of(package)) is not None}
+        return cls(processor=processor_name()[:200], threads=thread_count(threads), engines=engines)
 
     def text(self) -> str:
         """For people."""
@@ -180,13 +182,3 @@ def _read(path: Path) -> Measured | None:
         reason = error.strerror or first_line(error)
     _log.warning("%s: not used: %s (m2df-doctor --measure writes it anew)", path, reason)
     return None
-
-
-def _installed() -> Iterator[tuple[str, str]]:
-    from importlib import metadata
-
-    for package in _PACKAGES:
-        try:
-            yield package, metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue

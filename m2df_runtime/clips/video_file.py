@@ -22,6 +22,7 @@ from m2df_runtime.clips.decoded_frames import Look, VideoPicture, failures, fram
 from m2df_runtime.clips.limits import check_pixels, max_pixels
 from m2df_runtime.clips.source import DEFAULT_FPS, FrameSource, Picture, frame_rate
 from m2df_runtime.errors import ClipError, first_line
+from m2df_runtime.median import median
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -291,8 +292,7 @@ def _without_jumps(path: Path, seconds: NDArray[np.float64]) -> NDArray[np.float
     if len(seconds) < 3:
         return seconds
     gaps = np.diff(seconds)
-    # As `np.median` does it, which on floats loads masked arrays first: 25 ms of the first clip.
-    usual = float(np.sort(gaps)[(len(gaps) - 1) // 2 : len(gaps) // 2 + 1].mean())
+    usual = median(gaps)
     jumps = (gaps > _LONGEST_GAP[0]) & (gaps > _LONGEST_GAP[1] * usual)
     if not jumps.any():
         return seconds

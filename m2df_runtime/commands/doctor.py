@@ -13,7 +13,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +24,7 @@ from m2df_runtime.commands.fastest import ROUNDS, measure_engines
 from m2df_runtime.cpus import MAX_THREADS, available_cpus
 from m2df_runtime.engine_names import EngineName
 from m2df_runtime.errors import EnvironmentMissing, M2dfError
+from m2df_runtime.installed import version_of
 from m2df_runtime.user_cache import cache_dir, user_cache
 
 Status = Literal["ok", "missing", "failed", "info"]
@@ -104,14 +104,6 @@ def examine() -> list[Check]:
         _weights_cache(),
         _own_cache(),
     ]
-
-
-def version_of(package: str) -> str | None:
-    """Installed version of a distribution, without importing it."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _package(name: str, *, needed: bool = False, hint: str | None = None) -> Check:
