@@ -68,19 +68,19 @@ class Timeline(Course):
 
     def _draw_class(self, draw: ImageDraw.ImageDraw, label: str, top: int) -> None:
         """Scores of one class as columns, its events as bars below them, the thresholds as lines."""
-        left, floor, rise = MARGIN + _LABELS, top + _FLOOR, _RISE
+        left, floor = MARGIN + _LABELS, _level(top, 0)
         found = [event for event in self.events if event.label == label]
-        write_text(draw, (MARGIN, top + rise // 2 - 8), label, 13, INK if found else FAINT, _LABELS - 12)
-        draw.rectangle((left, floor - rise, left + _WIDTH, floor), TRACK)
+        write_text(draw, (MARGIN, top + _RISE // 2 - 8), label, 13, INK if found else FAINT, _LABELS - 12)
+        draw.rectangle((left, _level(top, 1), left + _WIDTH, floor), TRACK)
         heights = self.heights(label, _WIDTH + 1)
         inside = np.zeros(_WIDTH + 1, dtype=bool)
         for event in found:
             inside[self._x(event.start) - left : self._x(event.end) - left + 1] = True
         for column in np.flatnonzero(heights).tolist():
-            x, y = left + column, floor - round(rise * float(heights[column]))
+            x, y = left + column, _level(top, float(heights[column]))
             draw.line((x, y, x, floor), ACCENT if inside[column] else OTHER)
         for threshold in (self.rules.enter, self.rules.leave):
-            y = floor - round(rise * threshold)
+            y = _level(top, threshold)
             for x in range(left, left + _WIDTH, 8):
                 draw.line((x, y, x + 3, y), FAINT)
         for event in found:
@@ -91,7 +91,7 @@ class Timeline(Course):
     def _name_thresholds(self, draw: ImageDraw.ImageDraw, top: int) -> None:
         """Beside the first class: which dashed line is which."""
         for what, threshold, above in (("begins", self.rules.enter, 11), ("ends", self.rules.leave, 3)):
-            y = top + _FLOOR - round(_RISE * threshold) - above
+            y = _level(top, threshold) - above
             write_text(
                 draw, (MARGIN + _LABELS + _WIDTH + 8, y), f"{what} {threshold:g}", 11, FAINT, _RULES + MARGIN - 8
             )
@@ -101,6 +101,11 @@ class Timeline(Course):
             x = self._x(second)
             draw.line((x, top, x, top + 5), FAINT)
             write_text(draw, (min(x - 2, MARGIN + _LABELS + _WIDTH - 30), top + 8), clock(second), 12, FAINT, 80)
+
+
+def _level(top: int, score: float) -> int:
+    """The row at which a score lies, in a class that begins at row `top`."""
+    return top + _FLOOR - round(_RISE * score)
 
 
 def _thumb(frame: NDArray[np.uint8]) -> Image.Image:
