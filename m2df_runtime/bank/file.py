@@ -103,8 +103,7 @@ class ClipEntry(_Schema):
     @property
     def bytes(self) -> int:
         """How many of `bytes` are its."""
-        files = sum(file.bytes for file in self.files) if self.files else 0
-        return files + (self.strip.bytes if self.strip else 0)
+        return (self.strip.bytes if self.strip else 0) + sum(file.bytes for file in self.files)
 
 
 class ClassEntry(_Schema):
