@@ -24,6 +24,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.descriptors import HISTORY_CLIP, HOG_CLIP, Descriptor, describe, mean_cosine
+from benchmarks.frozen_tower import CHANGE_CLIP, COLOUR_CLIP, frozen_features
 from benchmarks.record import RESULTS, Machine, write
 from benchmarks.ruled import described, ruled
 from m2df_runtime.backends.model import Model
@@ -86,9 +88,6 @@ def _given(distances: Float, classes: NDArray[np.int64]) -> Given:
 
 def descriptor_answers(clips: Sequence[LabelledClip]) -> dict[str, Answer]:
     """Answers of every descriptor by name, hand-made or of a frozen tower: the class whose mean is nearest."""
-    from benchmarks.descriptors import HISTORY_CLIP, HOG_CLIP, Descriptor, describe, mean_cosine
-    from benchmarks.frozen_tower import CHANGE_CLIP, COLOUR_CLIP, frozen_features
-
     specs = (HOG_CLIP, HISTORY_CLIP, COLOUR_CLIP, CHANGE_CLIP)
     with progress("describing", len(clips)) as advance:
         pixels: list[list[NDArray[np.uint8]]] = [[] for _ in specs]
