@@ -1,6 +1,6 @@
 """Cameras per core: how old frames get, what is left out and how late events are, as cameras become more.
 
-    python -m benchmarks.cameras --cameras 1,4,8,16,24 --seconds 60
+    python -m benchmarks.cameras --cameras 1,4,8,12,16,24 --seconds 60
 
 A process of its own plays a generated recording over HTTP as so many live cameras, each from another second of it, at
 the recording's pace. Stamps are the moments at which frames are due, so that their age is known whatever held them up.
@@ -284,7 +284,7 @@ def _numbers(ctx: click.Context, param: click.Parameter, value: str) -> list[int
 @click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
 @click.option("--bundle", "path", type=click.Path(path_type=Path), help="Bundle [newest, else the shipped one].")
 @click.option("--model", "tower", help="In its place an open_clip model with random weights and the M2DF head.")
-@click.option("--cameras", callback=_numbers, default="1,4,8,16,24", help="How many at once, one run for each.")
+@click.option("--cameras", callback=_numbers, default="1,4,8,12,16,24", help="How many at once, one run for each.")
 @click.option("--seconds", type=click.FloatRange(1), default=60.0, help="Of each run, after all cameras run.")
 @click.option("--length", type=click.FloatRange(10), default=120.0, help="Seconds of the recording that they play.")
 @click.option("--keyframes", type=click.FloatRange(0.1), default=2.0, help="Seconds from one keyframe to the next.")
@@ -308,7 +308,7 @@ def cli(
     taught = chosen[::2]
     with tempfile.TemporaryDirectory() as folder:
         if tower:
-            path = Path(folder) / f"{tower}.bundle"
+            path = Path(folder) / f"{tower} with random weights"
             export(random_model(tower), path, ("fp32",))
         model = ruled(path, threads)
         about = described(model)

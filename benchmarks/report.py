@@ -532,7 +532,8 @@ def cameras(record: Record, stem: str, files: Files) -> str:
         for run in record["cameras"]
     ]
     note = f"Budget: {target['cameras']} cameras on 2 cores with frames at most {target['age_s']:g} s old.\n"
-    return "\n".join(["## Cameras\n", what, _machine(record["environment"]), _table(head, rows), note])
+    title = "## Cameras\n" if stem == "cameras" else f"## Cameras, {record['model']['name']}\n"
+    return "\n".join([title, what, _machine(record["environment"]), _table(head, rows), note])
 
 
 def _seconds(values: Record | None, *names: str) -> list[str]:
