@@ -31,9 +31,10 @@ def main() -> None:
     if CHROMIUM is None:
         sys.exit("error: there is no Chromium (apt-get install chromium)")
     expect.set_options(timeout=PATIENCE)
+    query = demo_queries() / f"{SHOWN}.mp4"
     with tempfile.TemporaryDirectory() as place, sync_playwright() as playwright:
         camera = Camera(Path(place, "camera.mjpeg"))
-        camera.plays(clip_of(SHOWN))
+        camera.plays(query)
         for label in TAUGHT:
             shutil.copytree(clip_of(label).parent, Path(place, "actions", label.replace("_", " ")))
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=camera.options, timeout=PATIENCE)
@@ -43,7 +44,7 @@ def main() -> None:
             page.goto(server.address)
             expect(page.locator("#winner")).to_have_text(SHOWN.replace("_", " "))
             save(page, "page.png")
-            page.locator("#clip").set_input_files(demo_queries() / f"{SHOWN}.mp4")
+            page.locator("#clip").set_input_files(query)
             page.locator("#results").get_by_role("button", name="Why?").click()
             expect(page.frame_locator("#why-page").locator("h1, h2").first).to_be_visible()
             save(page, "why.png")

@@ -10,6 +10,9 @@ from m2df_runtime.bundle.manifest import MANIFEST_NAME
 
 _DEMO = Path(__file__).parents[1] / "demo"
 
+RECORDED = (("clap", 8.2, 11.3), ("side_bend", 21.3, 23.6), ("high_knees", 29.2, 32.9))
+"""Each action of the demo recording, with the seconds from when to when it is done."""
+
 
 def demo_bundle() -> Path:
     """The bundle shipped with the package."""

@@ -250,6 +250,8 @@ def run(options: RunOptions) -> None:
                 watch(clips, matcher, options.recording, output, options.rectangle, outlets)
     if not cameras and options.bulk is None:
         _say_how_it_rejects(matcher, options)
+        if demo:
+            _say_what_the_demo_shows(options.recording is not None)
 
 
 def _asked(options: RunOptions) -> Asked:
@@ -259,6 +261,21 @@ def _asked(options: RunOptions) -> Asked:
 def _say_how_it_rejects(matcher: Matcher, options: RunOptions) -> None:
     if options.reject == "auto":
         say(f"rejection: {matcher.about_rejection}")
+
+
+def _say_what_the_demo_shows(recording: bool) -> None:
+    """Let a newcomer judge the answers to what is shipped."""
+    from m2df_runtime.bundle.shipped import RECORDED
+    from m2df_runtime.stream.events import clock
+
+    if recording:
+        happens = ", ".join(f"{label} from {clock(start)} to {clock(end)}" for label, start, end in RECORDED)
+        say(
+            f"what happens in it: {happens}; any other event is a mistake: the person stands, turns and walks, "
+            "which no support clip shows"
+        )
+    else:
+        say("each of these queries is named after the action that it shows")
 
 
 def _lines(stream: TextIO) -> Iterator[str]:
