@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Reject = Literal["auto", "off"] | float
+SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
 
 
 def with_options(command: Command, options: Sequence[Callable[[Command], Command]]) -> Command:
@@ -131,6 +132,12 @@ def parse_reject(ctx: click.Context, param: click.Parameter, value: str) -> Reje
     return number
 
 
+def check_miss_rate(miss_rate: float | None, reject: Reject | None) -> None:
+    """Refuse a miss rate beside a `--reject` that has none; None is what was not given. Raises UsageError."""
+    if miss_rate is not None and reject not in (None, "auto"):
+        raise click.UsageError(f"--miss-rate is of --reject auto, not of --reject {reject}")
+
+
 def reject_options(command: Command) -> Command:
     """The options of when an answer is `unknown` on a click command."""
     added = (
@@ -145,7 +152,7 @@ def reject_options(command: Command) -> Command:
         ),
         click.option(
             "--miss-rate",
-            type=click.FloatRange(0, 1, min_open=True, max_open=True),
+            type=SHARE,
             metavar="SHARE",
             help="Share of taught actions that --reject auto may answer with 'unknown'. [default: 0.05]",
         ),

@@ -17,7 +17,15 @@ from click.core import ParameterSource
 
 from m2df_runtime.commands.bulk import Asked, BulkOptions, answer_all, bulk_options
 from m2df_runtime.commands.console import M2dfGroup, emit, emit_json, main_entry, progress, report, say
-from m2df_runtime.commands.options import Reject, TextOptions, engine_options, reject_options, say_engine, text_options
+from m2df_runtime.commands.options import (
+    Reject,
+    TextOptions,
+    check_miss_rate,
+    engine_options,
+    reject_options,
+    say_engine,
+    text_options,
+)
 from m2df_runtime.commands.recordings import (
     LONG,
     Output,
@@ -122,8 +130,7 @@ class RunOptions:
             raise click.UsageError("--roi X,Y,W,H is of --query: write zones into the file of --cameras")
         if self.support is not None and not self.queries and self.cameras is None:
             raise click.UsageError("--support needs --query: a clip, a folder of clips, a glob, or - for stdin")
-        if self.miss_rate is not None and self.reject != "auto":
-            raise click.UsageError(f"--miss-rate is of --reject auto, not of --reject {self.reject}")
+        check_miss_rate(self.miss_rate, self.reject)
         for name, asked in (("--window", self.recording), ("--picture", self.picture), ("--explain", self.explain)):
             if self.bulk is not None and asked is not None:
                 raise click.UsageError(f"--out takes one answer per clip, and {name} is for another job")

@@ -16,6 +16,7 @@ from m2df_runtime.commands.options import (
     EngineOptions,
     Reject,
     TextOptions,
+    check_miss_rate,
     engine_options,
     reject_options,
     say_engine,
@@ -96,6 +97,7 @@ class ServeOptions:
     def __post_init__(self) -> None:
         if (self.tls_cert is None) != (self.tls_key is None):
             raise click.UsageError("--tls-cert and --tls-key go together")
+        check_miss_rate(self.miss_rate, self.reject)
 
     @property
     def certificate(self) -> tuple[Path, Path] | None:

@@ -12,7 +12,7 @@ import click
 from click.core import ParameterSource
 
 from m2df_runtime.commands.console import emit, emit_json, progress, report
-from m2df_runtime.commands.options import Command, Reject, parse_reject, with_options
+from m2df_runtime.commands.options import SHARE, Command, Reject, check_miss_rate, parse_reject, with_options
 from m2df_runtime.commands.recordings import EVENT_OPTIONS, SECONDS, event_rules, parse_window
 from m2df_runtime.engine_names import BackendName, RunPrecision
 from m2df_runtime.errors import CheckFailed, ClipError, InputError
@@ -40,6 +40,7 @@ class RecordingOptions:
     window: float | Literal["auto"] | None
     stride: float | None
     reject: Reject | None
+    miss_rate: float | None
     enter: float | None
     leave: float | None
     min_duration: float | None
@@ -67,6 +68,7 @@ class RecordingOptions:
         if strangers := sorted(given - own.keys() - {*SHARED}):
             name = {"shots": "shot", "splits": "split"}.get(strangers[0], strangers[0])
             raise click.UsageError(f"--{name.replace('_', '-')} does not go with --recordings")
+        check_miss_rate(own["miss_rate"], own["reject"])
         return cls(**own)
 
 
@@ -110,6 +112,7 @@ def recording_options(command: Command) -> Command:
             callback=lambda ctx, param, value: None if value is None else parse_reject(ctx, param, value),
             help="As of m2df-run. [auto]",
         ),
+        click.option("--miss-rate", type=SHARE, metavar="SHARE", help="As of m2df-run. [0.05]"),
         *EVENT_OPTIONS,
     )
     return with_options(command, added)
@@ -245,12 +248,13 @@ def _bank(model: Model, support: Path, options: RecordingOptions, labels: Path |
     from m2df_runtime.bundle.prompt_texts import read_labels, warn_unmatched
 
     reject: Reject = "auto" if options.reject is None else options.reject
+    rate = {} if options.miss_rate is None else {"miss_rate": options.miss_rate}
     texts = read_labels(labels) if labels else {}
     rules = model.bundle.manifest.text.rules.over(texts) if texts else None
     bank = SupportBank.of(model, support, rules, progress=progress)
     if labels:
         warn_unmatched(labels, texts, bank.labels)
-    return _Bank(str(model.bundle.path), str(support), Matcher(model, bank, reject=reject))
+    return _Bank(str(model.bundle.path), str(support), Matcher(model, bank, reject=reject, **rate))
 
 
 def _annotated(options: RecordingOptions, banks: Sequence[_Bank]) -> tuple[list[_Annotated], int]:

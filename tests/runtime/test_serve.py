@@ -420,6 +420,7 @@ def test_others_are_let_in_with_a_token_alone(command, tmp_path: Path):
         (("--host", "0.0.0.0"), "0.0.0.0 is reached from other machines"),
         (("--host", "::"), ":: is reached from other machines"),
         (("--token", "short"), "a token has at least 16 plain characters"),
+        (("--reject", "off", "--miss-rate", "0.1"), "--miss-rate is of --reject auto, not of --reject off"),
         (("--tls-cert", "a.pem"), "--tls-cert and --tls-key go together"),
         (("--host", "192.0.2.1", "--token", TOKEN), "cannot listen at 192.0.2.1, port 8000"),
     ):

@@ -135,6 +135,11 @@ def test_rules_are_taken_and_what_is_proposed_gives_what_is_told(evaluate) -> No
     assert any(line.startswith("  keep those in use") for line in lines) == worse
 
 
+def test_a_bank_may_be_asked_to_reject_more(evaluate) -> None:
+    usual, strict = (json.loads(evaluate(*more, "--json").stdout) for more in ((), ("--miss-rate", 0.95)))
+    assert strict["events"]["iou_0.3"]["found"] < usual["events"]["iou_0.3"]["found"]
+
+
 def test_events_of_classes_for_what_else_is_seen_are_left_out(evaluate, table: Path) -> None:
     table.write_text(TABLE.replace("one,0:06,0:08,blue\n", ""))
     record = json.loads(evaluate("--ignore", "blue", "--json").stdout)
@@ -247,6 +252,11 @@ def test_a_recording_that_cannot_be_read_does_not_stop_the_rest(
         (
             ("--recordings", "days", "--annotations", "a.csv", "--support", ".", "--shot", "5"),
             "--shot does not go with --recordings",
+        ),
+        (("--miss-rate", "0.1"), "--miss-rate needs --recordings DIR"),
+        (
+            ("--recordings", "days", "--support", ".", "--reject", "off", "--miss-rate", "0.1"),
+            "--miss-rate is of --reject auto, not of --reject off",
         ),
         (("--recordings", "days", "--annotations", "a.csv"), "--recordings needs --support DIR"),
         (("--recordings", "days", "--annotations", "a.csv", "--support", "."), "days: not a folder"),
