@@ -122,10 +122,10 @@ def _scored(
                 distances = {one.label: one.distance for one in prediction.classes}
             windows.append(WindowScores(answer.start, answer.end, scores, distances))
     return [
-        ScoredRecording(stream.name, source.duration, truth, windows, stream.window, stream.stride).without(
-            {*BESIDES.values()}
+        ScoredRecording(stream.name, source.duration, truth, windows, stream.window, stream.stride).called(
+            {label: label for label in matcher.bank.labels if label not in BESIDES.values()}
         )
-        for windows in found
+        for matcher, windows in zip(matchers, found, strict=True)
     ]
 
 

@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from m2df_runtime.bundle.prompt_texts import class_called
 from m2df_runtime.commands.console import report, say
 from m2df_runtime.commands.queries import Query
 from m2df_runtime.commands.recordings import Output, RecordingOptions, opened_stream, say_what_it_took, tell
@@ -90,7 +91,7 @@ def _of_file(camera: Camera, matcher: Matcher, outlets: Outlets) -> Stream:
     from m2df_runtime import Stream
     from m2df_runtime.stream.sources.file import FileFrames
 
-    unknown = [label for label in camera.labels or () if label not in matcher.bank.labels]
+    unknown = [label for label in camera.labels or () if class_called(matcher.bank.labels, label) is None]
     if unknown:
         say(f"warning: {camera.name}: told of nothing that is not taught: {', '.join(unknown)}")
     if isinstance(camera.source, Path):

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Literal
 
+from m2df_runtime.bundle.prompt_texts import class_key
 from m2df_runtime.errors import InputError, printable
 from m2df_runtime.stream.zones import zone_name
 
@@ -180,7 +181,8 @@ class EventTracker:
         zone: Part of its picture; None for all of it.
         began: Wall clock of second 0, in Unix seconds.
         numbers: Of the events, from the next one on; those of all zones and parts of a camera go on in one row.
-        labels: Classes that are told; None tells all. The others are followed by nobody.
+        labels: Classes that are told, whatever their capital letters; None tells all. The others are followed by
+            nobody.
     """
 
     def __init__(
@@ -200,7 +202,7 @@ class EventTracker:
         self._margin = min(length / 4, (length - stride) / 2)
         self._camera, self._zone, self._began = camera, zone, began
         self._numbers = numbers or itertools.count(1)
-        self._labels = labels
+        self._labels = None if labels is None else frozenset(map(class_key, labels))
         self._courses: dict[str, _Course] = {}
         self._blocked: dict[str, float] = {}  # class to the second before which none begins
         self._last: tuple[float, WindowScores] | None = None  # the newest window, and the end of its middle
@@ -218,8 +220,9 @@ class EventTracker:
         for course in list(self._courses.values()):
             if start - course.end > self._rules.merge_gap:
                 told += self._ended(course)
-        told_of = window.scores if self._labels is None else [one for one in window.scores if one in self._labels]
-        known = [label for label in told_of if window.scores[label] >= self._rules.enter]
+        known = [
+            label for label, score in window.scores.items() if score >= self._rules.enter and self._tells_of(label)
+        ]
         for label in sorted({*self._courses, *known}):
             told += self._followed(label, window, start, end)
         return told
@@ -234,6 +237,9 @@ class EventTracker:
             told += self._new(course)
             told += self._ended(course)
         return told
+
+    def _tells_of(self, label: str) -> bool:
+        return self._labels is None or class_key(label) in self._labels
 
     def _middle(self, window: WindowScores) -> tuple[float, float]:
         centre = (window.start + window.end) / 2

@@ -186,7 +186,7 @@ class Stream:
         zones: Parts of the picture that are watched each by itself, by name: x, y, width, height in pixels, or in
             fractions of its sides where none of them is above 1. A frame is decoded once for all.
         rules: When windows become an event.
-        labels: Classes whose events are told; None tells all.
+        labels: Classes whose events are told, whatever their capital letters; None tells all.
 
     Raises:
         InputError: A window or stride that is none, a zone that is none, `roi` beside zones, a bank of one class, or an

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -156,8 +156,9 @@ def evaluate_recordings(options: RecordingOptions, models: Models, *, as_json: b
         check_report(report_file)
     rules = event_rules(options)
     banks = _banks(options, models)
-    annotated, failed = _annotated(options, banks)
-    seen = [_scored(bank, annotated, options) for bank in banks]
+    names = _class_names(options, banks)
+    annotated, failed = _annotated(options, names.values())
+    seen = [_scored(bank, annotated, options, names) for bank in banks]
     # What one bank could not read is not held against the other.
     readable = set.intersection(*({one.name for one in recordings} for recordings in seen))
     seen = [[one for one in recordings if one.name in readable] for recordings in seen]
@@ -257,7 +258,24 @@ def _bank(model: Model, support: Path, options: RecordingOptions, labels: Path |
     return _Bank(str(model.bundle.path), str(support), Matcher(model, bank, reject=reject, **rate))
 
 
-def _annotated(options: RecordingOptions, banks: Sequence[_Bank]) -> tuple[list[_Annotated], int]:
+def _class_names(options: RecordingOptions, banks: Sequence[_Bank]) -> dict[str, str]:
+    """`class_key` of every class that is measured to what it is called, of two banks by the first.
+
+    Raises:
+        InputError: One that is to be ignored is not there.
+    """
+    from m2df_runtime.bundle.prompt_texts import class_key
+
+    names: dict[str, str] = {}
+    for label in (label for bank in banks for label in bank.matcher.bank.labels):
+        names.setdefault(class_key(label), label)
+    if missing := [label for label in options.ignore if class_key(label) not in names]:
+        raise InputError(f"--ignore {missing[0]}: no class is called so", f"there are {', '.join(names.values())}")
+    ignored = {class_key(label) for label in options.ignore}
+    return {key: label for key, label in names.items() if key not in ignored}
+
+
+def _annotated(options: RecordingOptions, known: Collection[str]) -> tuple[list[_Annotated], int]:
     """The recordings with their actions, and how many could not be opened.
 
     Raises:
@@ -277,10 +295,6 @@ def _annotated(options: RecordingOptions, banks: Sequence[_Bank]) -> tuple[list[
         except ClipError as error:
             report(error)
             unread[name] = math.inf
-    taught = list(dict.fromkeys(label for bank in banks for label in bank.matcher.bank.labels))
-    if missing := [label for label in options.ignore if label not in taught]:
-        raise InputError(f"--ignore {missing[0]}: no class is called so", f"there are {', '.join(taught)}")
-    known = [label for label in taught if label not in options.ignore]
     if options.annotations is None:
         return [_Annotated(name, source, ()) for name, source in sources.items()], len(unread)
     lengths = {name: source.duration for name, source in sources.items()}
@@ -293,10 +307,14 @@ def _annotated(options: RecordingOptions, banks: Sequence[_Bank]) -> tuple[list[
     return [_Annotated(name, source, actions[name]) for name, source in sources.items()], len(unread)
 
 
-def _scored(bank: _Bank, annotated: Sequence[_Annotated], options: RecordingOptions) -> list[ScoredRecording]:
+def _scored(
+    bank: _Bank, annotated: Sequence[_Annotated], options: RecordingOptions, names: Mapping[str, str]
+) -> list[ScoredRecording]:
     """What a bank makes of the windows of each recording; one that cannot be read is told and left out."""
+    from m2df_runtime.bundle.prompt_texts import class_key
     from m2df_train.evaluation.recordings import scored
 
+    called = {label: names[class_key(label)] for label in bank.matcher.bank.labels if class_key(label) in names}
     window = None if options.window == "auto" else options.window
     found: list[ScoredRecording] = []
     length = sum(one.source.duration for one in annotated)
@@ -312,7 +330,7 @@ def _scored(bank: _Bank, annotated: Sequence[_Annotated], options: RecordingOpti
                         window=window,
                         stride=options.stride,
                         advance=advance,
-                    ).without(options.ignore)
+                    ).called(called)
                 )
             except ClipError as error:
                 report(error)

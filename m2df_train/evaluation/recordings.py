@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 
@@ -32,12 +32,13 @@ class ScoredRecording:
     window: float
     stride: float
 
-    def without(self, labels: Collection[str]) -> ScoredRecording:
-        """The same without events of these classes."""
-        windows = [
-            replace(window, scores={name: score for name, score in window.scores.items() if name not in labels})
-            for window in self.windows
-        ]
+    def called(self, names: Mapping[str, str]) -> ScoredRecording:
+        """The same with classes of other names, and without events of the classes that `names` lacks."""
+
+        def renamed(values: Mapping[str, float]) -> dict[str, float]:
+            return {names[label]: value for label, value in values.items() if label in names}
+
+        windows = [replace(one, scores=renamed(one.scores), distances=renamed(one.distances)) for one in self.windows]
         return replace(self, windows=windows)
 
     def outcome(self, rules: EventRules) -> Outcome:

@@ -158,10 +158,10 @@ def test_the_cameras_of_a_file(tiny_bundle: Path, support_dir: Path, tmp_path: P
     ):
         file, address = tmp_path / "cameras.yaml", door.url("user:${DOOR}")
         file.write_text(f"""
-            defaults: {{window: 0.8, stride: 0.2, labels: [red, blue, wave]}}
+            defaults: {{window: 0.8, stride: 0.2, labels: [red, Blue, wave]}}
             cameras:
               - {{name: door, url: "{address}", zones: {{left: [0, 0, 0.5, 1], right: [64, 0, 64, 48]}}}}
-              - {{name: yard, url: "{yard.url()}", labels: [blue]}}
+              - {{name: yard, url: "{yard.url()}", labels: [BLUE]}}
               - {{name: old, file: long.mp4, labels: [green], stride: 0.4}}
               - {{name: spare, device: 7, enabled: false}}
         """)

@@ -298,7 +298,7 @@ def test_zones_are_watched_side_by_side_and_decoded_once(
 
 
 def test_only_labels_of_interest_are_told(matcher: m2df.Matcher, recording: Path) -> None:
-    found = ended(m2df.Stream(matcher, recording, window=1.0, labels=["green", "red"]))
+    found = ended(m2df.Stream(matcher, recording, window=1.0, labels=["Green", "red"]))
     assert [(event.id, event.label) for event in found] == [(1, "red"), (2, "green")]
 
 

@@ -142,7 +142,7 @@ def test_a_bank_may_be_asked_to_reject_more(evaluate) -> None:
 
 def test_events_of_classes_for_what_else_is_seen_are_left_out(evaluate, table: Path) -> None:
     table.write_text(TABLE.replace("one,0:06,0:08,blue\n", ""))
-    record = json.loads(evaluate("--ignore", "blue", "--json").stdout)
+    record = json.loads(evaluate("--ignore", "Blue", "--json").stdout)
     first = record["events"]["iou_0.3"]
     assert (first["true"], first["found"], first["matched"]) == (2, 2, 1)  # both events of red
     assert sorted(record["per_class"]) == ["green", "red"]
@@ -165,6 +165,7 @@ def test_two_bundles_and_two_banks_on_the_same_recordings(
     assert record["both"] + record["only_a"] + record["only_b"] + record["neither"] == 3
     fewer = Path(shutil.copytree(support_dir, tmp_path / "fewer"))
     shutil.rmtree(fewer / "blue")
+    (fewer / "red").rename(fewer / "Red")
     done = evaluate(bundle=("--bundle", tiny_bundle, "--compare", support_dir, fewer))
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
