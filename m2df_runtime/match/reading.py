@@ -82,6 +82,7 @@ class ReadClip:
         preprocess: Milliseconds from decoded frames to pixels.
         frames: Frames to look at, uint8 [T, S', S', 3]; None unless they were asked for.
         seconds: How long the clip lasts.
+        single: Whether it is one picture, which is answered although it shows no action.
     """
 
     name: str
@@ -90,6 +91,7 @@ class ReadClip:
     preprocess: float
     frames: NDArray[np.uint8] | None
     seconds: float
+    single: bool = False
 
 
 def read_clip(
@@ -116,4 +118,4 @@ def read_clip(
     if source.n_frames == 1 and not isinstance(clip, FrameSource):  # of frames in memory the caller knows how many
         _log.warning("%s: one picture, which shows no action (name a video, or a folder of frames)", clip)
     named = source.name if isinstance(clip, FrameSource) else os.fspath(clip)
-    return ReadClip(named, pixels, decode, loaded - decode, frames, source.duration)
+    return ReadClip(named, pixels, decode, loaded - decode, frames, source.duration, source.n_frames == 1)

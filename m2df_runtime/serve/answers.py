@@ -24,12 +24,18 @@ class Kept:
         prediction: The answer, with its features.
         bank: What it is from.
         clip: The clip itself, in a folder of the server's own.
+        warning: What of the clip makes the answer doubtful; None where nothing does.
     """
 
     id: str
     prediction: Prediction
     bank: SupportBank
     clip: Path
+    warning: str | None
+
+    def record(self, topk: int | None = None) -> dict[str, object]:
+        """What is sent of it, with the best `topk` classes or all of them."""
+        return {"id": self.id, **self.prediction.record(topk), "warning": self.warning}
 
 
 class Answers:
@@ -45,12 +51,12 @@ class Answers:
         self._kept: OrderedDict[str, tuple[Kept, int]] = OrderedDict()
         self._changing = threading.Lock()
 
-    def keep(self, prediction: Prediction, bank: SupportBank, clip: Path) -> Kept:
+    def keep(self, prediction: Prediction, bank: SupportBank, clip: Path, warning: str | None) -> Kept:
         """Keep an answer and its clip, which is moved."""
         name = secrets.token_hex(16)
         target = self._folder / f"{name}{clip.suffix}"
         shutil.move(clip, target)
-        kept = Kept(name, prediction, bank, target)
+        kept = Kept(name, prediction, bank, target, warning)
         with self._changing:
             self._kept[name] = (kept, target.stat().st_size)
             while len(self._kept) > self._limits.answers or (

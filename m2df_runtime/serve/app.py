@@ -184,13 +184,11 @@ class App:
         """Recognise the action in a clip, or in a recording's frames."""
         with self._service.folder() as place:
             (received,) = _received([clip] if clip else [], frames, times, place)
-            kept = self._service.predict(received, place)
-        return {"id": kept.id, **kept.prediction.record(topk)}
+            return self._service.predict(received, place).record(topk)
 
     def answer(self, answer: str) -> dict[str, object]:
         """An answer that was given before."""
-        kept = self._service.answers.get(answer)
-        return {"id": kept.id, **kept.prediction.record()}
+        return self._service.answers.get(answer).record()
 
     def answer_strip(self, answer: str) -> Response:
         """The frames that an answer is from, side by side, as JPEG."""

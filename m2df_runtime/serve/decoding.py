@@ -58,7 +58,12 @@ def _read(job: dict[str, Any]) -> tuple[dict[str, Any], list[NDArray[np.uint8]]]
     look = ClipSpec.model_validate(job["look"]) if job["look"] else None
     read = read_clip(source, ClipSpec.model_validate(job["spec"]), look=look)
     arrays = [read.pixels] if read.frames is None else [read.pixels, read.frames]
-    return {"decode": read.decode, "preprocess": read.preprocess, "seconds": read.seconds}, arrays
+    return {
+        "decode": read.decode,
+        "preprocess": read.preprocess,
+        "seconds": read.seconds,
+        "single": read.single,
+    }, arrays
 
 
 def _keep(job: dict[str, Any]) -> tuple[dict[str, Any], list[NDArray[np.uint8]]]:

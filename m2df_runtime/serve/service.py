@@ -199,7 +199,8 @@ class Service:
         read = replace(self.workers.read(path, received.said, self._spec, None), name=received.name)
         bank, answer = _answer(matcher, read)
         self.metrics.answered(answer.timings)
-        return self.answers.keep(answer, bank, path)
+        warning = "one picture, which shows no action (send a video)" if read.single else None
+        return self.answers.keep(answer, bank, path, warning)
 
     def answer_strip(self, name: str) -> bytes:
         """JPEG of the frames that an answer is from, side by side. Raises Refused where it is not kept."""

@@ -72,7 +72,7 @@ class Workers:
         }
         said, arrays = self._asked(name, asked)
         frames = arrays[1] if len(arrays) > 1 else None
-        return ReadClip(name, arrays[0], said["decode"], said["preprocess"], frames, said["seconds"])
+        return ReadClip(name, arrays[0], said["decode"], said["preprocess"], frames, said["seconds"], said["single"])
 
     def keep(
         self,

@@ -23,7 +23,7 @@ from event_servers import until
 from live_servers import CERTIFICATE, LONGEST
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
-from serving import TOKEN, Served, message, picture, recording, serving
+from serving import TOKEN, Served, jpeg, message, picture, recording, serving
 from tiny_bundle import write_clip, write_support
 from websockets.exceptions import ConnectionClosed
 
@@ -89,9 +89,12 @@ def test_an_answer_is_the_matchers_and_can_be_looked_at_and_taught(served: Serve
     assert found["query"] == "clip.mp4"
     assert found["predictions"] == expected["predictions"]
     assert found["predictions"][0]["label"] == "green"
-    assert set(found) == {"id", *expected}
+    assert set(found) == {"id", *expected, "warning"} and found["warning"] is None
     again = served.client.get(f"/v1/answers/{found['id']}").json()
     assert len(again["predictions"]) == 2
+    photo = served.client.post("/v1/predict", files=[("clip", ("photo.jpg", jpeg(picture("green", 0.5))))]).json()
+    assert photo["warning"] == "one picture, which shows no action (send a video)"
+    assert served.client.get(f"/v1/answers/{photo['id']}").json() == photo
     strip = served.client.get(f"/v1/answers/{found['id']}/strip")
     with Image.open(io.BytesIO(strip.content)) as shown:
         assert shown.format == "JPEG" and shown.width == 4 * shown.height
@@ -104,9 +107,9 @@ def test_an_answer_is_the_matchers_and_can_be_looked_at_and_taught(served: Serve
     assert list(labels(served)) == ["green", "lime", "red"]
     assert refusal(served.client.get("/v1/answers/0123")) == (404, "no_answer")
     samples = counted(served)
-    assert samples["m2df_requests_total", "/v1/predict", "200"] == 1
+    assert samples["m2df_requests_total", "/v1/predict", "200"] == 2
     assert samples["m2df_requests_total", "/v1/answers/{answer}", "404"] == 1
-    assert samples["m2df_stage_seconds_count", "query"] == 1
+    assert samples["m2df_stage_seconds_count", "query"] == 2
 
 
 def test_a_folder_that_is_not_there_is_taught_from_a_browser_and_kept(model: Model, tmp_path: Path):

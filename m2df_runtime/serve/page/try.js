@@ -59,7 +59,7 @@ function result(file, answer) {
   const detail = answer.rejected ? `nearest: ${best.label}` : `${Math.round(100 * best.probability)} %`;
   return moment({
     words,
-    detail: `${detail} · ${file.name}`,
+    detail: [detail, file.name, answer.warning].filter(Boolean).join(" · "),
     picture: strip(`answer-${answer.id}`, () => api.answerStrip(answer.id), `Frames of ${file.name}`),
     teach: (label) => api.teachFiles(label, [file]),
     nothing: () => api.teachNothingFiles([file]),
