@@ -80,7 +80,10 @@ def test_a_pinned_process_counts_what_it_is_pinned_to() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert [line.partition(":")[0] for line in done.stderr.splitlines()] == ["rejection"]
+    assert [line.partition(":")[0] for line in done.stderr.splitlines()] == [
+        "rejection",
+        "each of these queries is named after the action that it shows",
+    ]
     assert done.stdout.startswith("1 1\n")
 
 

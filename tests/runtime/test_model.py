@@ -267,14 +267,17 @@ def test_default_precision_suits_the_backend(
 
 
 @pytest.mark.parametrize("backend", ["cpu", "openvino"])
-def test_engines_leave_nothing_in_the_users_home(run_module, tmp_path: Path, backend: str) -> None:
+def test_engines_leave_nothing_in_the_users_home(
+    run_module, support_dir: Path, query_dir: Path, tmp_path: Path, backend: str
+) -> None:
     """ONNX Runtime's telemetry would write a device's id and a database of events, OpenVINO's a client's id."""
     if backend == "openvino" and find_spec("openvino") is None:
         pytest.skip("needs OpenVINO: pip install 'm2df[openvino]'")
     cache = tmp_path / "home" / "cache"
     cache.mkdir(parents=True)
     home = {"HOME": str(cache.parent), "XDG_CACHE_HOME": str(cache), "ORT_DISABLE_TELEMETRY": "0"}
-    done = run_module("m2df_runtime.commands.run", "--backend", backend, "--json", "--reject", "off", **home)
+    asked = ("--support", support_dir, "--query", query_dir, "--backend", backend, "--json", "--reject", "off")
+    done = run_module("m2df_runtime.commands.run", *asked, **home)
     assert (done.returncode, done.stderr) == (0, "")
     assert [path.name for path in cache.parent.iterdir()] == ["cache"]
     assert [path.name for path in cache.iterdir()] == ["m2df"]
