@@ -1,4 +1,4 @@
-"""Bulk runs that are killed at any moment, dozens of times: `make soak`."""
+"""Bulk runs that are killed at any moment, and clusters that lose their machines: `make soak`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,29 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from ray_nodes import Nodes, processes, until
 
 pytestmark = pytest.mark.soak
 
 ROOT = Path(__file__).parents[1]
 KILLS, CLIPS = 40, 60
+NODES, FOLDERS = 4, 60
+
+# The process that is about to read its fifth clip stops in the middle of it, and a clip that is called so is not there.
+ODD_NODE = """
+import errno, os, signal, sys
+seen = []
+def hook(event, arguments):
+    path = str(arguments[0]) if arguments else ""
+    if event in ("open", "os.listdir", "os.scandir") and "unseen" in path:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+    if event == "open" and path.endswith("/0.jpg"):
+        seen.append(path)
+        if len(seen) == 5:
+            os.kill(os.getpid(), signal.SIGSTOP)
+sys.addaudithook(hook)
+"""
 
 
 def test_kills_at_any_moment_lose_no_answer_and_repeat_none(
@@ -81,3 +99,61 @@ def test_kills_at_any_moment_lose_no_answer_and_repeat_none(
     started().wait()
     assert lines() == whole
     assert gone_on
+
+
+def test_a_cluster_that_loses_its_machines_loses_no_answer_and_repeats_none(
+    tiny_bundle: Path, support_dir: Path, query_dir: Path, tmp_path: Path
+) -> None:
+    """A machine is taken away in the middle of a clip, one time after the other; the head answers what it had."""
+    pytest.importorskip("ray", reason="needs the extra [ray]")
+    clips, odd, changed = (tmp_path / name for name in ("clips", "odd", "changed"))
+    for number in range(FOLDERS):
+        folder = clips / f"{number}"
+        folder.mkdir(parents=True)
+        for frame in range(4):
+            Image.new("RGB", (64, 48), (220, 30, number)).save(folder / f"{frame}.jpg")
+    (clips / "broken.mp4").write_bytes(b"no video")
+    for name, text in (("odd", ODD_NODE), ("changed", "import m2df_runtime\nm2df_runtime.__version__ = '0.0'")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "sitecustomize.py").write_text(text)
+    command = [sys.executable, "-m", "m2df_runtime.commands.run", "--bundle", str(tiny_bundle)]
+    command += ["--support", str(support_dir), "--reject", "off", "--query"]
+    here = subprocess.run([*command, str(clips), "--out", str(tmp_path / "here.jsonl")], cwd=ROOT, check=False)
+    assert here.returncode == 1
+    whole = sorted((tmp_path / "here.jsonl").read_text().splitlines())
+    nodes = Nodes(cpus=0)
+
+    def started(query: Path, out: str) -> subprocess.Popen[str]:
+        ray = ["--out", str(tmp_path / out), "--engine", "ray"]
+        return subprocess.Popen(
+            [*command, str(query), *ray], cwd=ROOT, env=nodes.environment, stderr=subprocess.PIPE, text=True
+        )
+
+    def refused() -> str:
+        process = started(clips / "unseen", "refused.jsonl")
+        said = process.communicate()[1]
+        assert process.returncode == 3, said
+        return said.splitlines()[-1]
+
+    try:
+        shutil.copytree(clips / "0", clips / "unseen")
+        assert "no machine of the Ray cluster has a processor" in refused()
+        # What a machine lacks ends the run: its answers would be wrong, and faster than those of the others.
+        for paths, message in ((odd, "unseen: not there on "), (changed, ": m2df 0.0, here ")):
+            node = nodes.join(paths=str(paths))
+            assert message in refused()
+            nodes.kill(node)
+        shutil.rmtree(clips / "unseen")
+
+        nodes.join()
+        for number in range(NODES):
+            node = nodes.join(paths=str(odd))
+            process = started(clips, f"{number}.jsonl")
+            until(lambda node=node, process=process: [*processes(node, state="T")] or process.poll() is not None)
+            nodes.kill(node)
+            said = process.communicate()[1]
+            assert process.returncode == 1 and "error: 1 of 61 clips failed" in said, said
+            assert said.count("warning: a process on ") == 1, said
+            assert sorted((tmp_path / f"{number}.jsonl").read_text().splitlines()) == whole
+    finally:
+        nodes.close()

@@ -30,7 +30,7 @@ from m2df_runtime.pixels.spec import ClipSpec
 
 _GIVEN = 2  # clips that a process holds: the one it reads, and the next
 _DEATHS = 2  # at one clip, before that is what failed
-_BATCH = 32  # clips that a GPU answers at once, of those that wait
+BATCH = 32  # clips that a GPU answers at once, of those that wait
 _ASK = 0.1  # seconds after which a waiting thread asks whether it is still wanted
 
 Item = TypeVar("Item")
@@ -74,7 +74,7 @@ class LocalEngine:
         matcher.model.prepare("visual", "query")
         self._matcher = matcher
         self._topk = topk
-        most = 1 if matcher.model.backend in ON_CPU else _BATCH
+        most = 1 if matcher.model.backend in ON_CPU else BATCH
         self._readers = Readers(Reading(matcher.model.bundle.manifest.clip, roi), processes, most)
 
     def answers(self, paths: Sequence[str]) -> Generator[tuple[int, Fields]]:
@@ -275,7 +275,7 @@ def _serve(connection: Connection, reading: Reading) -> None:
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     said: list[str] = []
     logging.captureWarnings(True)
-    logging.root.addHandler(_Kept(said))
+    logging.root.addHandler(Kept(said))
     with suppress(EOFError, OSError):
         connection.send(None)
         while True:
@@ -284,7 +284,7 @@ def _serve(connection: Connection, reading: Reading) -> None:
             said.clear()
 
 
-class _Kept(logging.Handler):
+class Kept(logging.Handler):
     """Keeps warnings, which the first process then gives."""
 
     def __init__(self, said: list[str]) -> None:

@@ -7,12 +7,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import click
 
@@ -23,10 +23,13 @@ from m2df_runtime.errors import CheckFailed, printable
 if TYPE_CHECKING:
     from m2df_runtime import Matcher
     from m2df_runtime.bulk.local import LocalEngine
+    from m2df_runtime.bulk.ray import RayEngine
+    from m2df_runtime.bulk.results import Basis, Fields
     from m2df_runtime.clips.source import Rectangle
 
 _TERMINATED = 143  # 128 + SIGTERM, what shells report for it
 
+Engine = Literal["local", "ray"]
 Shard = tuple[int, int]
 """Which of how many, from 1."""
 
@@ -39,6 +42,7 @@ class BulkOptions:
     shard: Shard | None
     restart: bool
     retry_failed: bool
+    engine: Engine | None
 
     @classmethod
     def taken_from(cls, options: dict[str, Any]) -> BulkOptions | None:
@@ -80,6 +84,11 @@ def bulk_options(command: Command) -> Command:
             metavar="I/N",
             callback=parse_shard,
             help="Answer the i-th of n parts of the clips, for as many machines.",
+        ),
+        click.option(
+            "--engine",
+            type=click.Choice(("local", "ray")),
+            help="Where: on this machine, or on a Ray cluster. [default: local]",
         ),
         click.option("--restart", is_flag=True, help="Empty the file of --out first."),
         click.option("--retry-failed", is_flag=True, help="Try clips again that failed in an earlier run."),
@@ -125,8 +134,9 @@ def answer_all(clips: Sequence[Path], matcher: Matcher, options: BulkOptions, as
     started = time.monotonic()
     with _until_terminated(), opened(options.out, basis, every, **rules) as results:
         left, rate = results.left, _Rate()
-        with closing(_engine(matcher, options, asked)) as engine, stages("clips", len(left)) as advance:
-            for number, found in engine.answers([clip.path for clip in left]):
+        answers = _answers([clip.path for clip in left], matcher, basis, options, asked)
+        with closing(answers), stages("clips", len(left)) as advance:
+            for number, found in answers:
                 results.append(left[number], found)
                 advance(1, rate.text())
         counts: dict[str, int] = {status: results.counts[status] for status in STATUSES}
@@ -144,7 +154,32 @@ def answer_all(clips: Sequence[Path], matcher: Matcher, options: BulkOptions, as
         )
 
 
-def _engine(matcher: Matcher, options: BulkOptions, asked: Asked) -> LocalEngine:
+def _answers(
+    paths: Sequence[str], matcher: Matcher, basis: Basis, options: BulkOptions, asked: Asked
+) -> Generator[tuple[int, Fields]]:
+    if paths:
+        with closing(_engine(matcher, basis, options, asked)) as engine:
+            yield from engine.answers(paths)
+
+
+def _engine(matcher: Matcher, basis: Basis, options: BulkOptions, asked: Asked) -> LocalEngine | RayEngine:
+    if options.engine == "ray":
+        from m2df_runtime.bulk.ray import Opening, RayEngine
+
+        model = matcher.model
+        opening = Opening(
+            bundle=os.path.abspath(model.bundle.path),
+            backend=model.backend,
+            precision=model.precision,
+            region=model.bundle.manifest.clip.region,
+            reject=asked.reject,
+            miss_rate=asked.miss_rate,
+            roi=asked.roi,
+            topk=asked.topk,
+            cpus=asked.threads or 1,
+            basis=basis,
+        )
+        return RayEngine(matcher.bank, opening)
     from m2df_runtime.bulk.local import LocalEngine
     from m2df_runtime.cpus import available_cpus
 

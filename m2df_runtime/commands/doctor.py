@@ -50,6 +50,7 @@ TRAINING_PACKAGES = ("torch", "open_clip_torch", "safetensors", "onnx", "onnxscr
 OPTIONAL_PACKAGES = {
     "paho-mqtt": ("mqtt", "--mqtt"),
     "prometheus_client": ("metrics", "--metrics-port"),
+    "ray": ("ray", "--engine ray"),
     "fastapi": ("serve", "m2df-run serve"),
     "uvicorn": ("serve", "m2df-run serve"),
     "matplotlib": ("report", "m2df-eval --report"),
