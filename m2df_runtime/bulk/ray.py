@@ -35,7 +35,7 @@ from m2df_runtime.match.matcher import Matcher
 _GIVEN = 2  # calls that an actor holds: the one it answers, and the next
 _CLIPS = 4  # of a call, for each of its processors: they are read at once, and done again where their machine is lost
 _DEATHS = 3  # at one clip, before that is what failed: the second and third time it is alone in its call
-_STARTS = 3  # in a row that ended before they were up
+_STARTS = 3  # of a process and those in its place that end before they are up, before the run ends
 _LONGEST_CONNECT = 10.0  # seconds
 _LOOK = 5.0  # seconds after which it is asked anew which machines there are
 _PATIENCE = 12  # looks at a cluster on which nothing starts, before a line says so
@@ -92,7 +92,8 @@ class RayEngine:
         self._opening = opening
         self._actors: list[_Actor] = []
         self._deaths: Counter[int] = Counter()
-        self._starts = self._idle = 0
+        self._again: list[int] = []  # how often those that are to be replaced were started
+        self._idle = 0
         self._room, self._looked = 0, -_LOOK
         with ExitStack() as cluster:
             self._ray = cluster.enter_context(_connected())
@@ -150,7 +151,8 @@ class RayEngine:
             options = {"num_cpus": opening.cpus, "num_gpus": gpus, "scheduling_strategy": "SPREAD"}
             handle = self._ray.remote(**options)(_Process).remote()
             first = (handle.about.remote(), handle.open.remote(opening, self._bank))
-            self._actors.append(_Actor(handle, deque(_Call(reference, []) for reference in first)))
+            starts = self._again.pop() + 1 if self._again else 1
+            self._actors.append(_Actor(handle, deque(_Call(reference, []) for reference in first), starts))
 
     def _room_now(self) -> int:
         """How many processes have room on the machines that there are now."""
@@ -190,7 +192,8 @@ class RayEngine:
                 raise EnvironmentMissing(f"on {actor.machine}: m2df {version}, here {m2df_runtime.__version__}", _SAME)
             return
         if not actor.up:
-            actor.up, self._starts = True, 0
+            actor.up = True
+            self._again.clear()
             return
         found, warnings = said
         for warning in warnings:
@@ -210,8 +213,8 @@ class RayEngine:
         with suppress(self._ray.exceptions.RayError):
             self._ray.kill(actor.handle)  # it may live beyond a network that does not
         if not actor.up:
-            self._starts += 1
-            if self._starts == _STARTS:
+            self._again.append(actor.starts)
+            if actor.starts == _STARTS:
                 raise EnvironmentMissing(f"processes on the Ray cluster do not start: {how}", "is memory short?")
         left = [clip for call in actor.calls for clip in call.clips]
         for number, _ in actor.calls[0].clips:
@@ -237,12 +240,14 @@ class _Actor:
     Attributes:
         handle: Ray's.
         calls: What it was asked and has not answered, in that order: first what it is, then to open the bundle.
+        starts: Which of several starts in its place this is, from 1.
         machine: Address of the machine that it is on; empty until it has said so.
         up: Whether it can answer.
     """
 
     handle: Any
     calls: deque[_Call]
+    starts: int
     machine: str = ""
     up: bool = False
 
