@@ -7,12 +7,14 @@ different classes differ in the third digit, which half precision does not carry
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 COS_EPS = 0.01  # added once to the product of the two norms (method section 0)
+FARTHEST = 80.0  # float32 holds exp(87.3) and its inverse; 16 frames with lambda 0.5 need 51
 
 
 def widen(x: Tensor) -> Tensor:
@@ -160,6 +162,38 @@ def _directions(pairs: Tensor, lam: float, bidirectional: bool) -> Tensor:
     return forward + backward
 
 
+def _otam_of_cosines(scaled: Tensor, lam: float, bidirectional: bool) -> Tensor:
+    """OTAM of the frame distances ``1 - cosine``, in one or both directions, from ``cosine / lam``: [N, R, P] -> [P].
+
+    Cosines have bounds, and so has the sum over all paths: where float32 holds it, no cell needs a logarithm.
+    Gradients have a form of their own.
+    """
+    # Weights of a path: exp(-2 / lam) to 1 in its first column, exp(-1 / lam) to exp(1 / lam) in each other one.
+    longest = max(scaled.shape[:2])
+    if (longest + 1) * (1.0 / lam + 1.0) > FARTHEST or (torch.is_grad_enabled() and scaled.requires_grad):
+        return _directions(1.0 - scaled * lam, lam, bidirectional)
+    weights = torch.exp(scaled)
+    forward = _otam_of_weights(weights.unbind(0), lam)
+    return forward + _otam_of_weights(weights.unbind(1), lam) if bidirectional else forward
+
+
+def _otam_of_weights(columns: Sequence[Tensor], lam: float) -> Tensor:
+    """OTAM in one direction from the columns of ``exp(cosine / lam)``, N times [R, P] -> [P].
+
+    With E = exp(-C / lam) for the cumulative cost C of a cell, a soft minimum is a sum, and a cell takes one sum
+    and one product. A path has one cell in each column but the first: the 1 of their 1 - cosine is added in the end.
+    """
+    rows = list((columns[0] * math.exp(-1.0 / lam)).split(1))  # R x [1, P]
+    for row in range(1, len(rows)):
+        rows[row] = rows[row] * (rows[row - 1] + 2.0)  # from above, or from the two zeros of the padding
+    sums = torch.cat(rows)  # [R, P]
+    outside = 0.0 * rows[0]
+    for column in columns[1:]:
+        sums = column * (sums + torch.cat([outside, sums[:-1]]))
+    total = 2.0 * sums[:-1].sum(dim=0) + sums[-1]  # right padding: see ``_otam_end``
+    return len(columns) - 1 - lam * torch.log(total)
+
+
 def mean_distance(query: Tensor, prototypes: Tensor, eps: float = COS_EPS) -> Tensor:
     """Distance of time-averaged frames: ``1 - cos_eps(mean_t query, mean_t prototype)``.
 
@@ -175,8 +209,8 @@ def mean_distance(query: Tensor, prototypes: Tensor, eps: float = COS_EPS) -> Te
     return 1.0 - cosine(means[0], means[1], eps).movedim(-2, 0)
 
 
-def _aligned_cosines(query: Tensor, prototypes: Tensor, eps: float) -> Tensor:
-    """Cosines of the frames of each view: [Q, V, T, D], [C, V, N, D] -> [N, T, Q, V, C].
+def _aligned_cosines(query: Tensor, prototypes: Tensor, eps: float, lam: float) -> Tensor:
+    """Cosines of the frames of each view, divided by ``lam``: [Q, V, T, D], [C, V, N, D] -> [N, T, V, Q, C].
 
     Every view against every view, then the matching ones: bringing the views of 1,000 prototypes together
     first moves 32 MB, the superfluous half of the product is free. The prototypes are the left factor,
@@ -185,12 +219,19 @@ def _aligned_cosines(query: Tensor, prototypes: Tensor, eps: float) -> Tensor:
     query, prototypes = widen(query), widen(prototypes)
     queries, views, frames = query.shape[:3]
     classes, _, columns = prototypes.shape[:3]
-    products = prototypes.flatten(0, 2) @ query.flatten(0, 2).T  # [C*V*N, Q*V*T]
-    products = products.reshape(classes, -1).T.reshape(views, columns, queries, views, frames, classes)
-    products = torch.stack([products[v, :, :, v] for v in range(views)], dim=2)  # [N, Q, V, T, C]
-    query_norms = norms(query).unsqueeze(-1)  # [Q, V, T, 1]
+    tokens = query.permute(1, 2, 0, 3).flatten(0, 2)  # [V*T*Q, D]
+    products = (prototypes.flatten(0, 2) @ tokens.T).reshape(classes, -1).T  # [V*N*V*T*Q, C]
+    rows = [
+        ((view * columns + column) * views + view) * frames + frame
+        for column in range(columns)
+        for frame in range(frames)
+        for view in range(views)
+    ]
+    products = products.reshape(-1, queries * classes).index_select(0, torch.tensor(rows, device=query.device))
+    products = products.reshape(columns, frames, views, queries, classes)
+    query_norms = norms(query).permute(2, 1, 0).unsqueeze(-1)  # [T, V, Q, 1]
     class_norms = norms(prototypes).permute(2, 1, 0)[:, None, :, None]  # [N, 1, V, 1, C]
-    return (products / (query_norms * class_norms + eps)).permute(0, 3, 1, 2, 4)
+    return products / (lam * query_norms * class_norms + lam * eps)
 
 
 def view_distances(
@@ -226,8 +267,9 @@ def view_distances(
     directions = 2 if bidirectional else 1
     total: Tensor | None = None
     if otam_weight:
-        pairs = 1.0 - _aligned_cosines(query, prototypes, eps).flatten(2)  # [N, T, Q*V*C]
-        total = otam_weight * _directions(pairs, lam, bidirectional).reshape(queries, views, classes)
+        scaled = _aligned_cosines(query, prototypes, eps, lam).flatten(2)  # [N, T, V*Q*C]
+        aligned = _otam_of_cosines(scaled, lam, bidirectional).reshape(views, queries, classes)
+        total = otam_weight * aligned.transpose(0, 1)
     if mean_weight:
         mean = mean_distance(query, prototypes, eps) * (mean_weight * directions * frames)  # [Q, V, C]
         total = mean if total is None else total + mean

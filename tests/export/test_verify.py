@@ -89,9 +89,10 @@ def drop_normalisation(graph):
 
 
 def quantise_otam(graph):
-    """Frame costs of OTAM pass through 8 bits: what the columns of its table are cut from, in units of its softness."""
+    """What the columns of OTAM's table are cut from passes through 8 bits, in units of its softness."""
     makers = {name: node.op_type for node in graph.node for name in node.output}
-    costs = next(node.input[0] for node in graph.node if node.op_type == "Slice" and makers.get(node.input[0]) == "Div")
+    cut = [node.input[0] for node in graph.node if node.op_type == "Slice"]
+    costs = next(name for name in cut if makers.get(name) in ("Div", "Exp"))
     at = next(place for place, node in enumerate(graph.node) if costs in node.output)
     for node in graph.node[at + 1 :]:
         node.input[:] = ["coarse" if name == costs else name for name in node.input]

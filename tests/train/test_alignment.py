@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from reference import Reference
 
@@ -139,6 +139,25 @@ def test_view_distances_are_the_sum_of_their_terms():
     torch.testing.assert_close(both, 2 * aligned + 0.5 * mean)
     single = view_distances(query, prototypes, otam_weight=0.0, mean_weight=1.0, bidirectional=False)
     torch.testing.assert_close(single, mean / 2)
+
+
+angles = st.lists(st.sampled_from([0.0, 1.0, 2.0, math.pi]), min_size=1, max_size=6)
+
+
+@settings(max_examples=25)
+@given(angles, angles, st.sampled_from([0.05, 0.1, 0.5, 2.0]), st.booleans())
+@example([0.0] * 8, [math.pi] * 8, 0.13, True)  # nothing is farther than these two, at nearly the smallest lambda
+@example([0.0] * 8, [0.0] * 8, 0.13, True)  # that 8 frames are aligned by sums with
+@example([0.0] * 16, [math.pi] * 16, 0.28, True)
+@example([0.0] * 16, [0.0] * 16, 0.28, True)
+def test_clips_of_unit_vectors_have_the_otam_of_their_angles(query, prototype, lam, bidirectional):
+    distances = [[1 - math.cos(one - other) for other in prototype] for one in query]
+    expected = textbook_otam(distances, lam)
+    if bidirectional:
+        expected += textbook_otam([list(column) for column in zip(*distances, strict=True)], lam)
+    clips = (torch.tensor([[math.cos(a), math.sin(a)] for a in clip])[None, None] for clip in (query, prototype))
+    found = view_distances(*clips, lam=lam, bidirectional=bidirectional, eps=0.0)
+    assert found.item() == pytest.approx(expected, abs=2e-5)
 
 
 def test_mean_distance_ignores_order_and_otam_does_not():
