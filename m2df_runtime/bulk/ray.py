@@ -104,6 +104,9 @@ class RayEngine:
             with tempfile.TemporaryDirectory() as folder:
                 bank.write(Path(folder, "bank"))
                 self._bank = self._ray.put(Path(folder, "bank").read_bytes())
+            gpus = 0 if opening.backend in ON_CPU else 1
+            options = {"num_cpus": opening.cpus, "num_gpus": gpus, "scheduling_strategy": "SPREAD"}
+            self._process = self._ray.remote(**options)(_Process)
             self._cluster = cluster.pop_all()
 
     def answers(self, paths: Sequence[str]) -> Generator[tuple[int, Fields]]:
@@ -147,9 +150,7 @@ class RayEngine:
         opening = self._opening
         wanted = min(max(1, self._room), -(-work // opening.cpus))
         while len(self._actors) < wanted:
-            gpus = 0 if opening.backend in ON_CPU else 1
-            options = {"num_cpus": opening.cpus, "num_gpus": gpus, "scheduling_strategy": "SPREAD"}
-            handle = self._ray.remote(**options)(_Process).remote()
+            handle = self._process.remote()
             first = (handle.about.remote(), handle.open.remote(opening, self._bank))
             starts = self._again.pop() + 1 if self._again else 1
             self._actors.append(_Actor(handle, deque(_Call(reference, []) for reference in first), starts))
