@@ -411,6 +411,35 @@ def rejection(record: Record, stem: str, files: Files) -> str:
     return "\n".join(out)
 
 
+def none_logit(record: Record, stem: str, files: Files) -> str:
+    """By how much other scores of unknown queries lead the distance, trained ones and free ones."""
+    settings, results = record["settings"], record["results"]
+    about = (
+        f"{settings['way']} known and {settings['unknown']} unknown classes of generated validation actions, "
+        f"{settings['episodes']} episodes of each number of shots, AUROC in %, in brackets the 95 % interval of the "
+        f"paired difference over episodes. Networks were trained {settings['seeds']} times on {settings['actions']} "
+        "composed actions, of which a part was held out to choose size and step; "
+        f"{record['bundle']['name']} `{record['bundle']['sha256'][:12]}`.\n"
+    )
+    head = ["score", *(part for shot in results for part in (shot, "beside the distance", "on held-out actions"))]
+    names = list(dict.fromkeys(name for found in results.values() for name in found["others"]))
+    rows = [["distance", *(part for found in results.values() for part in (f"{found['distance']:.1f}", "–", "–"))]]
+    for name in names:
+        cells = []
+        for found in results.values():
+            one = found["others"].get(name)
+            held = one and one.get("held_out")
+            cells += [f"{one['auroc']:.1f}", _lead(one)] if one else ["–", "–"]
+            cells.append(_lead(held) if held else "–")
+        rows.append([name, *cells])
+    return "\n".join(["## Trained to say none of these\n", about, _table(head, rows)])
+
+
+def _lead(values: Record) -> str:
+    lead, low, high = values["leads_by"]
+    return f"{lead:+.2f} ({low:+.2f} to {high:+.2f})"
+
+
 def _interval(values: Record, *, sign: bool = False) -> str:
     return f"{values['accuracy']:{'+' if sign else ''}.1f} ± {values['ci95']:.1f}"
 
@@ -636,6 +665,7 @@ SECTIONS: dict[str, Callable[[Record, str, Files], str]] = {
     "training": training,
     "accuracy": accuracy,
     "rejection": rejection,
+    "none_logit": none_logit,
     "lint": lint,
     "events": events,
     "stream": stream,
