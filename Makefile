@@ -44,10 +44,6 @@ $(VENV)/.installed-docs: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[docs]' --constraint constraints.txt
 	@touch $@
 
-$(VENV)/.installed-soak: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[dev,ray]' --constraint constraints.txt
-	@touch $@ $(VENV)/.installed-dev $(VENV)/.installed-cpu $(VENV)/.installed-docs
-
 demo: $(VENV)/.installed-cpu
 	$(BIN)/m2df-run --picture demo.png
 	$(BIN)/m2df-run --window auto --picture demo-events.png
@@ -78,7 +74,7 @@ docs: $(VENV)/.installed-docs
 	@echo "open site/index.html"
 
 # glibc gives threads up to eight heaps per core, each of which fills up to its own peak, over hours; see docs/live.md.
-soak: $(VENV)/.installed-soak
+soak: $(VENV)/.installed-dev
 	MALLOC_ARENA_MAX=2 $(PYTEST) -m soak
 
 bench: $(VENV)/.installed-dev

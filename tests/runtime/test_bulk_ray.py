@@ -52,7 +52,7 @@ def test_without_a_cluster_it_says_what_is_missing(
     assert done.returncode == 3 and message in done.stderr
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 def test_a_cluster_answers_as_this_machine_does_whatever_ends(
     command, tiny_bundle: Path, support_dir: Path, query_dir: Path, tmp_path: Path
 ) -> None:
