@@ -162,16 +162,22 @@ def _directions(pairs: Tensor, lam: float, bidirectional: bool) -> Tensor:
     return forward + backward
 
 
+def _sums_hold(query: Tensor, prototypes: Tensor, lam: float) -> bool:
+    """Whether OTAM of cosines may add the weights of all paths: float32 holds them, and no gradient is wanted.
+
+    Cosines have bounds, and so has the sum: no cell then needs a logarithm. Gradients have a form of their own.
+    """
+    # Weights of a path: exp(-2 / lam) to 1 in its first column, exp(-1 / lam) to exp(1 / lam) in each other one.
+    longest = max(query.shape[2], prototypes.shape[2])
+    wanted = torch.is_grad_enabled() and (query.requires_grad or prototypes.requires_grad)
+    return (longest + 1) * (1.0 / lam + 1.0) <= FARTHEST and not wanted
+
+
 def _otam_of_cosines(scaled: Tensor, lam: float, bidirectional: bool) -> Tensor:
     """OTAM of the frame distances ``1 - cosine``, in one or both directions, from ``cosine / lam``: [N, R, P] -> [P].
 
-    Cosines have bounds, and so has the sum over all paths: where float32 holds it, no cell needs a logarithm.
-    Gradients have a form of their own.
+    Where ``_sums_hold``.
     """
-    # Weights of a path: exp(-2 / lam) to 1 in its first column, exp(-1 / lam) to exp(1 / lam) in each other one.
-    longest = max(scaled.shape[:2])
-    if (longest + 1) * (1.0 / lam + 1.0) > FARTHEST or (torch.is_grad_enabled() and scaled.requires_grad):
-        return _directions(1.0 - scaled * lam, lam, bidirectional)
     weights = torch.exp(scaled)
     forward = _otam_of_weights(weights.unbind(0), lam)
     return forward + _otam_of_weights(weights.unbind(1), lam) if bidirectional else forward
@@ -267,9 +273,13 @@ def view_distances(
     directions = 2 if bidirectional else 1
     total: Tensor | None = None
     if otam_weight:
-        scaled = _aligned_cosines(query, prototypes, eps, lam).flatten(2)  # [N, T, V*Q*C]
-        aligned = _otam_of_cosines(scaled, lam, bidirectional).reshape(views, queries, classes)
-        total = otam_weight * aligned.transpose(0, 1)
+        if _sums_hold(query, prototypes, lam):
+            scaled = _aligned_cosines(query, prototypes, eps, lam).flatten(2)  # [N, T, V*Q*C]
+            aligned = _otam_of_cosines(scaled, lam, bidirectional)
+        else:
+            pairs = 1.0 - _aligned_cosines(query, prototypes, eps, 1.0).flatten(2)  # [N, T, V*Q*C]
+            aligned = _directions(pairs, lam, bidirectional)
+        total = otam_weight * aligned.reshape(views, queries, classes).transpose(0, 1)
     if mean_weight:
         mean = mean_distance(query, prototypes, eps) * (mean_weight * directions * frames)  # [Q, V, C]
         total = mean if total is None else total + mean
