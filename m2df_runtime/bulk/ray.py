@@ -58,7 +58,7 @@ class Opening:
         precision: As in `load`.
         region: As in `load`.
         reject: As in `Matcher`.
-        miss_rate: As in `Matcher`; None takes its default.
+        miss_rate: As in `Matcher`.
         roi: As in `LocalEngine`.
         topk: As in `LocalEngine`.
         cpus: Processors of each process.
@@ -284,8 +284,7 @@ class _Process:
                 same = False
         if not same:
             raise EnvironmentMissing(f"on {self._machine}: {opening.bundle} is another bundle than here", _SAME)
-        rate = {} if opening.miss_rate is None else {"miss_rate": opening.miss_rate}
-        matcher = Matcher(model, taught, reject=opening.reject, **rate)
+        matcher = Matcher(model, taught, reject=opening.reject, miss_rate=opening.miss_rate)
         self._engine = LocalEngine(matcher, roi=opening.roi, topk=opening.topk, processes=opening.cpus)
         self._warnings: list[str] = []
         logging.root.addHandler(Kept(self._warnings))

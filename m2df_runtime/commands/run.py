@@ -232,8 +232,7 @@ def run(options: RunOptions) -> None:
     rules = options.texts.rules(model)
     taught = SupportBank.of(model, support, rules, in_cache=demo, progress=progress)
     options.texts.warn_unmatched(taught.labels)
-    rate = {} if options.miss_rate is None else {"miss_rate": options.miss_rate}
-    matcher = Matcher(model, taught, reject=options.reject, **rate)
+    matcher = Matcher(model, taught, reject=options.reject, miss_rate=options.miss_rate)
     cameras = len(clips) < len(queries)
     if cameras:  # they do not end
         _say_how_it_rejects(matcher, options)

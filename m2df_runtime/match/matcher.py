@@ -54,7 +54,7 @@ class Matcher:
         bank: Made with the same bundle.
         reject: `auto` rejects beyond a distance that a calibrated bank gives; a number rejects a best probability
             below it; `off` never rejects.
-        miss_rate: Share of taught actions that `auto` may miss, in (0, 1).
+        miss_rate: Share of taught actions that `auto` may miss, in (0, 1); None takes `MISS_RATE`, 0.05.
 
     Raises:
         InputError: The bank was made with another bundle, or a number is out of its range.
@@ -74,15 +74,16 @@ class Matcher:
         bank: SupportBank,
         *,
         reject: Literal["auto", "off"] | float = "auto",
-        miss_rate: float = MISS_RATE,
+        miss_rate: float | None = None,
     ) -> None:
         if not isinstance(reject, str) and not 0 <= reject <= 1:
             raise InputError(f"rejection probability {reject} is not in [0, 1]")
-        if not 0 < miss_rate < 1:
-            raise InputError(f"miss rate {miss_rate} is not between 0 and 1")
+        rate = MISS_RATE if miss_rate is None else miss_rate
+        if not 0 < rate < 1:
+            raise InputError(f"miss rate {rate} is not between 0 and 1")
         self.model = model
         self._reject = reject
-        self._miss_rate = miss_rate
+        self._miss_rate = rate
         # More readers than processors hand Python's lock around: eight on two took twice the processor time per clip.
         self._readers = threading.BoundedSemaphore(available_cpus())
         self.swap(bank)

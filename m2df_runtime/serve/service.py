@@ -64,7 +64,7 @@ class Service:
         support: The folder, which need not be there yet, or bank file.
         limits: What is taken from clients.
         reject: As `Matcher` has it.
-        miss_rate: As `Matcher` has it; None takes its default.
+        miss_rate: As `Matcher` has it.
 
     Attributes:
         support: It.
@@ -84,7 +84,7 @@ class Service:
         miss_rate: float | None = None,
     ) -> None:
         self.support, self.limits = support, limits
-        self._rejection = {"reject": reject, **({} if miss_rate is None else {"miss_rate": miss_rate})}
+        self._reject, self._miss_rate = reject, miss_rate
         self._held = ExitStack()
         self._folder = Path(self._held.enter_context(tempfile.TemporaryDirectory(prefix="m2df-serve-")))
         (self._folder / "answers").mkdir()
@@ -177,7 +177,7 @@ class Service:
                 self._watch = SupportWatch(self._matcher, self.support.path, self.support.rules).__enter__()
 
     def _matcher_of(self, bank: SupportBank) -> Matcher:
-        return Matcher(self.model, bank, **self._rejection)  # type: ignore[arg-type]
+        return Matcher(self.model, bank, reject=self._reject, miss_rate=self._miss_rate)
 
     def _change(self, verb: Callable[[], str]) -> str:
         with self._changing:

@@ -249,13 +249,13 @@ def _bank(model: Model, support: Path, options: RecordingOptions, labels: Path |
     from m2df_runtime.bundle.prompt_texts import read_labels, warn_unmatched
 
     reject: Reject = "auto" if options.reject is None else options.reject
-    rate = {} if options.miss_rate is None else {"miss_rate": options.miss_rate}
     texts = read_labels(labels) if labels else {}
     rules = model.bundle.manifest.text.rules.over(texts) if texts else None
     bank = SupportBank.of(model, support, rules, progress=progress)
     if labels:
         warn_unmatched(labels, texts, bank.labels)
-    return _Bank(str(model.bundle.path), str(support), Matcher(model, bank, reject=reject, **rate))
+    matcher = Matcher(model, bank, reject=reject, miss_rate=options.miss_rate)
+    return _Bank(str(model.bundle.path), str(support), matcher)
 
 
 def _class_names(options: RecordingOptions, banks: Sequence[_Bank]) -> dict[str, str]:
