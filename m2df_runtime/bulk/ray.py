@@ -315,7 +315,7 @@ def _connected() -> Iterator[ModuleType]:
             ray.init("auto", log_to_driver=False, logging_level=logging.ERROR)
         except Exception as error:  # its errors share no public base class
             hint = "RAY_ADDRESS names one; ray start --head begins one on this machine"
-            raise EnvironmentMissing(f"no Ray cluster: {_one_line(error)}", hint) from None
+            raise EnvironmentMissing(f"no Ray cluster: {shortened(_one_line(error))}", hint) from None
         finally:
             signal.signal(signal.SIGTERM, kept)  # Ray puts its own there
         try:
@@ -366,10 +366,10 @@ def _check_imported(said: str) -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    return shortened(" ".join(str(error).split()))
+    return " ".join(str(error).split())
 
 
 def _cause(error: BaseException) -> str:
     """Why a process ended: of what Ray says over many lines the reason."""
-    text = " ".join(str(error).split())
+    text = _one_line(error)
     return text.partition(" because ")[2].partition(". ")[0] or shortened(text)

@@ -115,7 +115,8 @@ def read_clip(
     pixels = load_clip(watched or seen, spec)
     decode, loaded = 1000 * source.seconds, 1000 * (perf_counter() - start)
     frames = shown_frames(watched.small, look) if watched and look else None
-    if source.n_frames == 1 and not isinstance(clip, FrameSource):  # of frames in memory the caller knows how many
+    single = source.n_frames == 1
+    if single and not isinstance(clip, FrameSource):  # of frames in memory the caller knows how many
         _log.warning("%s: one picture, which shows no action (name a video, or a folder of frames)", clip)
     named = source.name if isinstance(clip, FrameSource) else os.fspath(clip)
-    return ReadClip(named, pixels, decode, loaded - decode, frames, source.duration, source.n_frames == 1)
+    return ReadClip(named, pixels, decode, loaded - decode, frames, source.duration, single)

@@ -11,7 +11,6 @@ import re
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+
+from live_servers import closed_port
 
 ROOT = Path(__file__).parents[2]
 TRIES = 5
@@ -66,7 +67,7 @@ class Nodes:
         for _ in range(TRIES):
             command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus", str(cpus)]
             command += ["--object-store-memory", "80000000", "--log-color", "false", "--include-log-monitor", "false"]
-            command += [str(_free_port()) if option == "PORT" else option for option in options]
+            command += [str(closed_port()) if option == "PORT" else option for option in options]
             process = subprocess.Popen(
                 command, env=environment, start_new_session=True, text=True,
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -105,12 +106,6 @@ def processes(session: int, name: str = "", state: str = "RSDTt") -> Iterator[in
             named = (folder / "cmdline").read_bytes().startswith(name.encode())
             if int(fields[3]) == session and fields[0] in state and named:
                 yield int(folder.name)
-
-
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def until(state) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from shutil import which
 
 import pytest
 import torch
+from live_servers import closed_port
 from safetensors.torch import load_file
 from signal_at import signal_at
 from small_runs import tiny_backbone, video_recipe, write_clips, write_model
@@ -48,12 +48,6 @@ def start(launcher: Sequence[object], *arguments: object, **environment: str) ->
         },
         start_new_session=True,
     )
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 def train_alone(recipe: Path, out: Path) -> None:
@@ -98,7 +92,7 @@ def test_two_processes_stop_together_and_give_the_weights_of_one(tmp_path: Path)
     # On CPUs Accelerate leaves it to MPI to start them.
     hosts = tmp_path / "hosts"
     hosts.write_text("localhost:2\n")
-    mpi = ("--cpu", "--mpirun_hostfile", hosts, "--main_process_port", free_port())
+    mpi = ("--cpu", "--mpirun_hostfile", hosts, "--main_process_port", closed_port())
     both = start((*ACCELERATE, *mpi), *arguments, "--resume")
     output, errors = both.communicate()
     assert both.returncode == 0, errors
