@@ -15,7 +15,7 @@ from benchmarks.models import random_model
 from m2df_runtime.backends.model import probe_backend
 from m2df_runtime.bundle.bundle import Bundle
 from m2df_runtime.bundle.manifest import GraphName
-from m2df_runtime.engine_names import BackendName, EngineName, Precision
+from m2df_runtime.engine_names import BackendName, EngineName, Precision, RunPrecision
 from m2df_runtime.errors import EnvironmentMissing
 
 Float = NDArray[np.float32]
@@ -67,7 +67,7 @@ class Engine(ABC):
 class Ours(Engine):
     """A bundle in m2df."""
 
-    def __init__(self, bundle: Path, backend: BackendName, precision: Precision, threads: int | None) -> None:
+    def __init__(self, bundle: Path, backend: BackendName, precision: RunPrecision, threads: int | None) -> None:
         from m2df_runtime.backends.model import Model
 
         self._session = Model(Bundle.open(bundle), backend=backend, precision=precision, threads=threads)
@@ -233,11 +233,15 @@ class EngineSpec:
 
 EAGER = "PyTorch eager fp32"
 BACKENDS: tuple[EngineName, ...] = ("tensorrt", "cuda", "openvino", "cpu")
+COMPUTED: dict[EngineName, tuple[RunPrecision, ...]] = {"openvino": ("bf16",)}  # beside those that have graphs
 LIBRARIES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
 
 def ours(bundle: Bundle, threads: int | None) -> tuple[list[EngineSpec], dict[str, str]]:
-    """The bundle in every precision on every backend of this machine, and why the other backends are missing."""
+    """The bundle in every precision on every backend of this machine, and why the other backends are missing.
+
+    One that computes no bf16 here says so when it is loaded.
+    """
     found, missing = [], {}
     for backend in BACKENDS:
         try:
@@ -245,7 +249,7 @@ def ours(bundle: Bundle, threads: int | None) -> tuple[list[EngineSpec], dict[st
         except EnvironmentMissing as error:
             missing[f"m2df {backend}"] = str(error)
             continue
-        for precision in bundle.manifest.precisions:
+        for precision in (*bundle.manifest.precisions, *COMPUTED.get(backend, ())):
             name = f"m2df {backend} {precision}"
             found.append(EngineSpec(name, precision, threads, True, bundle.path, backend))
     return found, missing

@@ -48,11 +48,14 @@ def test_latency_takes_turns_checks_answers_and_says_what_is_missing(
     out = tmp_path / "results" / "latency-tiny.json"
     done = run_module(
         "benchmarks.latency", "--bundle", tiny_bundle, "--support", support_dir, "--query", query_dir / "red.mp4",
-        "--way", 3, "--shot", 2, "--rounds", 4, "--warmup", 1, "--threads", 1, "--only", "m2df cpu|ONNX|tensorrt",
+        "--way", 3, "--shot", 2, "--rounds", 4, "--warmup", 1, "--threads", 1, "--only", "m2df cpu|ONNX|tensorrt|bf16",
         "--out", out,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     record = json.loads(out.read_text())
+    rounded = record["engines"].pop("m2df openvino bf16", None)  # where the processor computes in it
+    assert rounded is None or (rounded["precision"], rounded["rounds"]) == ("bf16", 4)
+    assert (rounded is None) == ("bf16" in record["left_out"].get("m2df openvino bf16", ""))
     assert set(record["engines"]) == {"m2df cpu fp32", "ONNX Runtime defaults"}
     for engine in record["engines"].values():
         assert engine["rounds"] == 4 and engine["checked"]["same_top1"]
