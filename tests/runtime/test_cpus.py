@@ -1,15 +1,16 @@
-"""The processors a process may use, by its affinity and its control groups."""
+"""What the processor is, and the processors a process may use, by its affinity and its control groups."""
 
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from m2df_runtime.cpus import MAX_THREADS, available_cpus, cgroup_quota, thread_count
+from m2df_runtime.cpus import MAX_THREADS, available_cpus, cgroup_quota, processor_name, thread_count
 from m2df_runtime.errors import InputError
 
 QUIET = "30 1 0:1 / / rw - ext4 /dev/vda rw\n"
@@ -30,6 +31,27 @@ def limit(folder: Path, **files: str) -> None:
 def unified(tmp_path: Path, root: str = "/", group: str = "/a/b") -> Path:
     escaped = str(tmp_path / "my groups").replace(" ", r"\040")
     return process(tmp_path, f"31 30 0:2 {root} {escaped} rw shared:1 - cgroup2 cgroup2 rw\n", f"0::{group}\n")
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "expected"),
+    [
+        ("processor\t: 0\nmodel name\t: EPYC\nflags\t\t: fpu avx2 fma\n\nprocessor\t: 1\n", "EPYC (AVX2)"),
+        (
+            "model name\t: EPYC\nflags\t: avx2 avx512f avx512_vnni avx512_bf16\n\n",
+            "EPYC (AVX2 AVX-512 VNNI BF16)",
+        ),
+        ("model name : Xeon\nflags : avx2 avx512f avx512_vnni amx_bf16 amx_tile\n", "Xeon (AVX2 AVX-512 VNNI AMX)"),
+        ("model name : Old\nflags : fpu sse2\n\nmodel name : Other\nflags : avx2\n", "Old"),
+        ("processor : 0\nFeatures : fp asimd i8mm bf16\n", f"{platform.processor() or platform.machine()} (I8MM BF16)"),
+        ("", platform.processor() or platform.machine()),
+    ],
+)
+def test_a_processor_is_known_by_its_name_and_what_engines_use_of_it(
+    tmp_path: Path, cpuinfo: str, expected: str
+) -> None:
+    (tmp_path / "cpuinfo").write_text(cpuinfo)
+    assert processor_name(tmp_path / "cpuinfo") == expected
 
 
 @pytest.mark.parametrize(
