@@ -197,7 +197,7 @@ def ceilings(record: Record, stem: str, files: Files) -> str:
     products = ", ".join(f"{kind} {number_text(value)}" for kind, value in found["product_gflops"].items())
     frames = ", ".join(f"{size} {number_text(rate)}" for size, rate in found["decoded_frames_s_per_core"].items())
     what = (
-        f"10⁹ operations per second of a large matrix product in ONNX Runtime: {products}. Copied with "
+        f"10⁹ operations per second of the fastest large matrix product in ONNX Runtime: {products}. Copied with "
         f"{settings['threads']} threads, read and written: {number_text(found['copy_gb_s'])} GB/s. Frames of H.264 "
         f"that one core decodes in a second: {frames}.\n"
     )
