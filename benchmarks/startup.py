@@ -14,6 +14,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -56,16 +57,21 @@ def start(arguments: list[str]) -> Sample:
         CheckFailed: It fails.
     """
     begin = perf_counter()
-    process = subprocess.Popen([sys.executable, *RUN, *arguments], stdout=subprocess.PIPE, env=_as_installed())
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    answer = 1000 * (perf_counter() - begin)
-    process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)  # wait4 took what Popen would wait for
-    process.stdout.close()
-    if process.returncode or not line:
-        raise CheckFailed(f"m2df-run ended with exit code {process.returncode}", "see its message above")
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(
+            [sys.executable, *RUN, *arguments], stdout=subprocess.PIPE, stderr=said, env=_as_installed()
+        )
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        answer = 1000 * (perf_counter() - begin)
+        process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)  # wait4 took what Popen would wait for
+        process.stdout.close()
+        if process.returncode or not line:
+            said.seek(0)
+            problem = said.read().decode(errors="replace").strip()
+            raise CheckFailed(f"m2df-run ended with exit code {process.returncode}: {problem}")
     timings = json.loads(line)["timings_ms"]
     return Sample(answer, answer - sum(timings[stage] for stage in WORK), usage.ru_maxrss / 1024)
 
