@@ -61,7 +61,7 @@ def lines(panels: Sequence[Panel], unit: str) -> str:
     width, height = WIDTH // 3, 190
     for number, panel in enumerate(panels):
         left, top = (number % 3) * width, 30 + (number // 3) * (height + 10)
-        body.append(_panel(panel, unit, colours, (left + 46.0, top + 24.0, width - 66.0, height - 60.0)))
+        body.append(_panel(panel, unit, colours, (left + 72.0, top + 24.0, width - 92.0, height - 60.0)))
     return _document(WIDTH, 30 + -(-len(panels) // 3) * (height + 10), body)
 
 
@@ -88,7 +88,7 @@ def _panel(panel: Panel, unit: str, colours: Mapping[str, str], box: tuple[float
     for exponent in range(low, high + 1):
         y = at(xs[0], 10.0**exponent)[1]
         parts.append(f'<path class="grid" d="M{left:.1f} {y:.1f}h{width:.1f}"/>')
-        label = f"{10.0**exponent:g} {unit}"
+        label = f"{10.0**exponent:,g} {unit}"
         parts.append(f'<text class="small" x="{left - 4:.1f}" y="{y + 4:.1f}" text-anchor="end">{label}</text>')
     parts.append(f'<path class="axis" d="M{left:.1f} {top:.1f}v{height:.1f}h{width:.1f}"/>')
     last = -math.inf
@@ -96,7 +96,7 @@ def _panel(panel: Panel, unit: str, colours: Mapping[str, str], box: tuple[float
         place = at(x, 10.0**low)[0]
         if place - last > APART:
             middle = f'x="{place:.1f}" y="{top + height + 15:.1f}" text-anchor="middle"'
-            parts.append(f'<text class="small" {middle}>{x:g}</text>')
+            parts.append(f'<text class="small" {middle}>{x:,g}</text>')
             last = place
     for name, line in panel.lines.items():
         places = [at(x, y) for x, y in line]
