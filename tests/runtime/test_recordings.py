@@ -166,7 +166,7 @@ def test_ctrl_c_ends_it_in_the_middle(tiny_bundle: Path, support_dir: Path, long
     with started(tiny_bundle, support_dir, long) as process:
         assert json.loads(process.stdout.readline())["type"] == "window"
         process.send_signal(signal.SIGINT)  # while it waits for somebody to read on
-        rest, told = process.communicate()
-        assert process.returncode == 130
+        rest, told = process.stdout.read(), process.stderr.read()  # `communicate` leaves out what `readline` read ahead
+        assert process.wait() == 130
         assert told.strip() == "error: interrupted"
         assert all(json.loads(line) for line in rest.splitlines()[:-1])
