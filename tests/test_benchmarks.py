@@ -351,7 +351,7 @@ def test_plots_draw_every_value_and_are_always_the_same() -> None:
     assert drawn == bars(("x", "y"), rows, "ms", cut_at=100)
     assert "a &amp; b" in drawn and "40.0 ms" in drawn and "… 501 ms" in drawn
     plot = lines([Panel("p", {"cpu": [(1, 2.0), (10, 2000.0)]})], "ms")
-    assert plot.count("<circle") == 2 and "1000 ms" in plot
+    assert plot.count("<circle") == 2 and "1,000 ms" in plot
 
 
 def test_the_machine_knows_how_busy_others_keep_it() -> None:
