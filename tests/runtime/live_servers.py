@@ -339,7 +339,6 @@ def sending(play: Play, kind: Literal["udp", "tcp"]) -> Iterator[str]:
             if kind == "udp":
                 sender.connect(("127.0.0.1", port))
             else:
-                sender.listen()
                 out = sender.accept()[0]
             for _, group in _endless(play.film, play.frames, play.fps, over):
                 data = b"".join(group)
@@ -347,6 +346,8 @@ def sending(play: Play, kind: Literal["udp", "tcp"]) -> Iterator[str]:
                     with suppress(ConnectionRefusedError):  # nobody listens yet
                         out.send(data[start : start + 7 * 188])
 
+        if kind == "tcp":
+            sender.listen()  # before anybody is told of the port
         thread = threading.Thread(target=send, daemon=True)
         thread.start()
         try:
