@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 
 from m2df_runtime.errors import InputError
@@ -44,11 +45,14 @@ def processor_name(cpuinfo: Path = _CPUINFO) -> str:
     Args:
         cpuinfo: Linux's description of the processors.
     """
+    facts: dict[str, str] = {}
     try:
-        first = cpuinfo.read_text(encoding="utf-8", errors="replace").partition("\n\n")[0]
-    except OSError:  # not Linux
-        first = ""
-    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
+        with cpuinfo.open(encoding="utf-8", errors="replace") as file:
+            for line in takewhile(str.strip, file):  # the first processor of what may be hundreds
+                key, _, value = line.partition(":")
+                facts[key.strip()] = value.strip()
+    except OSError:
+        pass  # not Linux
     name = facts.get("model name")
     if not name:
         import platform
