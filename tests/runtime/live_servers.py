@@ -333,6 +333,8 @@ def sending(play: Play, kind: Literal["udp", "tcp"]) -> Iterator[str]:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM if kind == "udp" else socket.SOCK_STREAM) as sender:
         sender.bind(("127.0.0.1", 0))
         port = closed_port() if kind == "udp" else sender.getsockname()[1]
+        if kind == "tcp":
+            sender.listen()  # before anybody is told of the port
 
         def send() -> None:
             out = sender
@@ -346,8 +348,6 @@ def sending(play: Play, kind: Literal["udp", "tcp"]) -> Iterator[str]:
                     with suppress(ConnectionRefusedError):  # nobody listens yet
                         out.send(data[start : start + 7 * 188])
 
-        if kind == "tcp":
-            sender.listen()  # before anybody is told of the port
         thread = threading.Thread(target=send, daemon=True)
         thread.start()
         try:
