@@ -141,7 +141,9 @@ def export_bundle(checkpoint: Checkpoint, options: ExportOptions, advance: Advan
         InputError: The target is not a bundle, the data folder cannot be used, or the model is too large.
     """
     check_target(options.out)
-    _check_size(checkpoint)
+    problem = checkpoint.backbone.clip_problem(checkpoint.clip)
+    if problem is not None:
+        raise InputError(problem, "train again with a clip that fits")
     with exclusive(options.out), replacing(options.out) as folder:
         export = _Export(checkpoint, options, folder, advance)
         export.write_graphs()
@@ -149,14 +151,6 @@ def export_bundle(checkpoint: Checkpoint, options: ExportOptions, advance: Advan
         graphs = export.finish(reports)
     archive = write_zip(options.out, options.out.with_name(f"{options.out.name}.zip")) if options.archive else None
     return ExportResult(options.out, archive, _summary(graphs, reports), reports)
-
-
-def _check_size(checkpoint: Checkpoint) -> None:
-    if checkpoint.clip.size != checkpoint.backbone.image_size:
-        raise InputError(
-            f"the clip size is {checkpoint.clip.size} pixels, the backbone takes {checkpoint.backbone.image_size}",
-            "train again with clip.size set to the backbone's",
-        )
 
 
 def _deterministic(head: Head) -> Head:

@@ -92,7 +92,21 @@ def _trace(spec: GraphSpec, opset: int) -> onnx_ir.Model:
             verbose=False,
         )
     assert program is not None  # it is None only for the exporter that dynamo=True replaces
+    _ask_sizes_of_floats(program.model.graph)
     return program.model
+
+
+def _ask_sizes_of_floats(graph: onnx_ir.Graph) -> None:
+    """Take the number of frames from what they are cast to: TensorRT takes an input of 8 bits into a cast alone."""
+    import onnx_ir
+
+    for value in graph.inputs:
+        if value.dtype == onnx_ir.DataType.UINT8:
+            cast = next(user for user, _ in value.uses() if user.op_type == "Cast")
+            for user, place in tuple(value.uses()):
+                if user.op_type == "Shape":
+                    user.replace_input_with(place, cast.outputs[0])
+    graph.sort()
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from m2df_runtime.bundle.manifest import GraphName
 from m2df_runtime.pixels.spec import ClipSpec
 from m2df_train.model.backbone import CONTEXT_LENGTH, VOCABULARY, Backbone
 from m2df_train.model.heads import Head, build_head
+from m2df_train.model.pixel_scale import PixelScale
 from m2df_train.model.temporal import TimeConv
 
 logger = logging.getLogger(__name__)
@@ -52,8 +53,9 @@ class GraphSpec:
 class VisualGraph(nn.Module):
     """uint8 frames [N, S, S, 3] -> features [N, D], with the normalisation inside.
 
-    The normalisation is folded into the first convolution where that is exact (no padding, as in every
-    ViT and ConvNeXt stem); elsewhere it stands before the tower, since padding must stay zero after it.
+    The normalisation is folded into the first convolution where that is exact (no padding, as in every ViT and ConvNeXt
+    stem), or into the `PixelScale` that a tower begins with; elsewhere it stands before the tower, since padding must
+    stay zero after it.
     """
 
     def __init__(self, backbone: Backbone, clip: ClipSpec) -> None:
@@ -122,7 +124,8 @@ def graph_specs(backbone: Backbone, head: Head, clip: ClipSpec) -> dict[GraphNam
         clip: T, S and the normalisation.
     """
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (2, clip.size, clip.size, 3), generator=generator, dtype=torch.uint8)
+    two_clips = (2 * clip.frames, clip.size, clip.size, 3)  # a tower may work on clips: of these, too, not just one
+    pixels = torch.randint(0, 256, two_clips, generator=generator, dtype=torch.uint8)
     tokens = torch.randint(1, VOCABULARY, (2, CONTEXT_LENGTH), generator=generator, dtype=torch.int32)
     visual = GraphSpec(
         name="visual",
@@ -200,9 +203,16 @@ def _plain_weights(head: Head) -> Head:
 def _fold_normalisation(backbone: Backbone, scale: Tensor, shift: Tensor) -> Backbone | None:
     """A backbone that takes centred pixels c where the given one takes `c * scale + shift`; None where inexact.
 
-    All other weights are shared with the given backbone. Towers are of any architecture, so the one
-    candidate convolution is tried and kept only if the outputs agree.
+    All other weights are shared with the given backbone. Towers are of any architecture, so what is tried is kept only
+    if the outputs agree.
     """
+    shared: dict[int, object] = {id(p): p for p in backbone.parameters()}
+    if any(isinstance(module, PixelScale) for module in backbone.modules()):
+        folded = copy.deepcopy(backbone, shared)
+        for module in folded.modules():
+            if isinstance(module, PixelScale):
+                _fold_into_scale(module, scale, shift)
+        return folded if _same_features(backbone, folded, scale, shift) else None
     names = [
         name
         for name, module in backbone.clip.named_modules()
@@ -210,7 +220,6 @@ def _fold_normalisation(backbone: Backbone, scale: Tensor, shift: Tensor) -> Bac
     ]
     if len(names) != 1:
         return None
-    shared: dict[int, object] = {id(p): p for p in backbone.parameters()}
     folded = copy.deepcopy(backbone, shared)
     convolution = folded.clip.get_submodule(names[0])
     assert isinstance(convolution, nn.Conv2d)
@@ -221,6 +230,13 @@ def _fold_normalisation(backbone: Backbone, scale: Tensor, shift: Tensor) -> Bac
     convolution.weight = nn.Parameter((weight * scale.view(1, 3, 1, 1)).float(), requires_grad=False)
     convolution.bias = nn.Parameter(bias.float(), requires_grad=False)
     return folded if _same_features(backbone, folded, scale, shift) else None
+
+
+def _fold_into_scale(module: PixelScale, scale: Tensor, shift: Tensor) -> None:
+    channels = module.scale.shape[1]
+    inner_scale, inner_shift = (value[:channels].view(1, channels, 1, 1) for value in (scale, shift))
+    module.shift.copy_(module.scale.double() * inner_shift + module.shift.double())
+    module.scale.copy_(module.scale.double() * inner_scale)
 
 
 def _is_unpadded(convolution: nn.Conv2d) -> bool:

@@ -40,6 +40,7 @@ class BundleScorer:
         self.backend = self._towers.backend
         self.precision, self.files = self._towers.precision, self._towers.files
         self.merges_after = bundle.manifest.merges_after
+        self.frames_alone = not bundle.manifest.head.options.get("appearance", {}).get("dim")
         on_cpu = self.backend in ON_CPU
         self._workers = available_cpus() if on_cpu else 1
         self._head = self._towers

@@ -80,3 +80,8 @@ class EpisodeHead(Protocol):
 
 class EpisodeScorer(Scorer, EpisodeHead, Protocol):
     """A whole model that also runs many episodes per call."""
+
+    @property
+    def frames_alone(self) -> bool:
+        """Whether the features of a frame depend on no other frame of its clip."""
+        ...

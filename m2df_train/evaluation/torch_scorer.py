@@ -123,6 +123,7 @@ class CheckpointScorer(HeadScorer):
         self.checkpoint = checkpoint
         self.backend = f"torch-{device}"
         self._backbone = checkpoint.backbone.to(self.device).eval()
+        self.frames_alone = self._backbone.frames_together == 1
         self._tokenize = import_open_clip().get_tokenizer("ViT-B-32")
 
     @torch.inference_mode()

@@ -90,6 +90,10 @@ class Backbone(nn.Module):
         clip: The open_clip model.
         name: Its open_clip name, for the record.
         config: Its open_clip configuration, from which an empty copy can be rebuilt.
+
+    Attributes:
+        appearance_dim: How many of the D numbers show how a frame looks (A), the last ones.
+        frames_together: The image tower works on so many frames in a row; a clip has a multiple of them.
     """
 
     def __init__(self, clip: nn.Module, name: str, config: dict[str, Any]) -> None:
@@ -104,7 +108,18 @@ class Backbone(nn.Module):
         self.std: tuple[float, float, float] = tuple(preprocess["std"])
         self.interpolation: str = preprocess["interpolation"]
         self.dim = int(config["embed_dim"])
-        self.appearance_dim = int(getattr(getattr(clip.visual, "trunk", None), "appearance_dim", 0))
+        trunk = getattr(clip.visual, "trunk", None)
+        self.appearance_dim = int(getattr(trunk, "appearance_dim", 0))
+        self.frames_together = int(getattr(trunk, "frames_together", 1))
+
+    def clip_problem(self, clip: ClipSpec) -> str | None:
+        """Why the image tower does not take clips of a spec; None where it does."""
+        if clip.size != self.image_size:
+            return f"clip.size is {clip.size}, the image tower of {self.name} takes {self.image_size}"
+        together = self.frames_together
+        if clip.frames % together:
+            return f"clip.frames is {clip.frames}, the image tower of {self.name} takes a multiple of {together}"
+        return None
 
     def visual(self, pixels: Tensor) -> Tensor:
         """Frame embeddings [N, D] of normalised pixels [N, 3, S, S]."""

@@ -51,10 +51,15 @@ def occlusion(scorer: EpisodeScorer, pixels: NDArray[np.uint8], prompts: Float, 
     colour = np.rint(pixels.mean(axis=(0, 1, 2)))
     variants = [whole[None]]
     for place, frame in enumerate(pixels):
-        encoded = _encoded(scorer, _covered(frame, colour))  # (patches, D)
-        changed = np.repeat(whole[None], len(encoded), axis=0)  # (patches, T, D)
-        changed[:, place] = encoded
-        variants.append(changed)
+        covered = _covered(frame, colour)  # (patches, S, S, 3)
+        if scorer.frames_alone:
+            features = np.repeat(whole[None], len(covered), axis=0)
+            features[:, place] = _encoded(scorer, covered[:, None])[:, 0]
+        else:
+            clips = np.repeat(pixels[None], len(covered), axis=0)
+            clips[:, place] = covered
+            features = _encoded(scorer, clips)
+        variants.append(features)  # (patches, T, D)
     scores = _scores(scorer, np.concatenate(variants), prompts, prototypes)  # (1 + T * patches, W)
     runner_up, answer = np.argsort(scores[0], kind="stable")[-2:].tolist()
     margins = scores[:, answer] - scores[:, runner_up]
@@ -84,10 +89,10 @@ def _covered(frame: NDArray[np.uint8], colour: NDArray[np.float64]) -> NDArray[n
     return copies
 
 
-def _encoded(scorer: EpisodeScorer, frames: NDArray[np.uint8]) -> Float:
-    """Features [n, D] of single frames [n, S, S, 3]."""
-    parts = [scorer.encode_clips(frames[i : i + _BATCH, None])[:, 0] for i in range(0, len(frames), _BATCH)]
-    return np.concatenate(parts)
+def _encoded(scorer: EpisodeScorer, clips: NDArray[np.uint8]) -> Float:
+    """Features [n, t, D] of clips [n, t, S, S, 3]."""
+    step = max(1, _BATCH // clips.shape[1])
+    return np.concatenate([scorer.encode_clips(clips[i : i + step]) for i in range(0, len(clips), step)])
 
 
 def _over_cells(fall: Float) -> Float:

@@ -257,10 +257,9 @@ def _shared(recipe: Recipe) -> dict[str, Any]:
 
 def _check_fit(backbone: Backbone, recipe: Recipe) -> None:
     """Refuse before anything is trained what only the model can tell of a recipe."""
-    if backbone.image_size != recipe.clip.size:
-        raise InputError(
-            f"clip.size is {recipe.clip.size}, the image tower of {recipe.model} takes {backbone.image_size}"
-        )
+    problem = backbone.clip_problem(recipe.clip.deployed)
+    if problem is not None:
+        raise InputError(problem)
     try:
         head = build_head(recipe.head.name, backbone.dim, recipe.clip.frames, recipe.head.options)
     except ValueError as error:

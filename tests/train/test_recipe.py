@@ -47,7 +47,7 @@ def write(path: Path, **changes: Any) -> str:
 
 def test_there_is_a_recipe_for_every_benchmark_and_method():
     assert sorted(OF_BENCHMARKS) == sorted(f"{d}/{m}" for d in BENCHMARKS for m in ("m2df", "clip-fsar"))
-    assert set(shipped_recipes()) - set(OF_BENCHMARKS) == {"custom", "demo", "demo-bundle", "demo-two-stream"}
+    assert set(shipped_recipes()) - set(OF_BENCHMARKS) == {"custom", "demo", "demo-bundle"}
 
 
 @pytest.mark.parametrize("name", OF_BENCHMARKS)
@@ -127,7 +127,7 @@ def test_names_are_no_paths(model):
     assert (recipe.model, recipe.pretrained, recipe.data.labels) == (model, "laion2b_s34b_b79k", "official")
 
 
-@pytest.mark.parametrize("name", ["custom", "demo", "demo-bundle", "demo-two-stream"])
+@pytest.mark.parametrize("name", ["custom", "demo", "demo-bundle"])
 def test_a_recipe_means_what_its_file_says(name):
     file = RECIPES / f"{name}.yaml"
     assert file.read_text().startswith(f"# m2df-train --recipe {name}")

@@ -240,12 +240,16 @@ def test_attention_is_what_the_head_computes_with():
         assert found.rows == found.columns == ("text", "1", "2", "3", "4")
 
 
-def test_occlusion_finds_the_only_place_that_counts():
+@pytest.mark.parametrize("alone", [True, False], ids=["each frame alone", "frames that tell the others"])
+def test_occlusion_finds_the_only_place_that_counts(alone):
     class Corner:
         """Answers by how bright the upper left eighth of frame 1 is."""
 
+        frames_alone = alone
+
         def encode_clips(self, clips):
-            return clips[:, :, :4, :4].mean(axis=(2, 3), dtype=np.float64).astype(np.float32)  # (B, T, 3)
+            bright = clips[:, :, :4, :4].mean(axis=(2, 3), dtype=np.float64).astype(np.float32)  # (B, T, 3)
+            return bright if alone else np.repeat(bright[:, 1:2], bright.shape[1], axis=1)
 
         def parallel(self):
             from contextlib import nullcontext
