@@ -2,7 +2,7 @@
 
 Both read the three `motion` channels of a clip's frames. The motion stream is the small network of `towers.py`, trained
 on generated actions. The appearance stream is an EfficientNet-Lite0 with the weights it got from ImageNet, which has
-seen the real world. It is three times the work of the other, so of a clip it sees one frame: the middle one.
+seen the real world. To save time it sees one frame of a clip: the middle one.
 (Two streams: Simonyan and Zisserman, arXiv 1406.2199.)
 """
 
